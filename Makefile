@@ -1,0 +1,37 @@
+# make demo · make test · make check · make bench; the first of any of them makes .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.PHONY: install demo test test-all check format proto bench
+install: .venv/installed  ## .venv with everything that is needed here
+
+demo: install  ## one server and four client processes train on this machine
+	@$(BIN)/python -m examples.demo
+
+test: install  ## all tests but the slow ones
+	@$(BIN)/python -m pytest -m 'not slow'
+
+test-all: install  ## the slow ones too
+	@$(BIN)/python -m pytest
+
+check: install  ## format, lint, types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: install
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+proto: install  ## regenerate sl_common/proto from protos/
+	@mkdir -p build
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=build --pyi_out=build sl/v1/split.proto
+	cp build/sl/v1/split_pb2.py build/sl/v1/split_pb2.pyi sl_common/proto/
+
+bench: install  ## measure; writes benchmarks/results
+	@$(BIN)/python -m benchmarks.step

@@ -1,0 +1,88 @@
+"""Carries frames over one gRPC stream: the client's only contact with the network."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from typing import Protocol
+
+import grpc
+
+from sl_common.wire.endpoint import MAX_CHUNK
+
+METHOD = "/sl.v1.SplitLearning/Train"
+MAX_MESSAGE = 2 * MAX_CHUNK
+OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+
+class StreamBroken(Exception):
+    """This stream is over; another one may go on."""
+
+
+class Carrier(Protocol):
+    """One stream. A broken one raises StreamBroken from `receive`; `send` never blocks."""
+
+    def send(self, frame: bytes) -> None:
+        """Hand a frame to the stream."""
+        ...
+
+    def receive(self) -> bytes:
+        """The next frame; blocks. Raises StreamBroken."""
+        ...
+
+    def close(self) -> None:
+        """End the stream."""
+        ...
+
+
+class GrpcCarrier:
+    """A stream on a channel of its own."""
+
+    def __init__(self, server: str) -> None:
+        self._channel = grpc.insecure_channel(server, options=OPTIONS)
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._call = self._channel.stream_stream(METHOD)(self._outgoing())
+
+    def _outgoing(self) -> Iterator[bytes]:
+        while (frame := self._outbox.get()) is not None:
+            yield frame
+
+    def send(self, frame: bytes) -> None:
+        """Hand a frame to the stream."""
+        self._outbox.put(frame)
+
+    def receive(self) -> bytes:
+        """The next frame; blocks. Raises StreamBroken."""
+        try:
+            return next(self._call)  # type: ignore[no-any-return]
+        except StopIteration:
+            raise StreamBroken("the server ended the stream") from None
+        except grpc.RpcError as error:
+            raise StreamBroken(_words(error)) from None
+
+    def close(self) -> None:
+        """End the stream."""
+        self._outbox.put(None)
+        self._call.cancel()
+        self._channel.close()
+
+    def finish(self) -> None:
+        """End our half and wait for the server to end its own, so that nothing is cut off."""
+        self._outbox.put(None)
+        try:
+            while True:
+                self.receive()
+        except StreamBroken:
+            self.close()
+
+
+def _words(error: grpc.RpcError) -> str:
+    code, details = getattr(error, "code", None), getattr(error, "details", None)
+    return f"{code().name.lower()}: {details()}" if code and details else str(error)

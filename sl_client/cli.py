@@ -1,0 +1,151 @@
+"""The command `sl-client`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from sl_common import __version__
+from sl_common.errors import ConfigError, CutlayerError
+from sl_common.exits import INTERRUPTED, exit_code, is_loopback
+
+app = typer.Typer(
+    name="sl-client",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Split learning, the client's side: train the lower part of a network beside your own data.",
+)
+
+Server = Annotated[str, typer.Option(help="The server's HOST:PORT.", envvar="SL_SERVER")]
+Insecure = Annotated[
+    bool,
+    typer.Option(
+        "--insecure",
+        help="Speak plaintext beyond this machine: whoever is on the way reads labels and activations.",
+        envvar="SL_INSECURE",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.", envvar="SL_JSON")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cutlayer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options that every command has."""
+
+
+@app.command()
+def run(
+    server: Server = "127.0.0.1:50051",
+    name: Annotated[
+        str,
+        typer.Option(
+            "--id",
+            help="Name under which the server knows this client, also after a restart; by default c<shard>.",
+            envvar="SL_ID",
+        ),
+    ] = "",
+    data: Annotated[Path | None, typer.Option(help="Where data sets lie. digits needs none.", envvar="SL_DATA")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask for shard I of N, counted from 1: --shard 2/4. By default the server deals.", envvar="SL_SHARD"
+        ),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Package that a model or data function of your own may be imported from. May be repeated.",
+            envvar="SL_ALLOW",
+        ),
+    ] = None,
+    retry: Annotated[
+        float, typer.Option(help="Seconds to go on trying when no server answers.", envvar="SL_RETRY", min=0)
+    ] = 60.0,
+    save_lower: Annotated[
+        Path | None,
+        typer.Option(help="Write this client's lower segment here at the end (safetensors).", envvar="SL_SAVE_LOWER"),
+    ] = None,
+    insecure: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Take part in a run, until it is over."""
+    from sl_client.runner import Runner
+    from sl_client.show import make_show
+
+    check_address(server, insecure)
+    index, shards = _shard(shard)
+    show = make_show(as_json=as_json)
+    runner = Runner(
+        server, name=name, shard=index, shards=shards, data=data, allowed=tuple(allow or ()), retry_s=retry, show=show
+    )
+    try:
+        runner.run()
+    except KeyboardInterrupt:
+        show.say("stopped", "stopped; the server was told")
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        show.stop()
+        if save_lower is not None and runner.seat is not None:
+            from safetensors.torch import save_file
+
+            save_file(runner.seat.bank.get("lower").state(), save_lower)
+
+
+@app.command()
+def doctor(server: Server = "127.0.0.1:50051", insecure: Insecure = False, as_json: Json = False) -> None:
+    """Can this device take part? Reach, versions, round trip and bandwidth of the server, and what is installed here."""
+    from sl_client.doctor import examine
+
+    check_address(server, insecure)
+    examine(server, as_json=as_json)
+
+
+def check_address(server: str, insecure: bool) -> None:
+    """Raises ConfigError for an address that is none, or one beyond this machine without --insecure."""
+    host, colon, port = server.rpartition(":")
+    if not server.startswith("unix:") and (not colon or not host or not port.isdigit() or not 0 < int(port) < 65536):
+        raise ConfigError(f"--server {server!r}: write it as HOST:PORT")
+    if not is_loopback(server) and not insecure:
+        raise ConfigError(
+            f"--server {server} is another machine and there is no TLS yet: add --insecure if you mean it"
+        )
+
+
+def _shard(text: str | None) -> tuple[int | None, int | None]:
+    if text is None:
+        return None, None
+    index, slash, count = text.partition("/")
+    if not slash or not index.isdigit() or not count.isdigit() or not 1 <= int(index) <= int(count):
+        raise ConfigError(f"--shard {text!r}: write it as I/N with I from 1 to N")
+    return int(index) - 1, int(count)
+
+
+def fail(error: CutlayerError) -> NoReturn:
+    """Say what is wrong on stderr and exit with its code."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False, style="red")
+    raise SystemExit(exit_code(error))
+
+
+def main() -> None:
+    """Entry point."""
+    sys.path.append(str(Path.cwd()))  # where a user's own model or data lies
+    try:
+        app()
+    except CutlayerError as error:
+        fail(error)

@@ -1,0 +1,129 @@
+"""What a client trains and tests on: sets as they lie on disk, checked once, made floats one batch at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sl_client.data import digits, fashion_mnist, own
+from sl_common.errors import DataError
+from sl_common.imports import is_user_code
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Data:
+    """A data set. `mean` and `std` (one, or one per channel) are of x, scaled to [0, 1] if it is uint8."""
+
+    train: tuple[Tensor, Tensor]  # x (N, *input) uint8 or float32, y (N,) int64
+    test: tuple[Tensor, Tensor]
+    mean: float | tuple[float, ...] = 0.0
+    std: float | tuple[float, ...] = 1.0
+    classes: int
+
+    def check(self, input: Sequence[int], classes: int) -> None:  # noqa: A002
+        """Raises DataError if the model, which takes `input` and tells `classes` apart, cannot learn from this."""
+        if self.classes != classes:
+            raise DataError(f"data.classes = {self.classes}, but the model has {classes} classes")
+        _check_scale("data.mean", self.mean, input)
+        _check_scale("data.std", self.std, input)
+        if min(_numbers(self.std)) <= 0:
+            raise DataError(f"data.std = {self.std}, but it must be > 0")
+        for field, (x, y) in (("data.train", self.train), ("data.test", self.test)):
+            _check_x(f"{field}.x", x, tuple(input))
+            _check_y(f"{field}.y", y, len(x), classes)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """x (B, *input) as stored -> (B, *input) float32 with the set's mean taken away, divided by its std."""
+        scaled = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
+        return ((scaled - _beside(self.mean, x)) / _beside(self.std, x)).contiguous()
+
+
+def load(name: str, root: Path | None, allowed: Collection[str] | None) -> Data:
+    """The set called `name`: built in, or the user's `package.module:function` from a package in `allowed` (None: any).
+
+    `root` is the folder to look in first. Raises DataError if the set is unknown, missing or damaged, ConfigError if
+    the user's function may not or cannot be imported. It does not check the set against a model: see `Data.check`.
+    """
+    if is_user_code(name):
+        return own.call(name, root, allowed, Data)
+    if name in _BUILT_IN:
+        return _BUILT_IN[name](root)
+    close = get_close_matches(name, _BUILT_IN, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    known = ", ".join(sorted(_BUILT_IN))
+    raise DataError(f"data.name = {name!r} is unknown; {hint}known: {known}, or your own `package.module:function`")
+
+
+# Cached, because a simulator asks once for each of many clients, and shared: nobody writes to a Data.
+@lru_cache(maxsize=1)
+def _digits() -> Data:
+    train, test = digits.read()
+    return Data(train=train, test=test, mean=digits.MEAN, std=digits.STD, classes=digits.CLASSES)
+
+
+@lru_cache(maxsize=1)
+def _fashion_mnist(folder: Path) -> Data:
+    train, test = fashion_mnist.read(folder)
+    return Data(train=train, test=test, mean=fashion_mnist.MEAN, std=fashion_mnist.STD, classes=fashion_mnist.CLASSES)
+
+
+_BUILT_IN: dict[str, Callable[[Path | None], Data]] = {
+    "digits": lambda _: _digits(),
+    "fashion-mnist": lambda root: _fashion_mnist(fashion_mnist.find(fashion_mnist.places(root))),
+}
+
+
+def _numbers(value: float | tuple[float, ...]) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _beside(value: float | tuple[float, ...], x: Tensor) -> float | Tensor:
+    """One number per channel, shaped to broadcast along dimension 1 of x."""
+    return torch.tensor(value).view(-1, *[1] * (x.dim() - 2)) if isinstance(value, tuple) else value
+
+
+def _check_scale(field: str, value: float | tuple[float, ...], shape: Sequence[int]) -> None:
+    channels = shape[0] if shape else 0
+    if isinstance(value, tuple) and len(value) != channels:
+        raise DataError(
+            f"{field} has {len(value)} numbers, but the model's input {tuple(shape)} has {channels} channels"
+        )
+    if not all(math.isfinite(number) for number in _numbers(value)):
+        raise DataError(f"{field} = {value}, but it must be finite")
+
+
+def _check_x(field: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    _check_tensor(field, x, (torch.uint8, torch.float32))
+    if x.dim() == 0 or tuple(x.shape[1:]) != shape:
+        raise DataError(
+            f"{field} has shape {tuple(x.shape)}, but the model's input makes it (N, {', '.join(map(str, shape))})"
+        )
+    if len(x) == 0:
+        raise DataError(f"{field} has 0 samples, but at least 1 is needed")
+    lowest, highest = (bound.item() for bound in x.aminmax())  # NaN shows in both; isfinite() would copy the whole set
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        raise DataError(f"{field} runs from {lowest} to {highest}, but every value must be finite")
+
+
+def _check_y(field: str, y: Tensor, samples: int, classes: int) -> None:
+    _check_tensor(field, y, (torch.int64,))
+    if tuple(y.shape) != (samples,):
+        raise DataError(f"{field} has shape {tuple(y.shape)}, but x has {samples} samples, which makes it ({samples},)")
+    lowest, highest = (int(bound) for bound in y.aminmax())
+    if lowest < 0 or highest >= classes:
+        raise DataError(
+            f"{field} has labels from {lowest} to {highest}, but {classes} classes are labelled 0 to {classes - 1}"
+        )
+
+
+def _check_tensor(field: str, value: object, dtypes: Sequence[torch.dtype]) -> None:
+    found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+    if found not in dtypes:
+        raise DataError(f"{field} is {found}, but must be a tensor of {' or '.join(map(str, dtypes))}")

@@ -1,0 +1,63 @@
+"""Fashion-MNIST from the four IDX files of Xiao, Rasul and Vollgraf (arXiv:1708.07747), wherever they are kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sl_client.data.idx import read_idx
+from sl_common.errors import DataError
+
+MEAN, STD = 0.2860, 0.3530  # of the training images, scaled to [0, 1]
+CLASSES = 10
+SYSTEM = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
+
+_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+def places(root: Path | None) -> list[Path]:
+    """Where to look, in order: `root`, the environment's SL_DATA, the system's copy."""
+    named = [root] if root else []
+    if from_env := os.environ.get("SL_DATA"):
+        named.append(Path(from_env))
+    return [folder for place in named for folder in (place, place / "fashion-mnist")] + [SYSTEM]
+
+
+def find(folders: Sequence[Path]) -> Path:
+    """The first folder with any of the files; raises DataError with all the folders and where to get the data."""
+    for folder in folders:
+        if any(_path(folder, name) for name in _FILES):
+            return folder.resolve()
+    looked = ", ".join(str(folder) for folder in folders)
+    raise DataError(
+        f"data.name = 'fashion-mnist': no {_FILES[0]}[.gz] in any of: {looked}; "
+        "get it with `apt-get install dataset-fashion-mnist`, or name its folder with `--data DIR`"
+    )
+
+
+def read(folder: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(train, test) as pairs of images (N, 1, 28, 28) uint8 and labels (N,) int64; raises DataError naming the file."""
+    return _pair(folder, *_FILES[:2]), _pair(folder, *_FILES[2:])
+
+
+def _pair(folder: Path, images_name: str, labels_name: str) -> tuple[Tensor, Tensor]:
+    images, labels = _existing(folder, images_name), _existing(folder, labels_name)
+    x, y = torch.from_numpy(read_idx(images, dims=3)), torch.from_numpy(read_idx(labels, dims=1))
+    if len(x) != len(y):
+        raise DataError(f"{images} has {len(x)} images, but {labels} has {len(y)} labels")
+    return x.unsqueeze(1), y.long()
+
+
+def _path(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def _existing(folder: Path, name: str) -> Path:
+    path = _path(folder, name)
+    if path is None:  # the folder has others of the four: mixing in another folder's files would hide the fault
+        raise DataError(f"{folder}: no {name} or {name}.gz beside the other files of fashion-mnist")
+    return path

@@ -1,0 +1,89 @@
+"""A client's batches as a pure function of the position: with no state, waves and restarts simply go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sl_client.data import Data
+from sl_common.batch import Batch
+from sl_common.errors import ConfigError
+from sl_common.partition import Indices, Partition
+from sl_common.seeds import numpy_generator
+
+
+@dataclass(frozen=True, eq=False)
+class Loader:
+    """The batches of one shard. Raises ConfigError if there is no sample, or no whole batch when `drop_last`."""
+
+    data: Data
+    indices: Indices  # this client's samples in data.train
+    batch_size: int
+    seed: int
+    shard: int
+    drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size = {self.batch_size}, but at least 1 is needed")
+        if len(self.indices) == 0:
+            raise ConfigError(f"shard {self.shard} has 0 samples, but at least 1 is needed")
+        if self.batches == 0:
+            raise ConfigError(
+                f"shard {self.shard} has {len(self.indices)} samples, fewer than batch_size = {self.batch_size}, "
+                "and drop_last = true leaves no batch"
+            )
+
+    @property
+    def batches(self) -> int:
+        """Batches per epoch."""
+        whole, rest = divmod(len(self.indices), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    @property
+    def samples(self) -> int:
+        """Samples per epoch."""
+        return self.batches * self.batch_size if self.drop_last else len(self.indices)
+
+    def train(self, first: int, steps: int) -> Iterator[Batch]:
+        """Batches number `first` to `first + steps - 1` since the run began, each epoch in an order of its own."""
+        order, order_of = self.indices, -1
+        for step in range(steps):
+            epoch, offset = divmod(first + step, self.batches)
+            if epoch != order_of:
+                order, order_of = (
+                    numpy_generator(self.seed, "shuffle", self.shard, epoch).permutation(self.indices),
+                    epoch,
+                )
+            rows = order[offset * self.batch_size : (offset + 1) * self.batch_size]
+            yield self._batch(step, rows, self.data.train)
+
+    def evaluate(self, part: int, parts: int, samples: int) -> Iterator[Batch]:
+        """Slice `part` of `parts` (0 <= part < parts) of the test set, in order.
+
+        If 0 < `samples` < its size, of a random subset of that many, which is the same for every part, shard and call.
+        """
+        rows = np.arange(len(self.data.test[1]), dtype=np.int64)
+        if 0 < samples < len(rows):
+            rows = np.sort(numpy_generator(self.seed, "eval").choice(rows, samples, replace=False))
+        rows = rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
+        for step, start in enumerate(range(0, len(rows), self.batch_size)):
+            yield self._batch(step, rows[start : start + self.batch_size], self.data.test)
+
+    def _batch(self, step: int, rows: Indices, source: tuple[Tensor, Tensor]) -> Batch:
+        picked = torch.from_numpy(rows)
+        return Batch(step=step, x=self.data.normalise(source[0][picked]), y=source[1][picked])
+
+
+def make_loader(
+    data: Data, partition: Partition, shards: int, shard: int, batch_size: int, seed: int, drop_last: bool = False
+) -> Loader:
+    """The loader of `shard` out of `shards`; raises ConfigError if there is no such shard or too little data."""
+    if not 0 <= shard < shards:
+        raise ConfigError(f"shard = {shard}, but {shards} shards are numbered 0 to {shards - 1}")
+    indices = partition.split(data.train[1].numpy(), shards, seed)[shard]
+    return Loader(data, indices, batch_size, seed, shard, drop_last)

@@ -1,0 +1,258 @@
+"""The client's driver: one thread, no event loop. It carries a flow's messages over a stream and outlives broken streams."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import secrets
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+import torch
+
+from sl_client.carrier import Carrier, GrpcCarrier, StreamBroken
+from sl_client.seat import take_seat
+from sl_client.show import Show
+from sl_common import __version__
+from sl_common.codec import Link
+from sl_common.config import RunConfig
+from sl_common.errors import ConfigError, PeerLost, Refused
+from sl_common.messages import Alive, Begin, Bye, Done, Gradient, Leave, Smashed, ToClient, ToServer, Welcome
+from sl_common.participate import Flow, Seat, participate
+from sl_common.wire import Endpoint, Frame, Hello, Refusal, Timing, read_answer
+
+ALIVE_EVERY_S = 5.0
+_FIRST_LIMIT = 1 << 20  # bytes of a message body before the run is known
+
+
+class Stopwatch:
+    """Seconds by phase of the step under way; the segments' spans report here."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._step: int | None = None
+        self._forward = 0.0
+
+    @contextlib.contextmanager
+    def span(self, phase: str) -> Iterator[None]:
+        """Add the time inside to a phase."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(phase, time.perf_counter() - started)
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Add to a phase."""
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
+
+    def reset(self) -> None:
+        """Forget the step under way."""
+        self._seconds.clear()
+        self._step = None
+
+    def turn(self, step: int) -> Timing | None:
+        """A step's batch goes out: what the step before it took, if there was one.
+
+        By now the forward pass of this step is over, and so is the backward pass of the one before.
+        """
+        s, self._seconds = self._seconds, {}
+        before = None
+        if self._step is not None:
+            before = Timing(
+                step=self._step,
+                forward=self._forward,
+                encode=s.get("encode", 0.0),
+                round_trip=s.get("round_trip", 0.0),
+                decode=s.get("decode", 0.0),
+                backward=s.get("backward", 0.0) + s.get("step", 0.0),
+            )
+        self._step, self._forward = step, s.get("forward", 0.0)
+        return before
+
+
+class Runner:
+    """One client process's part in a run, over as many streams as it takes."""
+
+    def __init__(
+        self,
+        server: str,
+        *,
+        name: str = "",
+        shard: int | None = None,
+        shards: int | None = None,
+        data: Path | None = None,
+        allowed: Collection[str] = (),
+        retry_s: float = 60.0,
+        show: Show,
+        connect: Callable[[str], Carrier] = GrpcCarrier,
+    ) -> None:
+        self._server = server
+        self._name = name
+        self._shard, self._shards = shard, shards
+        self._data, self._allowed = data, allowed
+        self._retry_s = retry_s
+        self._show = show
+        self._connect = connect
+        self._carrier: Carrier | None = None
+        self.seat: Seat | None = None
+        self._begin_life()
+
+    def _begin_life(self) -> None:
+        """What a process is when it starts; also when the server has forgotten us."""
+        self._life = secrets.token_bytes(16)
+        self._endpoint = Endpoint("client", link=Link(), limit_bytes=_FIRST_LIMIT)
+        self._flow = Flow(participate(self._sit))
+        self._watch = Stopwatch()
+        self._greeted = False
+        self._asked_at = 0.0
+        self._alive_at = time.monotonic()
+
+    def _sit(self, welcome: Welcome) -> Seat:
+        config = RunConfig.from_json(welcome.config)
+        torch.set_num_threads(config.run.threads)
+        seat = take_seat(welcome, data=self._data, allowed=self._allowed, span=self._watch.span)
+        self._endpoint.link = config.codec
+        self._endpoint.limit_bytes = seat.limit_bytes
+        self.seat = seat
+        self._show.seated(welcome, seat)
+        return seat
+
+    def run(self) -> Bye:
+        """Take part until the server says Bye.
+
+        Raises Refused, PeerLost, or ConfigError if this device cannot take part (the server is told).
+        """
+        try:
+            while True:
+                self._open_stream()
+                try:
+                    return self._converse()
+                except StreamBroken as error:
+                    self._show.lost(str(error))
+                    self._close()
+        except ConfigError as error:
+            self._say_leave(f"cannot take part: {error}")
+            raise
+        except KeyboardInterrupt:
+            self._say_leave("stopped by its user")
+            raise
+        finally:
+            self._close()
+
+    # --- streams
+
+    def _open_stream(self) -> None:
+        """A stream that the server has greeted. Tries again with jittered, growing pauses; raises PeerLost in the end."""
+        give_up = time.monotonic() + self._retry_s
+        pause = 0.1
+        while True:
+            try:
+                self._carrier = self._connect(self._server)
+                self._greet(self._carrier)
+                return
+            except StreamBroken as error:
+                self._close()
+                if time.monotonic() + pause > give_up:
+                    raise PeerLost(
+                        f"no server at {self._server} for {self._retry_s:g} s; the last try said: {error}"
+                    ) from None
+                self._show.waiting(self._server, str(error))
+                time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter, not a secret)
+                pause = min(2 * pause, 5.0)
+
+    def _greet(self, carrier: Carrier) -> None:
+        hello = Hello(
+            life=self._life,
+            client=self._name,
+            received=self._endpoint.received,
+            resume=self._greeted,
+            shard=self._shard,
+            shards=self._shards,
+            software=__version__,
+        )
+        carrier.send(hello.to_frame())
+        answer = read_answer(carrier.receive())
+        if isinstance(answer, Refusal):
+            raise Refused(answer.code, answer.reason)
+        if self._greeted and not answer.resumed:
+            self._show.forgotten()
+            self._begin_life()
+            carrier.close()
+            self._carrier = self._connect(self._server)
+            self._greet(self._carrier)
+            return
+        self._greeted, self._name = True, answer.client
+        self._send(self._endpoint.resend(answer.received))
+
+    def _send(self, frames: list[Frame]) -> None:
+        assert self._carrier is not None
+        for frame in frames:
+            self._carrier.send(frame.data)
+
+    def _close(self) -> None:
+        if self._carrier is not None:
+            self._carrier.close()
+            self._carrier = None
+
+    def _say_leave(self, reason: str) -> None:
+        if self._carrier is None or not self._greeted:
+            return
+        self._send(self._endpoint.pack(Leave(reason=reason)))
+        with contextlib.suppress(Exception):  # the server closes the stream when it has heard us
+            while True:
+                self._carrier.receive()
+
+    # --- the conversation
+
+    def _converse(self) -> Bye:
+        while True:
+            for message in self._flow.run():
+                self._say(message)
+            if self._flow.ended is not None:
+                self._show.ended(self._flow.ended)
+                return self._flow.ended
+            self._hear()
+
+    def _say(self, message: ToServer) -> None:
+        timing = None
+        match message:
+            case Alive():
+                now = time.monotonic()
+                if now - self._alive_at < ALIVE_EVERY_S:
+                    return
+                self._alive_at = now
+            case Smashed(train=True, needs_grad=True):
+                timing = self._watch.turn(message.step)
+            case Done():
+                self._watch.reset()
+                self._show.done(message)
+        with self._watch.span("encode"):
+            frames = self._endpoint.pack(message, timing=timing)
+        self._send(frames)
+        self._asked_at = time.perf_counter()
+
+    def _hear(self) -> None:
+        assert self._carrier is not None
+        data = self._carrier.receive()
+        heard = time.perf_counter()
+        received = self._endpoint.feed(data)
+        bare = self._endpoint.acknowledgement()
+        if bare is not None:
+            self._send([bare])
+        self._watch.add("decode", time.perf_counter() - heard)
+        if received.message is not None:
+            self._watch.add("round_trip", heard - self._asked_at)
+            self._take(received.message)  # type: ignore[arg-type]
+
+    def _take(self, message: ToClient) -> None:
+        match message:
+            case Begin():
+                self._watch.reset()
+                self._show.begin(message)
+            case Gradient():
+                self._show.step(message)
+            case _:
+                pass
+        self._flow.deliver(message)

@@ -1,0 +1,41 @@
+"""The tensor as it is: raw little-endian row-major bytes, numel × itemsize of them, no parameters."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from sl_common.codec.packed import Coding, Layout, Packed, make_layout
+from sl_common.errors import WireError
+from sl_common.tensors import raw_bytes
+from sl_common.value import Value
+
+
+class Identity(Value):
+    """No compression; any dtype, any shape, exact."""
+
+    kind: Literal["identity"] = "identity"
+    uses_like: ClassVar[bool] = False
+
+    def encode(self, x: Tensor, coding: Coding) -> Packed:  # noqa: ARG002  (the interface)
+        """A view of the tensor's own memory; the caller sends it before it changes the tensor."""
+        data = raw_bytes(x)
+        return Packed(layout=make_layout(self.kind, x, data.nbytes), data=data)
+
+    def check(self, layout: Layout) -> None:
+        """The byte count must be the tensor's, and there are no parameters."""
+        if layout.params:
+            raise WireError(f"codec identity has no parameters, the header has {len(layout.params)} bytes of them")
+        if layout.nbytes != layout.decoded_nbytes:
+            raise WireError(
+                f"codec identity: {layout.dtype} {layout.shape} takes {layout.decoded_nbytes} bytes, header says {layout.nbytes}"
+            )
+
+    def decode(self, packed: Packed, coding: Coding) -> Tensor:  # noqa: ARG002  (the interface)
+        """A view of the received bytes."""
+        layout = packed.layout
+        if layout.nbytes == 0:
+            return torch.empty(layout.shape, dtype=layout.dtype)
+        return torch.frombuffer(packed.data, dtype=layout.dtype).view(layout.shape)

@@ -1,0 +1,97 @@
+"""What a codec makes and reads: a tensor as bytes, with all that is needed to decode it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Buffer = bytes | memoryview
+
+DTYPES: tuple[torch.dtype, ...] = (  # by wire number less one: protos/sl/v1/split.proto, DType
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+)
+MAX_RANK = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Layout:
+    """The header of an encoded tensor: untrusted when it comes from the peer."""
+
+    codec: str  # the `kind` of the codec that wrote it
+    dtype: torch.dtype  # after decoding
+    shape: tuple[int, ...]  # after decoding
+    nbytes: int  # encoded
+    params: bytes = b""  # the codec's own, at most 64 bytes
+
+    @property
+    def decoded_nbytes(self) -> int:
+        """Bytes of the tensor after decoding."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Packed:
+    """An encoded tensor. `data` starts at a multiple of 64 bytes when it was received."""
+
+    layout: Layout
+    data: Buffer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Coding:
+    """What surrounds one encode or decode: the activation a gradient belongs to, the mode, and the seed for any draw."""
+
+    like: Tensor | None = None  # as it went over the wire; only for codecs with uses_like
+    training: bool = True
+    seed: int = 0
+
+
+@runtime_checkable
+class Scheme(Protocol):
+    """The codec interface. A codec *is* its configuration and keeps no state."""
+
+    uses_like: ClassVar[bool]
+
+    @property
+    def kind(self) -> str:
+        """Its name in configurations and tensor headers."""
+        ...
+
+    def encode(self, x: Tensor, coding: Coding) -> Packed:
+        """Encode a CPU tensor. Raises ValueError on NaN or Inf where the scheme cannot carry them."""
+        ...
+
+    def check(self, layout: Layout) -> None:
+        """Raise WireError unless this header is one that this codec could have written. Takes no memory."""
+        ...
+
+    def decode(self, packed: Packed, coding: Coding) -> Tensor:
+        """Decode what `check` accepted. Raises WireError if the bytes contradict the header."""
+        ...
+
+
+Direction = Literal["up", "down", "state"]
+
+
+def make_layout(kind: str, x: Tensor, nbytes: int, params: bytes = b"") -> Layout:
+    """The header for encoding `x` by the codec `kind` into `nbytes`."""
+    return Layout(codec=kind, dtype=x.dtype, shape=tuple(x.shape), nbytes=nbytes, params=params)
+
+
+def fits(shape: Sequence[int]) -> bool:
+    """True if a shape from the wire is one we handle at all."""
+    return len(shape) <= MAX_RANK and all(0 <= n < 2**40 for n in shape)

@@ -1,0 +1,271 @@
+"""A run's configuration: one TOML file -> one frozen object, checked key by key, with every default spelled out."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, Field, PositiveInt, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from sl_common.codec import Link
+from sl_common.errors import ConfigError
+from sl_common.imports import is_user_code
+from sl_common.optim import Training
+from sl_common.partition import Iid, Own, Partition
+from sl_common.presets import PRESETS
+from sl_common.protocol import Protocol
+from sl_common.value import Value
+
+Natural = Annotated[int, Field(ge=0)]
+
+# (input shape, classes) of the data sets that ship with the client, so that a server can shape its head without the data.
+KNOWN_DATA: dict[str, tuple[tuple[int, ...], int]] = {
+    "digits": ((1, 8, 8), 10),
+    "fashion-mnist": ((1, 28, 28), 10),
+}
+
+
+class Run(Value):
+    """What is run, and how long."""
+
+    name: str = "run"
+    seed: Natural = 0
+    rounds: PositiveInt = 10
+    clients: PositiveInt = 1  # start when so many are here; more may join where the data have shards for them
+    threads: PositiveInt = 1  # intra-op threads of torch on every participant; other numbers change the last bits
+    grace_s: Annotated[float, Field(gt=0)] = 30.0  # a client that is away for longer has left
+
+
+class Model(Value):
+    """The network and where it is cut."""
+
+    name: str = "cnn"  # or the user's own: "package.module:function"
+    cut: int | str = 1  # blocks on the client, or the name of the last of them
+    args: dict[str, Any] = Field(default_factory=dict)  # the model function's own arguments
+    input: tuple[PositiveInt, ...] | None = None  # shape of one sample; known for the data sets that ship
+    classes: PositiveInt | None = None
+
+
+class Data(Value):
+    """What is trained on, and how it is dealt to the clients."""
+
+    name: str = "digits"  # digits, fashion-mnist, or the user's own: "package.module:function" on the client
+    partition: Partition = Iid()
+    shards: PositiveInt | None = None  # default: run.clients
+    batch_size: PositiveInt = 64
+
+
+class Wave(Value):
+    """How much a client trains in one wave: so many epochs of its data, or so many batches."""
+
+    epochs: PositiveInt | None = None
+    steps: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(f"give epochs or steps, not both (epochs = {self.epochs}, steps = {self.steps})")
+        return self
+
+    def batches(self, per_epoch: int) -> int:
+        """Batches in one wave of a client with so many an epoch."""
+        return self.steps or (self.epochs or 1) * per_epoch
+
+
+class Client(Training):
+    """The clients' segments."""
+
+    wave: Wave = Wave()
+
+
+class Server(Training):
+    """The head."""
+
+    device: str = "cpu"  # "auto" takes a GPU if there is one; bits are equal only on equal devices
+
+    @field_validator("device")
+    @classmethod
+    def _known(cls, device: str) -> str:
+        if device not in ("auto", "cpu", "cuda") and not device.removeprefix("cuda:").isdigit():
+            raise ValueError(f"must be auto, cpu, cuda or cuda:N, not {device!r}")
+        return device
+
+
+class Eval(Value):
+    """Evaluation on held-out data, through the split network."""
+
+    every: Natural = 1  # rounds; 0 = only after the last
+    samples: Natural = (
+        2000  # where lower segments are private: every client the same subset; all after the last round; 0 = all
+    )
+
+
+class RunConfig(Value):
+    """Everything a run is. The server's is the one source of truth; it is handed to each client at join."""
+
+    run: Run = Run()
+    model: Model = Model()
+    data: Data = Data()
+    protocol: Protocol = Protocol()
+    codec: Link = Link()
+    client: Client = Client()
+    server: Server = Server()
+    eval: Eval = Eval()
+    preset: str | None = None  # which preset `protocol` started from, for people; [protocol] preset in a file
+
+    @model_validator(mode="after")
+    def _shape_is_known(self) -> Self:
+        if self.data.name in KNOWN_DATA or (self.model.input and self.model.classes):
+            return self
+        if not is_user_code(self.data.name):
+            near = get_close_matches(self.data.name, KNOWN_DATA, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"data.name = {self.data.name!r}: unknown data{hint} (known: {', '.join(KNOWN_DATA)}, or package.module:function)"
+            )
+        raise ValueError(
+            f"data.name = {self.data.name!r}: data of your own need model.input (one sample's shape) and model.classes"
+        )
+
+    @model_validator(mode="after")
+    def _shards_suffice(self) -> Self:
+        if self.sharded and self.shards < self.run.clients:
+            raise ValueError(f"data.shards = {self.shards} is less than run.clients = {self.run.clients}")
+        return self
+
+    @property
+    def input(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.model.input or KNOWN_DATA[self.data.name][0]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.model.classes or KNOWN_DATA[self.data.name][1]
+
+    @property
+    def sharded(self) -> bool:
+        """False where every client brings data of its own."""
+        return not isinstance(self.data.partition, Own)
+
+    @property
+    def shards(self) -> int:
+        """Into how many shards the data are dealt."""
+        return self.data.shards or self.run.clients
+
+    def to_json(self) -> str:
+        """For the wire and the run directory; `from_json` reads it back to an equal object."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str) -> RunConfig:
+        """Raises ConfigError naming the key."""
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"the configuration is not JSON: {error}") from error
+        return _validate(raw)
+
+    @classmethod
+    def from_toml(cls, text: str, overrides: Sequence[str] = ()) -> RunConfig:
+        """The file's text, and `a.b=c` overrides that win over it. Raises ConfigError naming the key and its closest match."""
+        try:
+            raw = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"not TOML: {error}") from error
+        for override in overrides:
+            raw = deep_merge(raw, _parse_override(override))
+        return _validate(_with_preset(raw))
+
+
+def deep_merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` wins key by key; a table with another `kind` replaces the one below it instead of merging into it."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        same_kind = (
+            isinstance(below, Mapping)
+            and isinstance(value, Mapping)
+            and value.get("kind", below.get("kind")) == below.get("kind")
+        )
+        merged[key] = deep_merge(below, value) if same_kind and isinstance(below, Mapping) else value
+    return merged
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text!r}: write it as key.subkey=value")
+    try:
+        parsed = tomllib.loads(f"{key} = {value}")
+    except tomllib.TOMLDecodeError:
+        try:
+            parsed = tomllib.loads(f"{key} = {json.dumps(value)}")  # a bare word is a string
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"--set {text!r}: {error}") from error
+    return parsed
+
+
+def _with_preset(raw: dict[str, Any]) -> dict[str, Any]:
+    if "preset" in raw:
+        raise ConfigError(f"preset = {raw['preset']!r}: write it under [protocol]")
+    protocol = raw.get("protocol")
+    if not isinstance(protocol, dict) or "preset" not in protocol:
+        return raw
+    name = protocol["preset"]
+    if name not in PRESETS:
+        near = get_close_matches(str(name), PRESETS, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"protocol.preset = {name!r}: unknown preset{hint} (known: {', '.join(PRESETS)})")
+    fields = {key: value for key, value in protocol.items() if key != "preset"}
+    base = PRESETS[name].protocol.model_dump(mode="json")
+    return {**raw, "protocol": deep_merge(base, fields), "preset": name}
+
+
+# --- errors that a person can act on
+
+
+def _validate(raw: Any) -> RunConfig:
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(detail) for detail in error.errors())) from error
+
+
+def _explain(detail: ErrorDetails) -> str:
+    path = [part for part in detail["loc"] if isinstance(part, (str, int))]
+    key = ".".join(str(part) for part in path)
+    if detail["type"] == "extra_forbidden":
+        near = get_close_matches(str(path[-1]), _keys_beside(path), n=1, cutoff=0.5)
+        hint = f", did you mean {near[0]!r}?" if near else f" (known here: {', '.join(_keys_beside(path))})"
+        return f"{key}: unknown key{hint}"
+    message = detail["msg"].removeprefix("Value error, ")
+    value = detail["input"]
+    shown = "" if isinstance(value, (dict, BaseModel)) else f" = {value!r}"
+    return f"{key}{shown}: {message}" if key else message
+
+
+def _keys_beside(path: Sequence[str | int]) -> list[str]:
+    """The keys that the table of a misspelt key does have. Union tags stand in the path as their `kind`."""
+    schema = TypeAdapter(RunConfig).json_schema()
+    definitions = schema.get("$defs", {})
+    node: Any = schema
+    for part in path[:-1]:
+        node = _resolve(node.get("properties", {}).get(part, node), definitions)
+        options = [_resolve(option, definitions) for option in node.get("oneOf", node.get("anyOf", []))]
+        tagged = [o for o in options if part in _kinds(o)]
+        node = tagged[0] if tagged else node
+    return list(node.get("properties", {}))
+
+
+def _kinds(node: Any) -> list[Any]:
+    kind = node.get("properties", {}).get("kind", {})
+    return [kind.get("const"), *kind.get("enum", [])]
+
+
+def _resolve(node: Any, definitions: Mapping[str, Any]) -> Any:
+    return definitions[node["$ref"].rsplit("/", 1)[-1]] if "$ref" in node else node

@@ -1,0 +1,39 @@
+"""Errors typed by blame: whoever catches one knows whose fault it is and what may go on."""
+
+from __future__ import annotations
+
+
+class CutlayerError(Exception):
+    """Any error this project raises on purpose; its text is written for the user."""
+
+
+class ConfigError(CutlayerError):
+    """Our own side is wrong: a key, a file or an option. The text names it and the value it had."""
+
+
+class DataError(ConfigError):
+    """A data set is missing, truncated or of the wrong shape. The text names the file or the field."""
+
+
+class WireError(CutlayerError):
+    """The peer is wrong: close that session, the others go on. The text carries both values."""
+
+
+class Refused(CutlayerError):
+    """A no to the peer, or the peer's no to us; asking again unchanged is pointless.
+
+    `code` is one word for programs and metrics: version, full, shard, identity, protocol, limit, over, replaced.
+    """
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+class PeerLost(CutlayerError):
+    """The peer could not be reached again within the time allowed."""
+
+
+class Diverged(CutlayerError):
+    """Training produced NaN or Inf on our own side; the text says where."""

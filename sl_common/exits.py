@@ -1,0 +1,26 @@
+"""Exit codes of both commands: 0 done, 1 the run failed, 2 bad usage or configuration, 3 refused by the peer, 4 lost the peer."""
+
+from __future__ import annotations
+
+from sl_common.errors import ConfigError, CutlayerError, PeerLost, Refused, WireError
+
+INTERRUPTED = 130
+
+
+def exit_code(error: CutlayerError) -> int:
+    """What the process says to its caller."""
+    match error:
+        case ConfigError():
+            return 2
+        case Refused() | WireError():
+            return 3
+        case PeerLost():
+            return 4
+        case _:
+            return 1
+
+
+def is_loopback(address: str) -> bool:
+    """True for HOST:PORT on this machine, where plaintext is seen by nobody else."""
+    host = address.rpartition(":")[0].strip("[]").lower()
+    return host in ("localhost", "::1") or host.startswith("127.") or address.startswith("unix:")

@@ -1,0 +1,124 @@
+"""What the coordinator tells the outside: facts, from which shells make metrics, progress bars and files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientJoined:
+    """A client has a place."""
+
+    client: str
+    shard: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientReady:
+    """A client can train."""
+
+    client: str
+    shard: int
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientLeft:
+    """A client is gone; what it had not finished does not count."""
+
+    client: str
+    shard: int
+    reason: str
+    was_ready: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WaveBegun:
+    """Clients were told to begin."""
+
+    round: int
+    rounds: int
+    wave: int
+    clients: tuple[str, ...]
+    steps: int  # batches of all of them together
+    evaluate: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """The head trained on one client's batch; one for each batch of a cohort."""
+
+    client: str
+    shard: int
+    round: int
+    wave: int
+    step: int
+    samples: int
+    loss: float
+    sha256: str  # of the activations as decoded, first 16 hex digits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientDone:
+    """A client finished its wave."""
+
+    client: str
+    round: int
+    wave: int
+    steps: int
+    samples: int
+    evaluate: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundEnded:
+    """All waves of a round are over and the weights merged."""
+
+    round: int
+    loss: float | None  # mean over the samples trained on; None if there were none
+    samples: int
+    clients: int  # that finished
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """Evaluation of one client's slice or model."""
+
+    samples: int
+    correct: int
+    loss: float  # mean
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of the samples."""
+        return self.correct / self.samples if self.samples else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluated:
+    """Held-out data through the split network after a round.
+
+    With one shared network `accuracy` is over all samples; where every client has a lower segment of its own it is the mean over
+    clients, and `lowest` and `highest` are theirs.
+    """
+
+    round: int
+    shared: bool
+    accuracy: float
+    lowest: float
+    highest: float
+    loss: float
+    samples: int
+    clients: Mapping[str, Score]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunEnded:
+    """Nothing more will be trained."""
+
+    reason: str
+    finished: bool
+
+
+Fact = ClientJoined | ClientReady | ClientLeft | WaveBegun | Trained | ClientDone | RoundEnded | Evaluated | RunEnded

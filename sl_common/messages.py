@@ -1,0 +1,191 @@
+"""The vocabulary: everything a client and the server say to each other, and everything that can happen to the coordinator.
+
+All values are frozen. A message says nothing about frames, bytes or time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+State = Mapping[str, Tensor]  # a part's parameters and buffers by name, in the module's order
+
+WireKind = Literal["smashed", "labels", "gradient", "weights", "eval", "control"]
+WIRE_KINDS: tuple[WireKind, ...] = ("smashed", "labels", "gradient", "weights", "eval", "control")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Directive:
+    """What a gate asks of the clients of one wave."""
+
+    send: bool = True  # send batches at all
+    update: bool = True  # update the lower segment, and so ask for gradients
+
+
+# --- what a client says
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ready:
+    """The segment is built and the data are loaded."""
+
+    samples: int
+    batches: int  # in one epoch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Smashed:
+    """One batch at the cut."""
+
+    step: int  # within the wave, from 0
+    z: Tensor  # (B, *cut)
+    y: Tensor  # (B,) int64
+    round: int = 0
+    wave: int = 0
+    train: bool = True
+    needs_grad: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Done:
+    """The wave is over on this client."""
+
+    round: int
+    wave: int
+    steps: int
+    samples: int
+    loss_sum: float = 0.0  # over `samples`, where the client computed the loss itself
+    weights: Mapping[str, State] = field(default_factory=dict)
+    digests: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alive:
+    """Still working, nothing to say yet."""
+
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Leave:
+    """The client goes for good."""
+
+    reason: str
+
+
+# --- what the server says
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Welcome:
+    """The run and the client's place in it."""
+
+    config: str  # JSON
+    client: str
+    shard: int
+    shards: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Begin:
+    """Start of a wave for one client."""
+
+    round: int
+    rounds: int
+    wave: int = 0
+    wave_size: int = 1
+    evaluate: bool = False
+    steps: int = 0
+    first: int = 0  # number of the wave's first batch since the run began
+    lr: float = 0.0
+    weights: Mapping[str, State] = field(default_factory=dict)
+    upload: tuple[str, ...] = ()
+    directive: Directive = Directive()
+    slice: int = 0
+    slices: int = 1
+    samples: int = 0  # of the test set; 0 = all
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Gradient:
+    """The one reply to one Smashed."""
+
+    step: int
+    loss: float  # mean over this client's samples
+    correct: int = 0  # evaluation: samples whose largest logit is the label
+    dz: Tensor | None = None  # (B, *cut)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bye:
+    """The server has no more work for this client."""
+
+    reason: str
+    finished: bool
+
+
+# --- what else can happen to the coordinator
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Joined:
+    """A new life of a client is here; `shard` is the one it asks for."""
+
+    shard: int | None = None
+    shards: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Left:
+    """A client is gone, and its unfinished work with it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tick:
+    """Time, as an event: seconds since the run began."""
+
+    now: float
+
+
+ToServer = Ready | Smashed | Done | Alive | Leave
+ToClient = Welcome | Begin | Gradient | Bye
+Message = ToServer | ToClient
+Event = ToServer | Joined | Left | Tick
+
+
+def kind_of(message: Message) -> WireKind:
+    """Under which kind the bytes of this message count; a Smashed's labels count apart."""
+    match message:
+        case Smashed(train=False, needs_grad=False):
+            return "eval"
+        case Smashed():
+            return "smashed"
+        case Gradient(dz=Tensor()):
+            return "gradient"
+        case Begin(weights=weights) | Done(weights=weights) if weights:
+            return "weights"
+        case _:
+            return "control"
+
+
+def payload_of(message: Message) -> dict[WireKind, int]:
+    """Bytes of the tensors in this message if they travelled as float32 (labels and integers at their own size)."""
+
+    def size(tensor: Tensor) -> int:
+        return tensor.numel() * (4 if tensor.is_floating_point() else tensor.element_size())
+
+    kind = kind_of(message)
+    match message:
+        case Smashed(z=z, y=y):
+            return {"eval": size(z) + size(y)} if kind == "eval" else {kind: size(z), "labels": size(y)}
+        case Gradient(dz=dz) if dz is not None:
+            return {kind: size(dz)}
+        case Begin(weights=weights) | Done(weights=weights):
+            return {kind: sum(size(t) for state in weights.values() for t in state.values())}
+        case _:
+            return {}

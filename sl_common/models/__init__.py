@@ -1,0 +1,104 @@
+"""Named networks as lists of blocks, and the cut between them.
+
+A model function returns its blocks in order: `(name, module)` pairs, or modules alone. The unsplit network is
+`nn.Sequential` over them; the lower segment is the first `cut` blocks, the head the rest. Names stay the same on both sides,
+so the two state dicts together are the unsplit network's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import nn
+
+from sl_common.errors import ConfigError
+from sl_common.imports import is_user_code, load_function
+from sl_common.models.cnn import cnn
+from sl_common.models.mlp import mlp
+from sl_common.seeds import seed_of
+from sl_common.segment import seeded
+
+Block = tuple[str, nn.Module]
+MODELS: dict[str, Callable[..., Sequence[Block | nn.Module]]] = {"mlp": mlp, "cnn": cnn}
+
+
+def build(
+    name: str,
+    *,
+    input: Sequence[int],  # noqa: A002
+    classes: int,
+    args: dict[str, Any],
+    seed: int,
+    allowed: Collection[str] | None = None,
+) -> list[Block]:
+    """The blocks of a model, initialised from `seed` alone.
+
+    `input` is the shape of one sample (C, H, W); `allowed` says which packages the user's own code may come from (None: any).
+    Raises ConfigError for an unknown name, arguments the function does not take, or a result that is not a list of blocks.
+    """
+    if is_user_code(name):
+        function = load_function(name, allowed, "model.name")
+    elif name in MODELS:
+        function = MODELS[name]
+    else:
+        near = get_close_matches(name, MODELS, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(
+            f"model.name = {name!r}: unknown model{hint} (known: {', '.join(MODELS)}, or package.module:function)"
+        )
+    offered = {"input": tuple(input), "classes": classes, **args}
+    try:
+        inspect.signature(function).bind(**offered)
+    except TypeError as error:
+        raise ConfigError(f"model.args for {name!r}: {error}; it takes {inspect.signature(function)}") from error
+    with seeded(seed_of(seed, "init"), torch.device("cpu")):
+        blocks = function(**offered)
+    return _named(blocks, name)
+
+
+def _named(blocks: object, name: str) -> list[Block]:
+    if not isinstance(blocks, (list, tuple)) or len(blocks) < 2:
+        raise ConfigError(f"model {name!r} must return a list of at least 2 blocks, got {type(blocks).__name__}")
+    named: list[Block] = []
+    for index, block in enumerate(blocks):
+        label, module = block if isinstance(block, tuple) and len(block) == 2 else (f"block{index}", block)
+        if not isinstance(module, nn.Module) or not isinstance(label, str) or not label.isidentifier():
+            raise ConfigError(
+                f"model {name!r}: block {index} must be a module or (identifier, module), got {block!r:.80}"
+            )
+        named.append((label, module))
+    if len({label for label, _ in named}) < len(named):
+        raise ConfigError(f"model {name!r}: block names must differ, got {[label for label, _ in named]}")
+    return named
+
+
+def cut_index(blocks: Sequence[Block], cut: int | str) -> int:
+    """How many blocks a client holds: `cut` itself, or up to and including the block of that name. Raises ConfigError."""
+    names = [name for name, _ in blocks]
+    if isinstance(cut, str):
+        if cut not in names[:-1]:
+            near = get_close_matches(cut, names[:-1], n=1)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"model.cut = {cut!r}: no such cut{hint} (cut after one of: {', '.join(names[:-1])})")
+        return names.index(cut) + 1
+    if not 1 <= cut < len(names):
+        raise ConfigError(
+            f"model.cut = {cut}: outside the model, which has {len(names)} blocks; cut must be 1 to {len(names) - 1}"
+        )
+    return cut
+
+
+def split(blocks: Sequence[Block], cut: int | str) -> tuple[nn.Sequential, nn.Sequential]:
+    """(lower, head): the modules before and after the cut. Raises ConfigError if the cut is outside the model."""
+    index = cut_index(blocks, cut)
+    return join(blocks[:index]), join(blocks[index:])
+
+
+def join(blocks: Sequence[Block]) -> nn.Sequential:
+    """The blocks as one module."""
+    return nn.Sequential(OrderedDict(blocks))

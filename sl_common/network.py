@@ -1,0 +1,117 @@
+"""The network of a run, split and measured: what both sides build from the same configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from sl_common.config import RunConfig
+from sl_common.errors import ConfigError, WireError
+from sl_common.messages import Smashed
+from sl_common.models import Block, build, cut_index, join
+from sl_common.segment import buffers_untouched, seeded
+from sl_common.tensors import all_finite
+
+SLACK = 1 << 16  # bytes that an encoding may add to a message body
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Network:
+    """Blocks on either side of the cut, tried out once on zeros."""
+
+    blocks: tuple[Block, ...]
+    cut: int
+    cut_shape: tuple[int, ...]  # of one sample
+    cut_dtype: torch.dtype
+    batch_size: int
+    classes: int
+
+    @classmethod
+    def build(cls, config: RunConfig, allowed: Collection[str] | None = None) -> Self:
+        """Raises ConfigError if the model cannot be made, cut there, or run on the configured input."""
+        blocks = build(
+            config.model.name,
+            input=config.input,
+            classes=config.classes,
+            args=config.model.args,
+            seed=config.run.seed,
+            allowed=allowed,
+        )
+        cut = cut_index(blocks, config.model.cut)
+        z = _try_out(blocks, cut, config)
+        return cls(
+            blocks=tuple(blocks),
+            cut=cut,
+            cut_shape=tuple(z.shape[1:]),
+            cut_dtype=z.dtype,
+            batch_size=config.data.batch_size,
+            classes=config.classes,
+        )
+
+    @property
+    def lower(self) -> nn.Sequential:
+        """The client's blocks. The same modules each time: copy them to train them twice."""
+        return join(self.blocks[: self.cut])
+
+    @property
+    def head(self) -> nn.Sequential:
+        """The server's blocks."""
+        return join(self.blocks[self.cut :])
+
+    @property
+    def smashed_nbytes(self) -> int:
+        """Bytes of the activations of one full batch."""
+        return self.batch_size * math.prod(self.cut_shape) * self.cut_dtype.itemsize
+
+    @property
+    def limit_bytes(self) -> int:
+        """No message of this run has a larger body."""
+        tensors = (t for _, block in self.blocks for t in block.state_dict().values())
+        weights: int = sum(t.numel() * t.element_size() for t in tensors)
+        return max(self.smashed_nbytes + 8 * self.batch_size, weights) + SLACK
+
+    def check(self, batch: Smashed) -> None:
+        """Raise WireError unless a batch is shaped as this run agreed and its numbers are finite."""
+        size = len(batch.y) if batch.y.dim() == 1 else -1
+        if not 1 <= size <= self.batch_size or batch.y.dtype != torch.int64:
+            raise WireError(
+                f"labels are {batch.y.dtype} {tuple(batch.y.shape)}, this run has int64 (1 to {self.batch_size},)"
+            )
+        if tuple(batch.z.shape) != (size, *self.cut_shape) or batch.z.dtype != self.cut_dtype:
+            raise WireError(
+                f"activations are {batch.z.dtype} {tuple(batch.z.shape)}, "
+                f"this run's cut has {self.cut_dtype} {(size, *self.cut_shape)}"
+            )
+        low, high = int(batch.y.min()), int(batch.y.max())
+        if low < 0 or high >= self.classes:
+            raise WireError(f"labels reach from {low} to {high}, this run has classes 0 to {self.classes - 1}")
+        if not all_finite(batch.z):
+            raise WireError(f"activations of batch {batch.step} hold NaN or Inf")
+
+
+def _try_out(blocks: list[Block], cut: int, config: RunConfig) -> Tensor:
+    """One forward and backward on zeros, so that a model that cannot run is refused before anybody connects."""
+    lower, head = join(blocks[:cut]), join(blocks[cut:])
+    x = torch.zeros(2, *config.input)
+    try:
+        with seeded(0, torch.device("cpu")), buffers_untouched(lower), buffers_untouched(head):
+            z: Tensor = lower(x).detach()
+            logits = head(z.requires_grad_())
+            logits.sum().backward()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"model {config.model.name!r} cut at {config.model.cut!r} does not run on input {config.input}: {error}"
+        ) from error
+    finally:
+        for _, block in blocks:
+            block.zero_grad(set_to_none=True)
+    if logits.shape != (2, config.classes):
+        raise ConfigError(
+            f"model {config.model.name!r} gives {tuple(logits.shape[1:])} per sample, data have {config.classes} classes"
+        )
+    return z.detach()

@@ -1,0 +1,96 @@
+"""Optimisers and learning-rate schedules as values. State lives in the Segment that makes one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch.nn import Parameter
+
+from sl_common.value import Value
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Constant(Value):
+    """η(round) = η."""
+
+    kind: Literal["constant"] = "constant"
+
+    def factor(self, round: int, rounds: int) -> float:  # noqa: A002, ARG002
+        """What the base rate is multiplied by in this round (from 0)."""
+        return 1.0
+
+
+class StepDecay(Value):
+    """η · gamma^(number of milestones reached), as torch.optim.lr_scheduler.MultiStepLR by round."""
+
+    kind: Literal["step"] = "step"
+    milestones: tuple[PositiveInt, ...]
+    gamma: PositiveFloat = 0.1
+
+    def factor(self, round: int, rounds: int) -> float:  # noqa: A002, ARG002
+        """What the base rate is multiplied by in this round (from 0)."""
+        return float(self.gamma ** sum(round >= milestone for milestone in self.milestones))
+
+
+class Cosine(Value):
+    """η_min + (1 − η_min)·(1 + cos(π·round/rounds))/2, as CosineAnnealingLR with T_max = rounds (Loshchilov & Hutter 2017)."""
+
+    kind: Literal["cosine"] = "cosine"
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.0  # of the base rate
+
+    def factor(self, round: int, rounds: int) -> float:  # noqa: A002
+        """What the base rate is multiplied by in this round (from 0)."""
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * round / rounds)) / 2
+
+
+Schedule = Annotated[Constant | StepDecay | Cosine, Field(discriminator="kind")]
+
+
+class Sgd(Value):
+    """torch.optim.SGD."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: PositiveFloat = 0.05
+    momentum: Fraction = 0.0
+    dampening: NonNegativeFloat = 0.0
+    weight_decay: NonNegativeFloat = 0.0
+    nesterov: bool = False
+
+    def make(self, params: Iterable[Parameter]) -> torch.optim.Optimizer:
+        """A fresh optimiser over `params`."""
+        return torch.optim.SGD(params, **self.model_dump(exclude={"kind"}))
+
+
+class Adam(Value):
+    """torch.optim.Adam; with `kind = "adamw"`, torch.optim.AdamW (decoupled weight decay)."""
+
+    kind: Literal["adam", "adamw"] = "adam"
+    lr: PositiveFloat = 1e-3
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat | None = None  # torch's own default: 0 for adam, 0.01 for adamw
+    amsgrad: bool = False
+
+    def make(self, params: Iterable[Parameter]) -> torch.optim.Optimizer:
+        """A fresh optimiser over `params`."""
+        options = self.model_dump(exclude={"kind"}, exclude_none=True)
+        return (torch.optim.Adam if self.kind == "adam" else torch.optim.AdamW)(params, **options)
+
+
+Optimizer = Annotated[Sgd | Adam, Field(discriminator="kind")]
+
+
+class Training(Value):
+    """How one side's segments learn."""
+
+    optimizer: Optimizer = Sgd(lr=0.05, momentum=0.9)
+    schedule: Schedule = Constant()
+
+    def lr(self, round: int, rounds: int) -> float:  # noqa: A002
+        """The learning rate of a round: base × schedule, a pure function."""
+        return self.optimizer.lr * self.schedule.factor(round, rounds)

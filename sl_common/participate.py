@@ -1,0 +1,191 @@
+"""A client's whole life as a generator, and the flow that feeds it. It knows no network: a driver carries the messages.
+
+flow = Flow(participate(take_seat))
+while True:
+    for message in flow.run():      # runs until the client must wait
+        send(message)
+    if flow.ended:
+        break
+    flow.deliver(receive())
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from sl_common.batch import Batch
+from sl_common.config import RunConfig
+from sl_common.errors import WireError
+from sl_common.messages import Alive, Begin, Bye, Done, Gradient, Ready, Smashed, ToClient, ToServer, Welcome
+from sl_common.protocol import Await, Draws, Tally
+from sl_common.segment import Bank
+
+WINDOW = 4  # batches under way that want no gradient
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """Wait for the server's next word that is not a reply to a batch."""
+
+
+Life = Generator[ToServer | Await | Next, Any, None]
+
+
+class Batches(Protocol):
+    """What a client needs of its data."""
+
+    @property
+    def samples(self) -> int:
+        """Training samples."""
+        ...
+
+    @property
+    def batches(self) -> int:
+        """Training batches in one epoch."""
+        ...
+
+    def train(self, first: int, steps: int) -> Iterator[Batch]:
+        """Batches `first` to `first + steps` since the run began."""
+        ...
+
+    def evaluate(self, part: int, parts: int, samples: int) -> Iterator[Batch]:
+        """One slice of the test set."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Seat:
+    """A client's place in a run: its segments and its data."""
+
+    config: RunConfig
+    shard: int
+    bank: Bank
+    data: Batches
+    limit_bytes: int  # no message of this run has a larger body
+
+    @property
+    def ready(self) -> Ready:
+        """What the server needs to know before the first wave."""
+        return Ready(samples=self.data.samples, batches=self.data.batches)
+
+    def wave(self, begin: Begin) -> Generator[Smashed | Await | Alive, Any, Done]:
+        """One wave, from its weights to its Done."""
+        for part, state in begin.weights.items():
+            if part not in self.bank:
+                raise WireError(f"begin carries weights of {part!r}, this client holds {self.bank.parts}")
+            self.bank.get(part).load(state, part)
+        tally = yield from self._evaluate(begin) if begin.evaluate else self._train(begin)
+        missing = set(begin.upload) - set(self.bank.parts)
+        if missing:
+            raise WireError(f"begin wants weights of {sorted(missing)}, this client holds {self.bank.parts}")
+        return Done(
+            round=begin.round,
+            wave=begin.wave,
+            steps=tally.steps,
+            samples=tally.samples,
+            loss_sum=tally.loss_sum,
+            weights={part: self.bank.get(part).state() for part in begin.upload},
+            digests={} if begin.evaluate else {part: self.bank.get(part).digest() for part in self.bank.parts},
+        )
+
+    def _train(self, begin: Begin) -> Generator[Smashed | Await | Alive, Any, Tally]:
+        for part in self.bank.parts:
+            self.bank.get(part).set_lr(begin.lr)
+        draws = Draws(seed=self.config.run.seed, round=begin.round, shard=self.shard)
+        batches = self.data.train(begin.first, begin.steps) if begin.directive.send else iter(())
+        exchange = self.config.protocol.learner.train(self.bank, batches, begin.directive, draws)
+        return (yield from _placed(exchange, begin))
+
+    def _evaluate(self, begin: Begin) -> Generator[Smashed, Any, Tally]:
+        lower = self.bank.get("lower")
+        steps = samples = 0
+        for batch in self.data.evaluate(begin.slice, begin.slices, begin.samples):
+            z = lower.forward(batch.x, 0, train=False, grad=False)
+            yield Smashed(
+                step=batch.step,
+                z=z,
+                y=batch.y,
+                round=begin.round,
+                wave=begin.wave,
+                train=False,
+                needs_grad=False,
+            )
+            steps, samples = steps + 1, samples + len(batch.y)
+        return Tally(steps=steps, samples=samples)
+
+
+def _placed(
+    exchange: Generator[Smashed | Await | Alive, Any, Tally], begin: Begin
+) -> Generator[Smashed | Await | Alive, Any, Tally]:
+    """A learner does not know in which round it is; its batches do."""
+    answer: Any = None
+    while True:
+        try:
+            op = exchange.send(answer)
+        except StopIteration as stop:
+            tally: Tally = stop.value
+            return tally
+        if isinstance(op, Smashed):
+            op = replace(op, round=begin.round, wave=begin.wave)
+        answer = yield op
+
+
+def participate(take_seat: Callable[[Welcome], Seat]) -> Life:
+    """Everything a client does, from Welcome until the server says Bye."""
+    seat = take_seat((yield Next()))
+    yield seat.ready
+    while True:
+        begin: Begin = yield Next()
+        yield (yield from seat.wave(begin))
+
+
+class Flow:
+    """Runs a life: out come messages until it must wait, in go the server's. One reply for each batch, by its step."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._op: ToServer | Await | Next = next(life)
+        self._words: deque[ToClient] = deque()
+        self._under_way: dict[int, bool] = {}  # step -> does the life want the reply
+        self._replies: dict[int, Gradient] = {}
+        self.ended: Bye | None = None
+
+    def run(self) -> Iterator[ToServer]:
+        """The messages that the client can send before it must wait."""
+        while self.ended is None:
+            match self._op:
+                case Await(ticket) if ticket in self._replies:
+                    self._go_on(self._replies.pop(ticket))
+                case Next() if self._words:
+                    self._go_on(self._words.popleft())
+                case Await() | Next():
+                    return
+                case Smashed() as batch:
+                    if len(self._under_way) >= WINDOW:
+                        return
+                    self._under_way[batch.step] = batch.needs_grad
+                    yield batch
+                    self._go_on(batch.step)
+                case message:
+                    yield message
+                    self._go_on(None)
+
+    def deliver(self, message: ToClient) -> None:
+        """Take one message from the server. Raises WireError if it is not what may come now."""
+        match message:
+            case Bye():
+                self.ended = message
+                self._life.close()
+            case Gradient(step=step):
+                if step not in self._under_way:
+                    raise WireError(f"reply to batch {step}, which is not under way ({sorted(self._under_way)} are)")
+                if self._under_way.pop(step):
+                    self._replies[step] = message
+            case Welcome() | Begin():
+                self._words.append(message)
+
+    def _go_on(self, answer: Any) -> None:
+        self._op = self._life.send(answer)

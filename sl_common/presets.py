@@ -1,0 +1,57 @@
+"""The published algorithms, one line each. The only module of the core that knows their names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sl_common.protocol import (
+    All,
+    Average,
+    Handoff,
+    Head,
+    InTurn,
+    Local,
+    Protocol,
+    Sequential,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preset:
+    """A record with its source and the traffic of one pass over the data.
+
+    In `traffic`, |D| = samples, S = bytes of one sample's smashed tensor, C = clients, |w| = bytes of weights.
+    """
+
+    protocol: Protocol
+    source: str
+    traffic: str
+
+
+PRESETS: dict[str, Preset] = {
+    "sequential": Preset(
+        protocol=Protocol(waves=Sequential(), merge=Handoff()),
+        source="Gupta & Raskar 2018, Distributed learning of deep neural network over multiple agents",
+        traffic="2|D|S + 2C|w_lower| (handed over through the server)",
+    ),
+    "parallel": Preset(
+        protocol=Protocol(barrier=All()),
+        source="Jeon & Kim 2020, Privacy-sensitive parallel split learning (PSL)",
+        traffic="2|D|S",
+    ),
+    "splitfed_v1": Preset(
+        protocol=Protocol(head=Head(copies="per_client"), merge=Average(parts=("lower", "head"))),
+        source="Thapa et al. 2022, SplitFed: when federated learning meets split learning (SFLV1)",
+        traffic="2|D|S + 2C|w_lower|",
+    ),
+    "splitfed_v2": Preset(
+        protocol=Protocol(barrier=InTurn(order="shuffled", unit="epoch"), merge=Average()),
+        source="Thapa et al. 2022, SplitFed: when federated learning meets split learning (SFLV2)",
+        traffic="2|D|S + 2C|w_lower|",
+    ),
+    "fedavg": Preset(
+        protocol=Protocol(learner=Local(), merge=Average(parts=("lower", "head"))),
+        source="McMahan et al. 2017, Communication-efficient learning of deep networks from decentralized data",
+        traffic="2C|w|",
+    ),
+}

@@ -1,0 +1,18 @@
+"""Where in the run a hook is asked: everything it may depend on besides its arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class At:
+    """All counted from 0."""
+
+    seed: int  # of the run
+    round: int = 0
+    rounds: int = 1
+    wave: int = 0
+    step: int = 0  # cohorts trained in this wave so far
+    wave_size: int = 1  # clients that began this wave
+    now: float = 0.0  # seconds since the run began, as of the last Tick

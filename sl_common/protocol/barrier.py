@@ -1,0 +1,73 @@
+"""Which waiting batches the server joins into one cohort: `cohort(waiting, training, at)`.
+
+`waiting` names the clients with a batch here, in order of arrival; `training` maps every client that is still in the wave to the
+number of its batches that were served. The answer is a cohort (empty: not yet), or the time at which to ask again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sl_common.protocol.at import At
+from sl_common.seeds import numpy_generator
+from sl_common.value import Value
+
+
+@dataclass(frozen=True, slots=True)
+class WaitUntil:
+    """Nothing yet; ask again at this time (seconds since the run began)."""
+
+    now: float
+
+
+class Each(Value):
+    """Whoever comes: one batch at a time in order of arrival. On a shared head the result depends on that order."""
+
+    kind: Literal["each"] = "each"
+
+    def cohort(self, waiting: Sequence[int], training: Mapping[int, int], at: At) -> list[int] | WaitUntil:  # noqa: ARG002
+        """The first that came."""
+        return list(waiting[:1])
+
+
+class All(Value):
+    """Lock-step: one batch of every client that is still training."""
+
+    kind: Literal["all"] = "all"
+
+    def cohort(self, waiting: Sequence[int], training: Mapping[int, int], at: At) -> list[int] | WaitUntil:  # noqa: ARG002
+        """Everybody by shard, once everybody is here."""
+        return sorted(waiting) if training and set(waiting) >= set(training) else []
+
+
+class InTurn(Value):
+    """One client at a time in an order that does not depend on arrival.
+
+    `unit = "epoch"` serves a client's whole wave before the next one's, `"batch"` goes round after each batch.
+    `order = "shuffled"` draws a new order each round, `"fixed"` goes by shard.
+    """
+
+    kind: Literal["in_turn"] = "in_turn"
+    order: Literal["fixed", "shuffled"] = "shuffled"
+    unit: Literal["batch", "epoch"] = "epoch"
+
+    def cohort(self, waiting: Sequence[int], training: Mapping[int, int], at: At) -> list[int] | WaitUntil:
+        """The client whose turn it is, if its batch is here."""
+        if not training:
+            return []
+        place = {client: number for number, client in enumerate(self._order(sorted(training), at))}
+        turn = min(training, key=lambda c: (training[c] if self.unit == "batch" else 0, place[c]))
+        return [turn] if turn in waiting else []
+
+    def _order(self, clients: list[int], at: At) -> list[int]:
+        """By a key drawn for each client alone, so that one that leaves does not move the others."""
+        if self.order == "fixed":
+            return clients
+        return sorted(clients, key=lambda c: (numpy_generator(at.seed, "turn", at.round, at.wave, c).random(), c))
+
+
+Barrier = Annotated[Each | All | InTurn, Field(discriminator="kind")]

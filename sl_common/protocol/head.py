@@ -1,0 +1,161 @@
+"""How a cohort becomes gradients: one forward and one backward of the head over the cohort's concatenated samples.
+
+The loss is the mean over all samples of the cohort; the gradients it gives are computed before the head's step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from sl_common.errors import Diverged
+from sl_common.messages import Gradient, Smashed
+from sl_common.protocol.at import At
+from sl_common.seeds import seed_of
+from sl_common.segment import Bank, Segment, buffers_untouched
+from sl_common.tensors import all_finite
+from sl_common.value import Value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Arrived:
+    """A batch in the cohort."""
+
+    client: int  # shard
+    batch: Smashed
+    samples: int  # |Dᵢ|
+
+
+class Unmixed(Value):
+    """No term besides the plain loss."""
+
+    kind: Literal["none"] = "none"
+
+    def extra_loss(self, head: Segment, cohort: Sequence[Arrived], at: At) -> Tensor | None:  # noqa: ARG002
+        """A scalar to be added to the loss, or None."""
+        return None
+
+
+class Own(Value):
+    """Every client gets the gradient of its own samples."""
+
+    kind: Literal["own"] = "own"
+
+    def scatter(self, gradients: Mapping[int, Tensor], at: At) -> Mapping[int, Tensor]:  # noqa: ARG002
+        """What each client receives in place of its own dz (B, *cut)."""
+        return gradients
+
+
+# The registries. With a second member: Annotated[Unmixed | …, Field(discriminator="kind")].
+Mix = Unmixed
+Scatter = Own
+
+
+class Head(Value):
+    """The server's step.
+
+    `cut_grad_scale`: with `own_mean` a client's gradient is that of the mean loss over its own batch, dzᵢ·Σ|B|/|Bᵢ| (in that
+    order); with `global_mean` that of the mean over the cohort. `weights`: how the cohort's samples count in the loss, all alike
+    (a client then weighs |Bᵢ|/Σ|B|), or each client by its |Dᵢ|. `lr_power`: the head's learning rate is multiplied by
+    C^lr_power, C = clients in the wave (SGLR).
+    """
+
+    copies: Literal["shared", "per_client"] = "shared"
+    mix: Mix = Unmixed()
+    scatter: Scatter = Own()
+    cut_grad_scale: Literal["own_mean", "global_mean"] = "own_mean"
+    weights: Literal["batch", "data"] = "batch"
+    lr_power: Annotated[float, Field(ge=0, le=4)] = 0.0
+
+    def lr_factor(self, wave_size: int) -> float:
+        """What the head's base rate is multiplied by."""
+        return float(wave_size**self.lr_power)
+
+    def step(self, bank: Bank, cohort: Sequence[Arrived], at: At) -> dict[int, Gradient]:
+        """Train on a cohort (sorted by shard); one reply for each client. Raises Diverged if the loss is not finite.
+
+        A cohort that is not to be trained on (a gradient probe) leaves weights, optimiser and buffers as they were.
+        """
+        head = bank.get("head", cohort[0].client)
+        train = cohort[0].batch.train
+        with contextlib.nullcontext() if train else buffers_untouched(head.module):
+            z = _join([a.batch.z for a in cohort], head).requires_grad_(any(a.batch.needs_grad for a in cohort))
+            y = _join([a.batch.y for a in cohort], head)
+            logits = head.forward(z, _seed(cohort, at))
+            loss = self._loss(logits, y, cohort)
+            extra = self.mix.extra_loss(head, cohort, at)
+            total = loss if extra is None else loss + extra
+        if not math.isfinite(total.item()):
+            raise Diverged(
+                f"the head's loss is {total.item()} in round {at.round}, cohort {at.step}: lower the learning rates"
+            )
+        head.backward(total)
+        if train:
+            head.step()
+        losses = [loss.item()] if len(cohort) == 1 else _losses(logits, y, cohort)
+        if z.grad is not None and not all_finite(z.grad):
+            raise Diverged(
+                f"the head's cut gradient holds NaN or Inf in round {at.round}, cohort {at.step}: lower the learning rates"
+            )
+        gradients = self._gradients(z.grad, cohort, at) if z.grad is not None else {}
+        return {
+            a.client: Gradient(step=a.batch.step, loss=own_loss, dz=gradients.get(a.client))
+            for a, own_loss in zip(cohort, losses, strict=True)
+        }
+
+    def evaluate(self, bank: Bank, client: int, batch: Smashed) -> Gradient:
+        """Loss and correct answers of one batch in evaluation mode; changes nothing."""
+        head = bank.get("head", client)
+        logits = head.forward(batch.z, 0, train=False, grad=False)
+        y = batch.y.to(head.device)
+        correct = int((logits.argmax(dim=1) == y).sum())
+        return Gradient(step=batch.step, loss=F.cross_entropy(logits, y).item(), correct=correct)
+
+    def _loss(self, logits: Tensor, y: Tensor, cohort: Sequence[Arrived]) -> Tensor:
+        if self.weights == "batch" or len(cohort) == 1:
+            return F.cross_entropy(logits, y)
+        total = sum(a.samples for a in cohort)
+        means = [F.cross_entropy(part, labels) for part, labels in _parts(logits, y, cohort)]
+        return torch.stack([m * (a.samples / total) for m, a in zip(means, cohort, strict=True)]).sum()
+
+    def _gradients(self, dz: Tensor, cohort: Sequence[Arrived], at: At) -> Mapping[int, Tensor]:
+        slices = dict(zip([a.client for a in cohort], torch.split(dz, [len(a.batch.y) for a in cohort]), strict=True))
+        if self.cut_grad_scale == "own_mean" and len(cohort) > 1:
+            slices = {a.client: self._own_mean(slices[a.client], a, cohort) for a in cohort}
+        wanted = {a.client for a in cohort if a.batch.needs_grad}
+        return {c: g.to("cpu") for c, g in self.scatter.scatter(slices, at).items() if c in wanted}
+
+    def _own_mean(self, dz: Tensor, own: Arrived, cohort: Sequence[Arrived]) -> Tensor:
+        if self.weights == "data":
+            return dz * sum(a.samples for a in cohort) / own.samples
+        return dz * sum(len(a.batch.y) for a in cohort) / len(own.batch.y)
+
+
+def _join(tensors: Sequence[Tensor], head: Segment) -> Tensor:
+    """(B₁, …), (B₂, …) -> (ΣB, …) on the head's device, detached; a single tensor is not copied."""
+    moved = [t.to(head.device, non_blocking=True) for t in tensors]
+    return moved[0].detach() if len(moved) == 1 else torch.cat(moved)
+
+
+def _seed(cohort: Sequence[Arrived], at: At) -> int:
+    """One draw for the cohort, whoever came first."""
+    members = [n for a in sorted(cohort, key=lambda a: a.client) for n in (a.client, a.batch.step)]
+    return seed_of(at.seed, "head", at.round, *members)
+
+
+def _parts(logits: Tensor, y: Tensor, cohort: Sequence[Arrived]) -> list[tuple[Tensor, Tensor]]:
+    sizes = [len(a.batch.y) for a in cohort]
+    return list(zip(torch.split(logits, sizes), torch.split(y, sizes), strict=True))
+
+
+def _losses(logits: Tensor, y: Tensor, cohort: Sequence[Arrived]) -> list[float]:
+    with torch.no_grad():
+        return [F.cross_entropy(part, labels).item() for part, labels in _parts(logits, y, cohort)]

@@ -1,0 +1,173 @@
+"""A segment: a module, its optimiser and the few verbs that a learner or a head may use on it.
+
+Learners touch torch only through `forward`, `backward` and `step`; a shell may wrap these with a timer (`span`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sl_common.messages import State
+from sl_common.optim import Optimizer
+from sl_common.tensors import check_state, copy_state, digest
+
+Span = Callable[[str], AbstractContextManager[object]]
+
+
+def no_span(_phase: str) -> AbstractContextManager[object]:
+    """Measures nothing."""
+    return contextlib.nullcontext()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draws inside come from `seed`; the generators outside are left as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def buffers_untouched(module: nn.Module) -> Iterator[None]:
+    """Inside, BatchNorm in train mode uses batch statistics; afterwards every buffer (counters too) is what it was.
+
+    Copies take the buffers' places meanwhile, so that nothing that autograd saved is written in place.
+    """
+    originals = [(m, name, b) for m in module.modules() for name, b in m._buffers.items() if b is not None]
+    for owner, name, buffer in originals:
+        owner._buffers[name] = buffer.clone()
+    try:
+        yield
+    finally:
+        for owner, name, buffer in originals:
+            owner._buffers[name] = buffer
+
+
+class Segment:
+    """One part of a network on one participant. The optimiser's state persists for the run, whatever weights are loaded."""
+
+    def __init__(
+        self, module: nn.Module, optimizer: Optimizer, *, device: torch.device | str = "cpu", span: Span = no_span
+    ) -> None:
+        self.device = torch.device(device)
+        self.module = module.to(self.device)
+        self.span = span
+        params = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = optimizer.make(params) if params else None
+        self._draws = draws_random_numbers(module)
+
+    def forward(self, x: Tensor, seed: int, *, train: bool = True, grad: bool = True) -> Tensor:
+        """Module output for x (B, …). `seed` feeds whatever the module draws; in evaluation it draws nothing."""
+        self.module.train(train)
+        with self.span("forward"), torch.set_grad_enabled(grad):
+            x = x.to(self.device, non_blocking=True)
+            if not (train and self._draws):
+                return self.module(x)  # type: ignore[no-any-return]
+            with seeded(seed, self.device):
+                return self.module(x)  # type: ignore[no-any-return]
+
+    def backward(self, output: Tensor, grad: Tensor | None = None) -> None:
+        """Fill the gradients of this segment from d loss/d output (or from a scalar loss), replacing older ones."""
+        with self.span("backward"):
+            if self.optimizer is not None:
+                self.optimizer.zero_grad(set_to_none=True)
+            if output.requires_grad:
+                torch.autograd.backward(output, None if grad is None else grad.to(output.device))
+
+    def step(self) -> None:
+        """One optimiser step on the gradients that are there."""
+        with self.span("step"):
+            if self.optimizer is not None:
+                self.optimizer.step()
+
+    def set_lr(self, lr: float) -> None:
+        """The learning rate of this round."""
+        if self.optimizer is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of parameters and buffers on the CPU."""
+        return copy_state(self.module.state_dict())
+
+    def digest(self) -> bytes:
+        """Fingerprint of parameters and buffers."""
+        return digest(self.module.state_dict())
+
+    def load(self, state: State, what: str = "a segment") -> None:
+        """Copy weights in place; the optimiser's state stays. Raises WireError if they do not fit or are not finite."""
+        own = self.module.state_dict()
+        check_state(state, {name: (t.dtype, tuple(t.shape)) for name, t in own.items()}, what)
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of parameters and buffers."""
+        return sum(t.numel() * t.element_size() for t in self.module.state_dict().values())
+
+
+class Bank:
+    """The segments that one participant holds, by part; on the server a part may have a copy for each client.
+
+    A copy is made when its client first needs one, from the weights that were last loaded for all.
+    """
+
+    def __init__(self, make: dict[str, Callable[[], Segment]], per_client: frozenset[str] = frozenset()) -> None:
+        self._make = make
+        self._per_client = per_client
+        self._shared = {part: make_segment() for part, make_segment in make.items()}
+        self._copies: dict[tuple[str, int], Segment] = {}
+
+    def __contains__(self, part: str) -> bool:
+        return part in self._make
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts held here."""
+        return tuple(self._make)
+
+    def get(self, part: str, client: int | None = None) -> Segment:
+        """The segment of a part; where each client has a copy, that client's."""
+        if part not in self._per_client or client is None:
+            return self._shared[part]
+        key = (part, client)
+        if key not in self._copies:
+            self._copies[key] = self._make[part]()
+            self._copies[key].load(self._shared[part].state(), part)
+        return self._copies[key]
+
+    def copies(self, part: str) -> dict[int, Segment]:
+        """The per-client copies of a part, by client; empty if there is one for all."""
+        return {client: segment for (p, client), segment in sorted(self._copies.items()) if p == part}
+
+    def is_per_client(self, part: str) -> bool:
+        """True if every client has a copy of this part here."""
+        return part in self._per_client
+
+    def load(self, part: str, state: State) -> None:
+        """Load weights into a part, every copy of it included."""
+        for segment in [self._shared[part], *self.copies(part).values()]:
+            segment.load(state, part)
+
+    def forget(self, client: int) -> None:
+        """Drop a client's copies."""
+        for key in [key for key in self._copies if key[1] == client]:
+            del self._copies[key]
+
+
+def draws_random_numbers(module: nn.Module) -> bool:
+    """True if a forward pass may draw: it has dropout, or code of the user's that we can't look into."""
+    return any(
+        not type(m).__module__.startswith("torch.nn.")
+        or isinstance(m, (nn.modules.dropout._DropoutNd, nn.RReLU))
+        or (isinstance(dropout := getattr(m, "dropout", 0.0), float) and dropout > 0)
+        for m in module.modules()
+    )

@@ -1,0 +1,81 @@
+"""Small exact operations on tensors and state dicts that several modules share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sl_common.errors import WireError
+from sl_common.messages import State
+
+ALIGNMENT = 64  # bytes; a view at another offset changes the last bits of a Linear
+
+
+def aligned_buffer(nbytes: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """`nbytes` of uninitialised memory that starts at a multiple of 64."""
+    memory = np.empty(nbytes + ALIGNMENT, dtype=np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + nbytes]
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The little-endian row-major bytes of a CPU tensor, without a copy where it is contiguous already."""
+    flat = tensor.detach().contiguous().view(-1)
+    return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """False if any element is NaN or Inf. The sum decides in one pass; only a sum that overflows needs a second look."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def digest(state: State) -> bytes:
+    """SHA-256 over the names (sorted), dtypes, shapes and bytes of a state dict: 32 bytes."""
+    sha = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu()
+        sha.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        sha.update(raw_bytes(tensor))
+    return sha.digest()
+
+
+def copy_state(state: State) -> dict[str, Tensor]:
+    """The same state in memory of its own, on the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+
+
+def weighted_mean(states: Sequence[State], counts: Sequence[int]) -> dict[str, Tensor]:
+    """(Σ nᵢ·xᵢ in float64, in the given order) / Σ nᵢ, cast back; integer tensors are rounded half to even.
+
+    Sort before you call: floating-point sums depend on the order. (Σ (1/C)·x over identical x is not x for C = 3, 5, 6, …)
+    """
+    total = sum(counts)
+    mean = {}
+    for name, first in states[0].items():
+        summed = torch.zeros(first.shape, dtype=torch.float64)
+        for state, count in zip(states, counts, strict=True):
+            summed += state[name].to("cpu", torch.float64) * count
+        summed /= total
+        mean[name] = (summed if first.is_floating_point() else summed.round()).to(first.dtype)
+    return mean
+
+
+def check_state(state: State, expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], what: str) -> None:
+    """Raise WireError unless `state` has exactly the expected names, dtypes and shapes, and is finite."""
+    if state.keys() != expected.keys():
+        missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+        raise WireError(f"weights of {what} do not fit this model: missing {missing[:3]}, unknown {extra[:3]}")
+    for name, (dtype, shape) in expected.items():
+        tensor = state[name]
+        if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+            raise WireError(
+                f"weights of {what}: {name} is {tensor.dtype} {tuple(tensor.shape)}, this model has {dtype} {shape}"
+            )
+        if not all_finite(tensor):
+            raise WireError(f"weights of {what}: {name} holds NaN or Inf")

@@ -1,0 +1,86 @@
+"""A coordinator's events as bytes, each whole and self-contained, so that a run can be replayed from a file."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+
+from sl_common.codec import Coding, Layout, Link, Packed
+from sl_common.errors import WireError
+from sl_common.messages import Event, Joined, Left, Tick
+from sl_common.proto import split_pb2 as pb
+from sl_common.tensors import aligned_buffer
+from sl_common.wire import translate
+
+_LENGTHS = struct.Struct("<III")  # bytes of the client's name, of the header, and how many tensors follow
+_NBYTES = struct.Struct("<Q")
+_EXACT = Link()  # events hold decoded tensors; they are written as they are
+_OWN = {"joined": Joined, "left": Left, "tick": Tick}
+
+
+def dump(client: str, event: Event) -> bytes:
+    """One event of one client: lengths, name, header, then each tensor with its length."""
+    name = client.encode()
+    if isinstance(event, Joined | Left | Tick):
+        fields = {slot: getattr(event, slot) for slot in event.__slots__}
+        header = json.dumps({"event": type(event).__name__.lower(), **fields}).encode()
+        return _LENGTHS.pack(len(name), len(header), 0) + name + header
+    field, message, packed = translate.encode(event, _EXACT, Coding())
+    frame = pb.ClientFrame()
+    getattr(frame, field).CopyFrom(message)
+    header = b"P" + frame.SerializeToString()
+    parts = [_LENGTHS.pack(len(name), len(header), len(packed)), name, header]
+    for one in packed:
+        parts += [_NBYTES.pack(one.layout.nbytes), bytes(one.data)]
+    return b"".join(parts)
+
+
+def load(data: bytes) -> Iterator[tuple[str, Event]]:
+    """The events of a log, in order. A last event that was cut short is left out. Raises WireError on garbage."""
+    view = memoryview(data)
+    try:
+        while len(view) >= _LENGTHS.size:
+            client, event, view = _load_one(view)
+            yield client, event
+    except (struct.error, _CutShort):
+        return
+
+
+class _CutShort(Exception):
+    pass
+
+
+def _take(view: memoryview, nbytes: int) -> tuple[memoryview, memoryview]:
+    if len(view) < nbytes:
+        raise _CutShort
+    return view[:nbytes], view[nbytes:]
+
+
+def _load_one(view: memoryview) -> tuple[str, Event, memoryview]:
+    head, view = _take(view, _LENGTHS.size)
+    name_length, header_length, count = _LENGTHS.unpack(head)
+    name, view = _take(view, name_length)
+    header, view = _take(view, header_length)
+    bodies = []
+    for _ in range(count):
+        length, view = _take(view, _NBYTES.size)
+        body, view = _take(view, _NBYTES.unpack(length)[0])
+        bodies.append(body)
+    client = bytes(name).decode()
+    if bytes(header[:1]) == b"{":
+        fields = json.loads(bytes(header))
+        return client, _OWN[fields.pop("event")](**fields), view
+    frame = pb.ClientFrame.FromString(bytes(header[1:]))
+    field = frame.WhichOneof("header")
+    if field is None:
+        raise WireError("event log: a record without an event")
+    message = getattr(frame, field)
+    packed = [_aligned(layout, body) for layout, body in zip(translate.layouts_of(field, message), bodies, strict=True)]
+    return client, translate.decode(field, message, packed, _EXACT, Coding()), view  # type: ignore[return-value]
+
+
+def _aligned(layout: Layout, body: memoryview) -> Packed:
+    memory = memoryview(aligned_buffer(layout.nbytes))  # type: ignore[arg-type]
+    memory[:] = body
+    return Packed(layout=layout, data=memory)

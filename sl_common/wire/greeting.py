@@ -1,0 +1,128 @@
+"""How a stream opens: Hello up, Greeting or Refusal down, both outside the numbering."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from sl_common.errors import WireError
+from sl_common.proto import split_pb2 as pb
+
+WIRE_VERSION = 1
+LIFE_BYTES = 16
+MAX_NAME = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hello:
+    """The client's first frame on every stream."""
+
+    life: bytes  # 16 random bytes of this process
+    client: str = ""  # the name it wants; empty: the server names it
+    received: int = 0
+    resume: bool = False
+    shard: int | None = None
+    shards: int | None = None
+    version: int = WIRE_VERSION
+    software: str = ""
+
+    def to_frame(self) -> bytes:
+        """As bytes on the wire."""
+        header = pb.Hello(
+            version=self.version,
+            software=self.software,
+            client=self.client,
+            life=self.life,
+            received=self.received,
+            resume=self.resume,
+            shard_plus_one=0 if self.shard is None else self.shard + 1,
+            shards=self.shards or 0,
+        )
+        return pb.ClientFrame(hello=header).SerializeToString()
+
+    @classmethod
+    def from_frame(cls, frame: bytes) -> Hello:
+        """Raises WireError unless the frame is a well-formed Hello."""
+        try:
+            parsed = pb.ClientFrame.FromString(frame)
+        except DecodeError as error:
+            raise WireError("the first frame is not a protobuf ClientFrame") from error
+        if parsed.WhichOneof("header") != "hello" or parsed.seq or parsed.chunk:
+            raise WireError(f"a stream opens with hello, not with {parsed.WhichOneof('header') or 'nothing'!r}")
+        h = parsed.hello
+        if len(h.life) != LIFE_BYTES:
+            raise WireError(f"hello.life has {len(h.life)} bytes, must have {LIFE_BYTES}")
+        if len(h.client) > MAX_NAME or not h.client.isprintable() or "/" in h.client:
+            raise WireError(
+                f"hello.client must be at most {MAX_NAME} printable characters without '/', got {h.client[:80]!r}"
+            )
+        return cls(
+            life=h.life,
+            client=h.client,
+            received=h.received,
+            resume=h.resume,
+            shard=h.shard_plus_one - 1 if h.shard_plus_one else None,
+            shards=h.shards or None,
+            version=h.version,
+            software=h.software[:MAX_NAME],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Greeting:
+    """The server's yes."""
+
+    client: str
+    received: int
+    resumed: bool
+    incarnation: int
+    version: int = WIRE_VERSION
+    software: str = ""
+
+    def to_frame(self) -> bytes:
+        """As bytes on the wire."""
+        header = pb.Greeting(
+            version=self.version,
+            software=self.software,
+            client=self.client,
+            received=self.received,
+            resumed=self.resumed,
+            incarnation=self.incarnation,
+        )
+        return pb.ServerFrame(greeting=header).SerializeToString()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """The server's no; the stream ends after it."""
+
+    code: str
+    reason: str
+
+    def to_frame(self) -> bytes:
+        """As bytes on the wire."""
+        return pb.ServerFrame(refusal=pb.Refusal(code=self.code, reason=self.reason)).SerializeToString()
+
+
+def read_answer(frame: bytes) -> Greeting | Refusal:
+    """What the server answered to a Hello. Raises WireError on anything else."""
+    try:
+        parsed = pb.ServerFrame.FromString(frame)
+    except DecodeError as error:
+        raise WireError("the server's first frame is not a protobuf ServerFrame") from error
+    match parsed.WhichOneof("header"):
+        case "greeting":
+            g = parsed.greeting
+            return Greeting(
+                client=g.client,
+                received=g.received,
+                resumed=g.resumed,
+                incarnation=g.incarnation,
+                version=g.version,
+                software=g.software,
+            )
+        case "refusal":
+            return Refusal(code=parsed.refusal.code, reason=parsed.refusal.reason)
+        case other:
+            raise WireError(f"the server answered hello with {other or 'nothing'!r}")

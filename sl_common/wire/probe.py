@@ -1,0 +1,42 @@
+"""The echo that `sl-client doctor` measures with. Bounded: it cannot be used to make a server work or store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sl_common import __version__
+from sl_common.proto import split_pb2 as pb
+from sl_common.wire.greeting import WIRE_VERSION
+
+MAX_PINGS = 64
+MAX_PAYLOAD = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pong:
+    """What a server answered."""
+
+    nbytes: int
+    software: str
+    version: int
+
+
+def ping(nbytes: int, reply_bytes: int) -> bytes:
+    """A ping of so many bytes that asks for so many."""
+    return pb.Ping(payload=bytes(nbytes), reply_bytes=reply_bytes).SerializeToString()
+
+
+def answer(data: bytes) -> bytes:
+    """The server's side. Raises ValueError if too much is asked for, DecodeError if it is no ping."""
+    asked = pb.Ping.FromString(data)
+    if max(len(asked.payload), asked.reply_bytes) > MAX_PAYLOAD:
+        raise ValueError(
+            f"ping of {len(asked.payload)} bytes asks for {asked.reply_bytes}, at most {MAX_PAYLOAD} are allowed"
+        )
+    return pb.Ping(payload=bytes(asked.reply_bytes), software=__version__, version=WIRE_VERSION).SerializeToString()
+
+
+def read(data: bytes) -> Pong:
+    """The client's side."""
+    pong = pb.Ping.FromString(data)
+    return Pong(nbytes=len(pong.payload), software=pong.software, version=pong.version)

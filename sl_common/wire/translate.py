@@ -1,0 +1,221 @@
+"""One message <-> one protobuf header and the tensors that follow it. Nothing is numbered, cut or kept here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sl_common.codec import Coding, Direction, Identity, Layout, Link, Packed, Scheme
+from sl_common.codec.packed import DTYPES, fits
+from sl_common.errors import WireError
+from sl_common.messages import (
+    Alive,
+    Begin,
+    Bye,
+    Directive,
+    Done,
+    Gradient,
+    Leave,
+    Message,
+    Ready,
+    Smashed,
+    State,
+    Welcome,
+)
+from sl_common.proto import split_pb2 as pb
+
+_DTYPE_NUMBER = {dtype: number for number, dtype in enumerate(DTYPES, start=1)}
+_EXACT = Identity()
+
+
+def direction_of(name: str) -> Direction:
+    """Which codec of the Link a header's floating-point tensors travel in."""
+    return {"smashed": "up", "gradient": "down"}.get(name, "state")  # type: ignore[return-value]
+
+
+# --- out
+
+
+def encode(message: Message, link: Link, coding: Coding) -> tuple[str, Any, list[Packed]]:
+    """The header field's name, the header, and its tensors in body order. Raises ValueError on NaN or Inf."""
+    name, header, tensors = _headers[type(message)](message)
+    packed = [_encode(tensor, getattr(link, direction_of(name)), coding) for tensor in tensors]
+    for slot, one in zip(_slots(name, header), packed, strict=True):
+        _write_layout(slot, one.layout)
+    return name, header, packed
+
+
+def _encode(tensor: Tensor, scheme: Scheme, coding: Coding) -> Packed:
+    return (scheme if tensor.is_floating_point() else _EXACT).encode(tensor, coding)
+
+
+def _write_layout(slot: pb.Tensor, layout: Layout) -> None:
+    slot.codec = layout.codec
+    slot.dtype = _DTYPE_NUMBER[layout.dtype]  # type: ignore[assignment]
+    slot.shape.extend(layout.shape)
+    slot.nbytes = layout.nbytes
+    slot.params = layout.params
+
+
+def _slots(name: str, header: Any) -> list[pb.Tensor]:
+    """The tensor headers of a message, in body order: labels first, so that they lie in the first frame."""
+    match name:
+        case "smashed":
+            return [header.y, header.z]
+        case "gradient":
+            return [header.dz] if header.HasField("dz") else []
+        case "begin" | "done":
+            return [named.tensor for named in header.weights]
+        case _:
+            return []
+
+
+def _flatten(weights: Mapping[str, State], header: Any) -> list[Tensor]:
+    for part, state in weights.items():
+        for name in state:
+            header.weights.add(part=part, name=name)
+    return [tensor for state in weights.values() for tensor in state.values()]
+
+
+def _ready(m: Ready) -> tuple[str, Any, list[Tensor]]:
+    return "ready", pb.Ready(samples=m.samples, batches=m.batches), []
+
+
+def _smashed(m: Smashed) -> tuple[str, Any, list[Tensor]]:
+    header = pb.Smashed(step=m.step, round=m.round, wave=m.wave, train=m.train, needs_grad=m.needs_grad)
+    return "smashed", header, [m.y, m.z]
+
+
+def _done(m: Done) -> tuple[str, Any, list[Tensor]]:
+    header = pb.Done(round=m.round, wave=m.wave, steps=m.steps, samples=m.samples, loss_sum=m.loss_sum)
+    for part, sha256 in m.digests.items():
+        header.digests.add(part=part, sha256=sha256)
+    return "done", header, _flatten(m.weights, header)
+
+
+def _begin(m: Begin) -> tuple[str, Any, list[Tensor]]:
+    header = pb.Begin(
+        round=m.round,
+        rounds=m.rounds,
+        wave=m.wave,
+        wave_size=m.wave_size,
+        evaluate=m.evaluate,
+        steps=m.steps,
+        first=m.first,
+        lr=m.lr,
+        upload=m.upload,
+        directive=pb.Directive(send=m.directive.send, update=m.directive.update),
+        slice=m.slice,
+        slices=m.slices,
+        samples=m.samples,
+    )
+    return "begin", header, _flatten(m.weights, header)
+
+
+def _gradient(m: Gradient) -> tuple[str, Any, list[Tensor]]:
+    header = pb.Gradient(step=m.step, loss=m.loss, correct=m.correct)
+    if m.dz is None:
+        return "gradient", header, []
+    header.dz.SetInParent()
+    return "gradient", header, [m.dz]
+
+
+def _welcome(m: Welcome) -> tuple[str, Any, list[Tensor]]:
+    return "welcome", pb.Welcome(config=m.config, client=m.client, shard=m.shard, shards=m.shards), []
+
+
+_headers: dict[type, Callable[[Any], tuple[str, Any, list[Tensor]]]] = {
+    Ready: _ready,
+    Smashed: _smashed,
+    Done: _done,
+    Alive: lambda m: ("alive", pb.Alive(samples=m.samples), []),
+    Leave: lambda m: ("leave", pb.Leave(reason=m.reason), []),
+    Welcome: _welcome,
+    Begin: _begin,
+    Gradient: _gradient,
+    Bye: lambda m: ("bye", pb.Bye(reason=m.reason, finished=m.finished), []),
+}
+
+
+# --- in
+
+
+def layouts_of(name: str, header: Any) -> list[Layout]:
+    """The tensor headers of a received message, in body order. Raises WireError on an unknown dtype or an absurd shape."""
+    return [_read_layout(slot) for slot in _slots(name, header)]
+
+
+def _read_layout(slot: pb.Tensor) -> Layout:
+    if not 1 <= slot.dtype <= len(DTYPES):
+        raise WireError(f"tensor header has dtype number {slot.dtype}, known are 1 to {len(DTYPES)}")
+    shape = tuple(slot.shape)
+    if not fits(shape) or len(slot.params) > 64:
+        raise WireError(f"tensor header has shape {shape[:20]} and {len(slot.params)} bytes of parameters")
+    return Layout(codec=slot.codec, dtype=DTYPES[slot.dtype - 1], shape=shape, nbytes=slot.nbytes, params=slot.params)
+
+
+def decode(name: str, header: Any, packed: Sequence[Packed], link: Link, coding: Coding) -> Message:
+    """The message of a whole body. Raises WireError if a tensor was not encoded as this run says."""
+    direction = direction_of(name)
+    tensors = [link.agreed(direction, one.layout).decode(one, coding) for one in packed]
+    return _messages[name](header, tensors)
+
+
+def _unflatten(header: Any, tensors: Iterable[Tensor]) -> dict[str, dict[str, Tensor]]:
+    weights: dict[str, dict[str, Tensor]] = {}
+    for named, tensor in zip(header.weights, tensors, strict=True):
+        state = weights.setdefault(named.part, {})
+        if named.name in state:
+            raise WireError(f"weights name {named.part}/{named.name} twice")
+        state[named.name] = tensor
+    return weights
+
+
+def _to_smashed(h: pb.Smashed, t: list[Tensor]) -> Smashed:
+    return Smashed(step=h.step, round=h.round, wave=h.wave, train=h.train, needs_grad=h.needs_grad, y=t[0], z=t[1])
+
+
+def _to_done(h: pb.Done, t: list[Tensor]) -> Done:
+    return Done(
+        round=h.round,
+        wave=h.wave,
+        steps=h.steps,
+        samples=h.samples,
+        loss_sum=h.loss_sum,
+        weights=_unflatten(h, t),
+        digests={d.part: d.sha256 for d in h.digests},
+    )
+
+
+def _to_begin(h: pb.Begin, t: list[Tensor]) -> Begin:
+    return Begin(
+        round=h.round,
+        rounds=h.rounds,
+        wave=h.wave,
+        wave_size=h.wave_size,
+        evaluate=h.evaluate,
+        steps=h.steps,
+        first=h.first,
+        lr=h.lr,
+        weights=_unflatten(h, t),
+        upload=tuple(h.upload),
+        directive=Directive(send=h.directive.send, update=h.directive.update),
+        slice=h.slice,
+        slices=h.slices,
+        samples=h.samples,
+    )
+
+
+_messages: dict[str, Callable[[Any, list[Tensor]], Message]] = {
+    "ready": lambda h, _: Ready(samples=h.samples, batches=h.batches),
+    "smashed": _to_smashed,
+    "done": _to_done,
+    "alive": lambda h, _: Alive(samples=h.samples),
+    "leave": lambda h, _: Leave(reason=h.reason),
+    "welcome": lambda h, _: Welcome(config=h.config, client=h.client, shard=h.shard, shards=h.shards),
+    "begin": _to_begin,
+    "gradient": lambda h, t: Gradient(step=h.step, loss=h.loss, correct=h.correct, dz=t[0] if t else None),
+    "bye": lambda h, _: Bye(reason=h.reason, finished=h.finished),
+}

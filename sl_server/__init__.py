@@ -1,0 +1,1 @@
+"""The server: the head, the coordinator, and one stream from each client."""

@@ -1,0 +1,263 @@
+"""The command `sl-server`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sl_common import __version__
+from sl_common.config import RunConfig
+from sl_common.errors import ConfigError, CutlayerError
+from sl_common.exits import INTERRUPTED, exit_code, is_loopback
+from sl_common.presets import PRESETS
+
+app = typer.Typer(
+    name="sl-server",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Split learning, the server's side: hold the head of a network, train it with clients that hold the rest.",
+)
+
+ConfigFile = Annotated[
+    Path, typer.Argument(help="The run's configuration, a TOML file (or a run's config.json).", metavar="RUN.toml")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a key of the file: --set run.rounds=3. May be repeated.", envvar="SL_SET"),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.", envvar="SL_JSON")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cutlayer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options that every command has."""
+
+
+def read_config(path: Path, overrides: list[str] | None) -> RunConfig:
+    """A run's configuration from TOML, or from the JSON that a run directory holds. Raises ConfigError."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        if path.suffix != ".json":
+            return RunConfig.from_toml(text, overrides or ())
+        if overrides:
+            raise ConfigError("--set works on a TOML file")
+        return RunConfig.from_json(text)
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
+
+
+def host_port(text: str, option: str, default_host: str = "127.0.0.1") -> tuple[str, int]:
+    """HOST:PORT or PORT. Raises ConfigError."""
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"{option} {text!r}: write it as HOST:PORT with a port from 0 to 65535")
+    return host or default_host, int(port)
+
+
+@app.command()
+def run(
+    config_file: ConfigFile,
+    listen: Annotated[
+        str, typer.Option(help="Where clients connect: HOST:PORT; port 0 takes a free one.", envvar="SL_LISTEN")
+    ] = "127.0.0.1:50051",
+    metrics: Annotated[
+        str | None, typer.Option(help="Prometheus metrics at HOST:PORT (9464 is usual).", envvar="SL_METRICS")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; by default runs/NAME-TIME.", envvar="SL_OUT")] = None,
+    overrides: Overrides = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure",
+            help="Listen in plaintext beyond this machine: whoever is on the way reads labels and activations.",
+            envvar="SL_INSECURE",
+        ),
+    ] = False,
+    record: Annotated[
+        bool,
+        typer.Option(
+            "--record",
+            help="Also write every event to events.log, to replay the run bit for bit. Holds all activations.",
+            envvar="SL_RECORD",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Serve one run: wait for its clients, train, evaluate, write the run directory."""
+    from sl_server.serve import run_server
+
+    config = read_config(config_file, overrides)
+    host, port = host_port(listen, "--listen")
+    if not is_loopback(f"{host}:{port}") and not insecure:
+        raise ConfigError(
+            f"--listen {host}:{port} is not on this machine alone and there is no TLS yet: add --insecure if you mean it"
+        )
+    where = out or Path("runs") / f"{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    at = host_port(metrics, "--metrics") if metrics else None
+    _summary, failure, stopped = run_server(
+        config, listen=f"{host}:{port}", metrics=at, out=where, as_json=as_json, record=record
+    )
+    if failure is not None:
+        fail(CutlayerError(failure))
+    if stopped:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def simulate(
+    config_file: ConfigFile,
+    data: Annotated[Path | None, typer.Option(help="Where data sets lie.", envvar="SL_DATA")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; by default runs/NAME-TIME.", envvar="SL_OUT")] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """The same run in one process, without a network. The weights are those of the real run, bit for bit."""
+    from sl_server.ledger import Ledger
+    from sl_server.rundir import RunDirectory
+    from sl_server.serve import Scribe, pick_device
+    from sl_server.show import make_show
+    from sl_server.simulate import Simulation
+
+    config = read_config(config_file, overrides)
+    where = out or Path("runs") / f"{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}-simulated"
+    ledger = Ledger()
+    simulation = Simulation(config, data=data, device=pick_device(config.server.device), count=ledger.count)
+    directory = RunDirectory(where, config, ledger)
+    show = make_show(ledger, config.run.rounds, as_json=as_json)
+    scribe = Scribe(simulation.coordinator, directory, show)
+    failure: CutlayerError | KeyboardInterrupt | None = None
+    try:
+        for fact in simulation.facts():
+            scribe.fact(fact)
+    except (CutlayerError, KeyboardInterrupt) as error:
+        failure = error
+        simulation.coordinator.stop(str(error) or "stopped by its operator (SIGINT)")
+    finally:
+        show.stop()
+    show.summary(directory.finish(simulation.coordinator, scribe.seconds), str(where))
+    if isinstance(failure, CutlayerError):
+        raise failure
+    if failure is not None:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def check(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Also print every key with its value.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check a configuration without running it: shapes at every cut, bytes of a step each way, memory on the client."""
+    from sl_server.check import inspect
+
+    config = read_config(config_file, overrides)
+    report = inspect(config)
+    if as_json:
+        typer.echo(json.dumps(report.to_dict()))
+    else:
+        report.show(Console(highlight=False, soft_wrap=True), resolved=resolved)
+
+
+@app.command()
+def presets(as_json: Json = False) -> None:
+    """The published algorithms that a configuration can name."""
+    rows = {
+        name: {
+            "source": p.source,
+            "traffic": p.traffic,
+            "hooks": p.protocol.model_dump(mode="json", exclude_defaults=True),
+        }
+        for name, p in PRESETS.items()
+    }
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    table = Table(
+        title="presets: [protocol] preset = NAME",
+        caption="|D| samples, S bytes of one smashed sample, C clients, |w| bytes of weights; hooks not named have their default",
+        show_lines=True,
+    )
+    for column in ("preset", "source", "hooks", "traffic of one pass over the data"):
+        table.add_column(column)
+    for name, row in rows.items():
+        table.add_row(
+            name, str(row["source"]), _hooks(PRESETS[name].protocol.model_dump(mode="json")), str(row["traffic"])
+        )
+    Console().print(table)
+
+
+def _hooks(fields: dict[str, Any]) -> str:
+    from sl_common.protocol import Protocol
+
+    default = Protocol().model_dump(mode="json")
+    words = []
+    for hook, value in fields.items():
+        changed = {k: v for k, v in value.items() if default[hook].get(k) != v}
+        if changed:
+            kind = changed.pop("kind", "")
+            rest = ", ".join(f"{k} {v}" for k, v in changed.items())
+            words.append(f"{hook}: {kind} {rest}".rstrip())
+    return "\n".join(words)
+
+
+@app.command()
+def export(
+    run_directory: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUNDIR")],
+    to: Annotated[
+        Path | None, typer.Option("--to", "-o", help="File to write; by default RUNDIR/model.safetensors.")
+    ] = None,
+    lower: Annotated[
+        Path | None,
+        typer.Option(
+            help="The lower segment that a client wrote (sl-client run --save-lower FILE), where lower segments are private."
+        ),
+    ] = None,
+    head: Annotated[
+        Path | None, typer.Option(help="The head to take, where every client has its own (head-SHARD.safetensors).")
+    ] = None,
+) -> None:
+    """Join lower segment and head into the state dict of the unsplit network, as safetensors."""
+    from sl_server.export import export_run
+
+    written, tensors = export_run(run_directory, to=to, lower=lower, head=head)
+    typer.echo(
+        f"wrote {written}: {tensors} tensors; load with safetensors.torch.load_file and nn.Sequential(OrderedDict(blocks))"
+    )
+
+
+def fail(error: CutlayerError) -> NoReturn:
+    """Say what is wrong on stderr and exit with its code."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False, style="red")
+    raise SystemExit(exit_code(error))
+
+
+def main() -> None:
+    """Entry point."""
+    sys.path.append(str(Path.cwd()))  # where a user's own model lies
+    try:
+        app()
+    except CutlayerError as error:
+        fail(error)

@@ -1,0 +1,473 @@
+"""The server as a deterministic state machine.
+
+Law: the same events in the same order give the same messages and the same weights, bit for bit. `handle` takes an event in;
+`advance` does at most one cohort's work and says what is to be sent, or None if it must wait for the next event. Nothing here
+knows a clock, a thread, a file or a socket; time comes as Tick.
+
+    round:   plan waves -> [ begin -> cohorts … -> all Done -> merge after the wave ]… -> merge after the round -> evaluate
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping
+
+from sl_common.config import RunConfig
+from sl_common.errors import Refused, WireError
+from sl_common.facts import (
+    ClientDone,
+    ClientJoined,
+    ClientLeft,
+    ClientReady,
+    Evaluated,
+    Fact,
+    RoundEnded,
+    RunEnded,
+    Score,
+    Trained,
+    WaveBegun,
+)
+from sl_common.messages import (
+    Alive,
+    Begin,
+    Bye,
+    Done,
+    Event,
+    Joined,
+    Leave,
+    Left,
+    Ready,
+    Smashed,
+    State,
+    Tick,
+    ToClient,
+    Welcome,
+)
+from sl_common.network import Network
+from sl_common.protocol import Arrived, At, Record, WaitUntil
+from sl_common.segment import Bank, Segment
+from sl_common.tensors import check_state, digest, raw_bytes
+from sl_server.roster import Member, Roster
+from sl_server.wave import Wave
+
+Said = list[tuple[str, ToClient]]
+
+
+class Coordinator:
+    """One run. Clients go by name outside and by shard inside."""
+
+    def __init__(self, config: RunConfig, network: Network, *, device: str = "cpu") -> None:
+        self.config = config
+        self.network = network
+        self.protocol = config.protocol
+        self.roster = Roster(config.shards, config.sharded)
+        per_client = frozenset({"head"}) if self.protocol.head.copies == "per_client" else frozenset[str]()
+        self.bank = Bank({"head": lambda: self._head(device)}, per_client)
+        whole = {"lower": network.lower, "head": network.head}
+        self._shared: dict[str, State] = {
+            part: {k: v.detach().clone() for k, v in whole[part].state_dict().items()}
+            for part in self.protocol.learner.parts
+        }
+        self._digests = {part: digest(state) for part, state in self._shared.items()}
+        self._merges = dict.fromkeys([*self._shared, "head"], 0)  # part -> how often it was merged
+        self._private: set[str] = set()  # parts that were trained since they were last merged
+        self._facts: list[Fact] = []
+        self._out: Said = []
+        self._round = 0
+        self._plan: list[list[int]] | None = None  # waves of this round still to come; None: the round has not begun
+        self._waves = 0
+        self._wave: Wave | None = None
+        self._over: list[Wave] = []  # training waves of this round that are over
+        self._losses: list[float] = []  # of the rounds so far
+        self._now = 0.0
+        self.wake_at: float | None = None  # a barrier wants a Tick then
+        self.ended: RunEnded | None = None
+
+    def _head(self, device: str) -> Segment:
+        return Segment(copy.deepcopy(self.network.head), self.config.server.optimizer, device=device)
+
+    # --- events in
+
+    def place(self, name: str, shard: int | None, shards: int | None) -> tuple[str, int]:
+        """The name and shard that a newcomer would get; changes nothing. Raises Refused."""
+        if self.ended is not None:
+            raise Refused("over", f"the run is over: {self.ended.reason}")
+        return self.roster.place(name, shard, shards)
+
+    def handle(self, client: str, event: Event) -> None:
+        """Take one event. Raises WireError, with nothing changed, if the client may not say this now."""
+        match event:
+            case Joined(shard=shard, shards=shards):
+                self._join(*self.place(client, shard, shards))
+            case Ready():
+                self._ready(self.roster[client], event)
+            case Smashed():
+                self.network.check(event)
+                self._current_wave(f"batch {event.step}").take(self.roster[client].shard, event)
+            case Done():
+                self._done(self.roster[client], event)
+            case Left(reason=reason) | Leave(reason=reason):
+                self._left(self.roster[client], reason)
+            case Tick(now=now):
+                self._now = now
+            case Alive():
+                pass
+
+    def stop(self, reason: str) -> None:
+        """End the run before its last round."""
+        if self.ended is None:
+            self._end(reason, finished=False)
+
+    @property
+    def advance_pending(self) -> bool:
+        """There is something to say."""
+        return bool(self._out)
+
+    def facts(self) -> list[Fact]:
+        """What happened since the last call."""
+        facts, self._facts = self._facts, []
+        return facts
+
+    def _join(self, name: str, shard: int) -> None:
+        member = self.roster.join(name, shard)
+        self.bank.forget(shard)
+        self._facts.append(ClientJoined(client=name, shard=shard))
+        config = self.config.to_json()
+        self._say(member, Welcome(config=config, client=name, shard=shard, shards=self.config.shards))
+
+    def _ready(self, member: Member, event: Ready) -> None:
+        if member.ready:
+            raise WireError("a second ready in one life")
+        if event.samples < 1 or event.batches < 1 or event.batches > event.samples:
+            raise WireError(f"ready with {event.samples} samples in {event.batches} batches")
+        member.samples, member.batches, member.ready = event.samples, event.batches, True
+        self._facts.append(ClientReady(client=member.name, shard=member.shard, samples=event.samples))
+
+    def _done(self, member: Member, done: Done) -> None:
+        wave = self._current_wave("done")
+        for part, state in done.weights.items():
+            module = self.network.lower if part == "lower" else self.network.head
+            expected = {k: (t.dtype, tuple(t.shape)) for k, t in module.state_dict().items()}
+            check_state(state, expected, f"{member.name}'s {part}")
+        wave.finish(member.shard, done)
+        if not wave.evaluate:
+            member.trained += done.steps
+            member.taught = True
+            member.holds.update(done.digests)
+        self._facts.append(
+            ClientDone(
+                client=member.name,
+                round=done.round,
+                wave=done.wave,
+                steps=done.steps,
+                samples=done.samples,
+                evaluate=wave.evaluate,
+            )
+        )
+
+    def _left(self, member: Member, reason: str) -> None:
+        was_ready, member.here, member.ready = member.ready, False, False
+        if self._wave is not None:
+            self._wave.drop(member.shard)
+        self._out = [(name, message) for name, message in self._out if name != member.name]
+        self._facts.append(ClientLeft(client=member.name, shard=member.shard, reason=reason, was_ready=was_ready))
+
+    def _current_wave(self, what: str) -> Wave:
+        if self._wave is None:
+            raise WireError(f"{what} while no wave is under way")
+        return self._wave
+
+    # --- work
+
+    def advance(self) -> Said | None:
+        """At most one cohort's work and what it gives to say; None if there is nothing to do before the next event."""
+        worked = False
+        if not self._out and self.ended is None:
+            worked = self._begin_next() if self._wave is None else self._serve() or self._end_wave()
+        said, self._out = self._out, []
+        return said if worked or said else None
+
+    def _say(self, member: Member, message: ToClient) -> None:
+        self._out.append((member.name, message))
+
+    def _begin_next(self) -> bool:
+        """The next wave of this round, or the round's end; False if there are too few clients."""
+        ready = self.roster.ready()
+        if self._plan is None:
+            if not ready or (self._round == 0 and len(ready) < self.config.run.clients):
+                return False
+            self._plan = self.protocol.waves.plan([m.shard for m in ready], self._at())
+            self._waves = 0
+        while self._plan:
+            shards = set(self._plan.pop(0))
+            members = [m for m in ready if m.shard in shards]
+            if members:
+                self._begin_training(members)
+                return True
+        self._end_round()
+        return True
+
+    def _at(self, wave_size: int = 1) -> At:
+        run = self.config.run
+        return At(
+            seed=run.seed, round=self._round, rounds=run.rounds, wave=self._waves, wave_size=wave_size, now=self._now
+        )
+
+    def _begin_training(self, members: list[Member]) -> None:
+        at = self._at(len(members))
+        directive = self.protocol.gate.decide(self._losses, at)
+        needs = self.protocol.merge.needs(at) if directive.update else ()
+        begins = {
+            m.shard: Begin(
+                round=at.round,
+                rounds=at.rounds,
+                wave=at.wave,
+                wave_size=at.wave_size,
+                steps=self.config.client.wave.batches(m.batches),
+                first=m.trained,
+                lr=self.config.client.lr(at.round, at.rounds),
+                weights=self._weights_for(m),
+                upload=tuple(part for part in needs if part in self.protocol.learner.parts),
+                directive=directive,
+            )
+            for m in members
+        }
+        lr = self.config.server.lr(at.round, at.rounds) * self.protocol.head.lr_factor(at.wave_size)
+        for m in members:
+            self.bank.get("head", m.shard).set_lr(lr)
+        self._begin(Wave(at=at, directive=directive, begins=begins), members)
+
+    def _begin(self, wave: Wave, members: list[Member]) -> None:
+        self._wave = wave
+        for m in members:
+            self._say(m, wave.begins[m.shard])
+        self._facts.append(
+            WaveBegun(
+                round=wave.at.round,
+                rounds=wave.at.rounds,
+                wave=wave.at.wave,
+                clients=tuple(m.name for m in members),
+                steps=sum(begin.steps for begin in wave.begins.values()),
+                evaluate=wave.evaluate,
+            )
+        )
+
+    def _weights_for(self, member: Member) -> dict[str, State]:
+        """The parts that were merged since this client last heard, unless it holds just these weights already."""
+        weights = {}
+        for part, state in self._shared.items():
+            if member.seen.get(part) == self._merges[part]:
+                continue
+            member.seen[part] = self._merges[part]
+            if member.holds.get(part) != self._digests[part]:
+                weights[part] = state
+                member.holds[part] = self._digests[part]
+        return weights
+
+    def _serve(self) -> bool:
+        """One cohort, or one batch to evaluate; False if none is complete."""
+        wave = self._wave
+        if wave is None or not wave.waiting:
+            return False
+        self.wake_at = None
+        if wave.evaluate:
+            client = next(iter(wave.waiting))
+            self._evaluate(wave, client, wave.next_of(client))
+            return True
+        at = wave.now(self._now)
+        cohort = self.protocol.barrier.cohort(list(wave.waiting), wave.training, at)
+        if isinstance(cohort, WaitUntil):
+            self.wake_at = cohort.now
+            return False
+        if cohort:
+            self._train(wave, cohort, at)
+        return bool(cohort)
+
+    def _train(self, wave: Wave, cohort: list[int], at: At) -> None:
+        members = {client: self.roster.by_shard(client) for client in cohort}
+        arrived = [Arrived(client=c, batch=wave.next_of(c), samples=members[c].samples) for c in cohort]
+        replies = self.protocol.head.step(self.bank, arrived, at)
+        wave.cohorts += 1
+        for a in arrived:
+            reply, size = replies[a.client], len(a.batch.y)
+            wave.losses[a.client, a.batch.step] = (reply.loss, size)
+            self._say(members[a.client], reply)
+            self._facts.append(
+                Trained(
+                    client=members[a.client].name,
+                    shard=a.client,
+                    round=at.round,
+                    wave=at.wave,
+                    step=a.batch.step,
+                    samples=size,
+                    loss=reply.loss,
+                    sha256=hashlib.sha256(raw_bytes(a.batch.z)).hexdigest()[:16],
+                )
+            )
+
+    def _evaluate(self, wave: Wave, client: int, batch: Smashed) -> None:
+        reply = self.protocol.head.evaluate(self.bank, client, batch)
+        wave.losses[client, batch.step] = (reply.loss, len(batch.y))
+        wave.correct[client] = wave.correct.get(client, 0) + reply.correct
+        self._say(self.roster.by_shard(client), reply)
+
+    # --- ends
+
+    def _end_wave(self) -> bool:
+        """Merge or score once nobody is training any more; False if somebody is."""
+        wave = self._wave
+        if wave is None or wave.training:
+            return False
+        self._wave = None
+        if wave.evaluate:
+            self._score(wave)
+            self._next_round()
+            return True
+        self._over.append(wave)
+        self._waves += 1
+        if wave.done and wave.directive.update:
+            self._private |= {*self.protocol.learner.parts, "head"}
+        self._apply(self.protocol.merge.after_wave(self._record([wave])))
+        return True
+
+    def _end_round(self) -> None:
+        self._apply(self.protocol.merge.after_round(self._record(self._over)))
+        loss, samples = _mean_loss(self._over)
+        if samples:
+            self._losses.append(loss)
+        finished = len({client for wave in self._over for client in wave.done})
+        self._facts.append(
+            RoundEnded(round=self._round, loss=loss if samples else None, samples=samples, clients=finished)
+        )
+        self._over = []
+        every, last = self.config.eval.every, self._round + 1 == self.config.run.rounds
+        if last or (every and (self._round + 1) % every == 0):
+            self._begin_evaluation(last)
+        else:
+            self._next_round()
+
+    def _next_round(self) -> None:
+        self._round += 1
+        self._plan = None
+        if self._round == self.config.run.rounds:
+            self._end("all rounds are done", finished=True)
+
+    def _end(self, reason: str, *, finished: bool) -> None:
+        self.ended = RunEnded(reason=reason, finished=finished)
+        self._out += [(m.name, Bye(reason=reason, finished=finished)) for m in self.roster.known() if m.here]
+        self._facts.append(self.ended)
+
+    def _record(self, waves: list[Wave]) -> Record:
+        """What the clients that finished these waves brought; a part that lives here comes from the bank."""
+        done = [(client, wave.done[client]) for wave in waves for client in sorted(wave.done)]
+        weights: dict[str, dict[int, State]] = {}
+        for client, said in done:
+            for part, state in said.weights.items():
+                weights.setdefault(part, {})[client] = state
+        for part in set(self.bank.parts) - set(self.protocol.learner.parts):
+            if self.bank.is_per_client(part):
+                weights[part] = {client: self.bank.get(part, client).state() for client, _ in done}
+        samples = {client: self.roster.by_shard(client).samples for client, _ in done}
+        at = waves[-1].at if waves else self._at()
+        return Record(at=at, samples=samples, weights=weights)
+
+    def _apply(self, merged: Mapping[str, State]) -> None:
+        for part, state in merged.items():
+            self._merges[part] += 1
+            self._private.discard(part)
+            if part in self.bank:
+                self.bank.load(part, state)
+            if part in self._shared:
+                self._shared[part] = state
+                self._digests[part] = digest(state)
+
+    # --- evaluation and the result
+
+    def _is_shared(self, part: str) -> bool:
+        """True if every client goes on with the same weights of this part."""
+        return self._merges[part] > 0 and part not in self._private
+
+    def _begin_evaluation(self, last: bool) -> None:
+        """Shared: the test set is split over everybody. Private: every client that has trained gets the same samples."""
+        shared = self._is_shared("lower")
+        members = [m for m in self.roster.ready() if shared or m.taught]
+        if not members:
+            self._next_round()
+            return
+        at = self._at(len(members))
+        split = shared and self.config.sharded
+        begins = {
+            m.shard: Begin(
+                round=at.round,
+                rounds=at.rounds,
+                wave=at.wave,
+                wave_size=at.wave_size,
+                evaluate=True,
+                weights=self._weights_for(m),
+                slice=number if split else 0,
+                slices=len(members) if split else 1,
+                samples=0 if split or last or not self.config.sharded else self.config.eval.samples,
+            )
+            for number, m in enumerate(members)
+        }
+        self._begin(Wave(at=at, directive=self.protocol.gate.decide(self._losses, at), begins=begins), members)
+
+    def _score(self, wave: Wave) -> None:
+        scores: dict[int, Score] = {}
+        for client in sorted(wave.done):
+            mine = [pair for (c, _), pair in sorted(wave.losses.items()) if c == client]
+            samples = sum(n for _, n in mine)
+            if samples:
+                loss = sum(loss * n for loss, n in mine) / samples
+                scores[client] = Score(samples=samples, correct=wave.correct.get(client, 0), loss=loss)
+        if not scores:
+            return
+        samples = sum(s.samples for s in scores.values())
+        accuracies = [s.accuracy for s in scores.values()]
+        shared = self._is_shared("lower")
+        pooled = sum(s.correct for s in scores.values()) / samples
+        self._facts.append(
+            Evaluated(
+                round=wave.at.round,
+                shared=shared,
+                accuracy=pooled if shared else sum(accuracies) / len(accuracies),
+                lowest=min(accuracies),
+                highest=max(accuracies),
+                loss=sum(s.loss * s.samples for s in scores.values()) / samples,
+                samples=samples,
+                clients={self.roster.by_shard(client).name: score for client, score in scores.items()},
+            )
+        )
+
+    def weights(self) -> dict[str, State]:
+        """What the server has: `lower` if all share it, `head`, or `head-<shard>` where copies differ."""
+        states: dict[str, State] = {}
+        if self._is_shared("lower"):
+            states["lower"] = self._shared["lower"]
+        copies = self.bank.copies("head")
+        if copies and not self._is_shared("head"):
+            return states | {f"head-{client}": segment.state() for client, segment in copies.items()}
+        return states | {"head": self.bank.get("head").state()}
+
+    def weights_sha256(self) -> str:
+        """One fingerprint of all weights of the run, the private ones by the digests that their clients reported."""
+        sha = hashlib.sha256()
+        digests = {name: digest(state) for name, state in self.weights().items()}
+        if "lower" not in digests:
+            digests |= {f"lower-{m.shard}": m.holds["lower"] for m in self.roster.known() if "lower" in m.holds}
+        for name in sorted(digests):
+            sha.update(name.encode() + b"\0" + digests[name])
+        return sha.hexdigest()
+
+
+def _mean_loss(waves: list[Wave]) -> tuple[float, int]:
+    """Mean training loss of a round, summed by (shard, step) within its waves, and over how many samples."""
+    total, count = 0.0, 0
+    for wave in waves:
+        for _, (loss, samples) in sorted(wave.losses.items()):
+            total, count = total + loss * samples, count + samples
+        for _, done in sorted(wave.done.items()):
+            if done.loss_sum:
+                total, count = total + done.loss_sum, count + done.samples
+    return (total / count if count else 0.0), count

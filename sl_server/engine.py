@@ -1,0 +1,306 @@
+"""The one loop that touches the coordinator: a thread that takes what streams bring, and alternates events with work.
+
+Law: streams only enqueue. Sessions, coordinator, torch and codecs belong to this thread; there is no lock. A long silent stretch
+of work never blocks a leave, a tick or a stop for longer than one cohort.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import secrets
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from sl_common.errors import CutlayerError, Refused, WireError
+from sl_common.facts import Fact
+from sl_common.messages import Gradient, Smashed, Tick
+from sl_common.wire import Frame, Hello, Received, Refusal, Timing
+from sl_server.coordinator import Coordinator
+from sl_server.ledger import Ledger
+from sl_server.metrics import Metrics
+from sl_server.sessions import Opened, Session, Sessions
+
+LINGER_S = 10.0  # after the run, for clients that have not taken their Bye yet
+_TICK_S = 0.2
+
+
+class Stream(Protocol):
+    """One open stream, as the engine sees it. Both methods may be called from the engine's thread and return at once."""
+
+    posted: int  # bytes that the stream put into the inbox
+    taken: int  # bytes that the engine took out of it
+
+    def send(self, frames: Sequence[bytes]) -> None:
+        """Write these frames, in order."""
+        ...
+
+    def close(self) -> None:
+        """End the stream after what was sent."""
+        ...
+
+
+@dataclass(kw_only=True, slots=True)
+class _Link:
+    """A session and the stream that carries it now; None while the client is away."""
+
+    session: Session
+    stream: Stream | None
+    away_since: float = 0.0
+    arrived: float = 0.0  # when the last batch was whole
+    decoded: float = 0.0  # and decoded
+    queued_s: float = 0.0  # in the inbox
+    decode_s: float = 0.0
+    encode_s: float = 0.0
+    residence_s: dict[int, float] = field(default_factory=dict)  # step -> arrival of the batch to reply handed over
+
+
+class Engine:
+    """Runs one coordinator in a thread of its own."""
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        *,
+        ledger: Ledger,
+        metrics: Metrics,
+        on_fact: Callable[[Fact], None],
+        on_end: Callable[[], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        self.coordinator = coordinator
+        self.sessions = Sessions(coordinator, incarnation=secrets.randbits(63))
+        self.failure: str | None = None
+        self._ledger = ledger
+        self._metrics = metrics
+        self._on_fact = on_fact
+        self._on_end = on_end
+        self._warn = warn
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._links: dict[Session, _Link] = {}
+        self._by_stream: dict[Stream, _Link] = {}
+        self._started = time.monotonic()
+        self._ended_at: float | None = None
+        self._next_tick = 0.0
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    # --- called from any thread
+
+    def start(self) -> None:
+        """Begin to take events."""
+        self._thread.start()
+
+    def join(self, timeout: float) -> None:
+        """Wait until the loop is over."""
+        self._thread.join(timeout)
+
+    def opened(self, stream: Stream, hello: bytes) -> None:
+        """A stream brought its first frame."""
+        self._inbox.put(lambda: self._open(stream, hello))
+
+    def came(self, stream: Stream, frame: bytes) -> None:
+        """A stream brought a frame."""
+        stream.posted += len(frame)
+        arrived = time.perf_counter()
+        self._inbox.put(lambda: self._feed(stream, frame, arrived))
+
+    def closed(self, stream: Stream) -> None:
+        """A stream is gone."""
+        self._inbox.put(lambda: self._lose(stream))
+
+    def stop(self, reason: str) -> None:
+        """End the run early; clients are told."""
+        self._inbox.put(lambda: self.coordinator.stop(reason))
+
+    # --- the loop
+
+    def _run(self) -> None:
+        torch.set_num_threads(self.coordinator.config.run.threads)
+        try:
+            worked = False
+            while not self._is_over():
+                with contextlib.suppress(queue.Empty):
+                    self._inbox.get(timeout=0 if worked else _TICK_S)()
+                self._tick()
+                worked = self._work()
+        except Exception as error:  # a bug, or training that diverged: say so to everybody and end
+            self._fail(error)
+        finally:
+            self._on_end()
+
+    def _work(self) -> bool:
+        started = time.perf_counter()
+        said = self.coordinator.advance()
+        if said is None:
+            self._tell()
+            return False
+        computed = time.perf_counter()
+        for name, message in said:
+            session = self.sessions.by_client.get(name)
+            if session is None:
+                continue
+            link = self._links[session]
+            before = time.perf_counter()
+            frames = session.endpoint.pack(message)
+            self._ledger.message("down", message)
+            self._send(link, frames)
+            if isinstance(message, Gradient) and message.dz is not None:
+                now = time.perf_counter()
+                self._metrics.observe("queue_wait", link.queued_s + started - link.decoded)
+                self._metrics.observe("server_compute", computed - started)
+                link.encode_s = now - before
+                link.residence_s = {message.step: now - link.arrived}
+        self._tell()
+        return True
+
+    def _tell(self) -> None:
+        for fact in self.coordinator.facts():
+            self._metrics.fact(fact)
+            self._on_fact(fact)
+
+    def _send(self, link: _Link, frames: Sequence[Frame]) -> None:
+        if link.stream is None:
+            return
+        link.stream.send([frame.data for frame in frames])
+        for frame in frames:
+            self._ledger.tally("down", frame.tally)
+
+    def _is_over(self) -> bool:
+        if self.coordinator.ended is None or self.coordinator.advance_pending:
+            return False
+        now = time.monotonic()
+        self._ended_at = self._ended_at or now
+        return not self._links or now - self._ended_at > LINGER_S
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now < self._next_tick:
+            return
+        self._next_tick = now + _TICK_S
+        grace = self.coordinator.config.run.grace_s
+        for link in list(self._links.values()):
+            if link.stream is None and now - link.away_since > grace:
+                self._drop(link)
+                self._metrics.away(-1)
+                self.sessions.lose(link.session, f"away for more than grace_s = {grace:g} s")
+        if self.coordinator.wake_at is not None and now - self._started >= self.coordinator.wake_at:
+            self.coordinator.handle("", Tick(now=now - self._started))
+
+    def _fail(self, error: Exception) -> None:
+        text = str(error) if isinstance(error, CutlayerError) else f"internal error: {error!r}"
+        self.failure = text
+        if not isinstance(error, CutlayerError):
+            self._warn(traceback.format_exc())
+        self.coordinator.stop(text)
+        self._work()
+        time.sleep(_TICK_S)  # let the streams carry the Bye
+
+    # --- streams
+
+    def _open(self, stream: Stream, data: bytes) -> None:
+        try:
+            opened = self.sessions.open(Hello.from_frame(data))
+        except Refused as error:
+            self._refuse(stream, error.code, error.reason)
+            return
+        except WireError as error:
+            self._refuse(stream, "protocol", str(error))
+            return
+        if opened.replaces is not None:
+            self._replace(opened.replaces)
+        self._attach(stream, opened)
+
+    def _attach(self, stream: Stream, opened: Opened) -> None:
+        link = self._links.get(opened.session)
+        if link is None:
+            link = self._links[opened.session] = _Link(session=opened.session, stream=stream)
+        else:
+            self._metrics.reconnects.inc()
+            if link.stream is None:
+                self._metrics.away(-1)
+            else:
+                self._by_stream.pop(link.stream, None)
+                link.stream.close()
+            link.stream = stream
+        self._by_stream[stream] = link
+        stream.send([opened.greeting.to_frame()])
+        self._send(link, opened.resend)
+
+    def _feed(self, stream: Stream, data: bytes, arrived: float) -> None:
+        stream.taken += len(data)
+        link = self._by_stream.get(stream)
+        if link is None:
+            return
+        fed = time.perf_counter()
+        try:
+            received = self.sessions.feed(link.session, data)
+        except WireError as error:
+            self._warn(f"{link.session.client}: {error}")
+            self._drop(link)
+            self._refuse(stream, "protocol", str(error))
+            return
+        self._took(link, received, arrived, fed)
+        bare = link.session.endpoint.acknowledgement()
+        if bare is not None:
+            self._send(link, [bare])
+        if link.session.closed:  # it said Leave
+            self._drop(link)
+            stream.close()
+
+    def _took(self, link: _Link, received: Received, arrived: float, fed: float) -> None:
+        self._ledger.tally("up", received.tally)
+        if received.timing is not None:
+            self._complete(link, received.timing)
+        if received.message is None:
+            return
+        self._ledger.message("up", received.message)
+        if isinstance(received.message, Smashed):
+            link.arrived, link.decoded = arrived, time.perf_counter()
+            link.queued_s, link.decode_s = fed - arrived, link.decoded - fed
+
+    def _complete(self, link: _Link, client: Timing) -> None:
+        """The client's measures of its last step complete ours of the same step."""
+        residence = link.residence_s.pop(client.step, None)
+        if residence is None:
+            return
+        self._metrics.observe("client_forward", client.forward)
+        self._metrics.observe("client_backward", client.backward)
+        self._metrics.observe("encode", client.encode + link.encode_s)
+        self._metrics.observe("decode", client.decode + link.decode_s)
+        self._metrics.observe("wire", client.round_trip - residence)
+
+    def _lose(self, stream: Stream) -> None:
+        link = self._by_stream.pop(stream, None)
+        if link is None:
+            return
+        if self.coordinator.ended is not None:
+            self._links.pop(link.session, None)
+            return
+        link.stream, link.away_since = None, time.monotonic()
+        self._metrics.away(1)
+
+    def _drop(self, link: _Link) -> None:
+        self._links.pop(link.session, None)
+        if link.stream is not None:
+            self._by_stream.pop(link.stream, None)
+
+    def _replace(self, session: Session) -> None:
+        link = self._links.get(session)
+        if link is None:
+            return
+        self._drop(link)
+        if link.stream is None:
+            self._metrics.away(-1)
+        else:
+            self._refuse(link.stream, "replaced", f"another client has joined as {session.client!r}")
+
+    def _refuse(self, stream: Stream, code: str, reason: str) -> None:
+        self._metrics.rejected(code)
+        stream.send([Refusal(code=code, reason=reason).to_frame()])
+        stream.close()

@@ -1,0 +1,55 @@
+"""Joining what a run left into the unsplit network's state dict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sl_common.config import RunConfig
+from sl_common.errors import ConfigError
+from sl_common.models import join
+from sl_common.network import Network
+from sl_server.rundir import write_atomically
+
+
+def export_run(
+    directory: Path, *, to: Path | None = None, lower: Path | None = None, head: Path | None = None
+) -> tuple[Path, int]:
+    """Write the whole network's state dict: where to, and how many tensors.
+
+    Raises ConfigError if a part is missing or does not fit the model that `config.json` names.
+    """
+    try:
+        config = RunConfig.from_json((directory / "config.json").read_text())
+    except OSError as error:
+        raise ConfigError(f"{directory}: not a run directory ({error.strerror}: config.json)") from error
+    network = Network.build(config)
+    lower_state = _read(
+        lower or directory / "lower.safetensors", "lower", "--lower FILE (sl-client run --save-lower FILE)"
+    )
+    head_state = _read(head or directory / "head.safetensors", "head", "--head head-SHARD.safetensors")
+    state = {**lower_state, **head_state}
+    whole = join(network.blocks)
+    try:
+        whole.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConfigError(f"{directory}: the weights do not fit model {config.model.name!r}: {error}") from error
+    path = to or directory / "model.safetensors"
+    try:
+        write_atomically(path, save({name: t.contiguous() for name, t in whole.state_dict().items()}))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    return path, len(state)
+
+
+def _read(path: Path, part: str, how: str) -> dict[str, Tensor]:
+    if not path.exists():
+        raise ConfigError(f"{path}: no {part} here; where every client has its own, give {how}")
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return state

@@ -1,0 +1,50 @@
+"""Bytes as they were sent and received, never estimated: on the wire with framing, and what the tensors would take as float32."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Literal
+
+from sl_common.messages import Message, WireKind, payload_of
+from sl_common.wire import Frame
+
+Direction = Literal["up", "down"]  # up: from clients to the server
+Tally = Iterable[tuple[WireKind, int]]
+
+
+class Ledger:
+    """Counts for one run. `wire` is serialized gRPC messages with their 5-byte prefix; resent frames count again."""
+
+    def __init__(self) -> None:
+        self.wire: Counter[tuple[Direction, WireKind]] = Counter()
+        self.payload: Counter[tuple[Direction, WireKind]] = Counter()
+
+    def tally(self, direction: Direction, tally: Tally) -> None:
+        """A frame went this way."""
+        for kind, nbytes in tally:
+            self.wire[direction, kind] += nbytes
+
+    def message(self, direction: Direction, message: Message) -> None:
+        """A message went this way, once however often its frames were resent."""
+        for kind, nbytes in payload_of(message).items():
+            self.payload[direction, kind] += nbytes
+
+    def count(self, direction: Direction, sent: Frame | Message) -> None:
+        """Either of the two."""
+        if isinstance(sent, Frame):
+            self.tally(direction, sent.tally)
+        else:
+            self.message(direction, sent)
+
+    def by_direction(self, which: Literal["wire", "payload"]) -> dict[str, dict[str, int]]:
+        """{"up": {kind: bytes}, "down": …}, kinds that never occurred left out."""
+        counts = self.wire if which == "wire" else self.payload
+        return {
+            direction: {kind: n for (d, kind), n in sorted(counts.items()) if d == direction}
+            for direction in ("up", "down")
+        }
+
+    def total(self, direction: Direction) -> int:
+        """Wire bytes of one direction."""
+        return sum(n for (d, _), n in self.wire.items() if d == direction)

@@ -1,0 +1,82 @@
+"""Who is in the run: names, shards, and what each client holds. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sl_common.errors import Refused
+
+
+@dataclass(kw_only=True, slots=True)
+class Member:
+    """One client, for as long as its name is known."""
+
+    name: str
+    shard: int
+    here: bool = False
+    ready: bool = False
+    samples: int = 0  # |Dᵢ|
+    batches: int = 0  # in one of its epochs
+    taught: bool = False  # has finished a training wave in this life
+    trained: int = 0  # batches since the run began: the position of its loader
+    holds: dict[str, bytes] = field(default_factory=dict)  # part -> digest of the weights it has
+    seen: dict[str, int] = field(default_factory=dict)  # part -> which merge it was last told of
+
+
+class Roster:
+    """Names keep their shard for the run; a new name gets the lowest shard that nobody has."""
+
+    def __init__(self, shards: int, sharded: bool) -> None:
+        self.shards = shards
+        self._sharded = sharded
+        self._members: dict[str, Member] = {}
+
+    def __getitem__(self, name: str) -> Member:
+        return self._members[name]
+
+    def by_shard(self, shard: int) -> Member:
+        """The member that has this shard."""
+        return next(m for m in self._members.values() if m.shard == shard)
+
+    def ready(self) -> list[Member]:
+        """Those that can train, by shard."""
+        return sorted((m for m in self._members.values() if m.ready), key=lambda m: m.shard)
+
+    def known(self) -> list[Member]:
+        """Everybody who was ever here, by shard."""
+        return sorted(self._members.values(), key=lambda m: m.shard)
+
+    def place(self, name: str, shard: int | None, shards: int | None) -> tuple[str, int]:
+        """The name and shard that a newcomer gets. Changes nothing. Raises Refused if there is no place for it."""
+        if shards is not None and shards != self.shards:
+            raise Refused("shard", f"client says there are {shards} shards, this run has {self.shards}")
+        if shard is not None and self._sharded and shard >= self.shards:
+            raise Refused("shard", f"shard {shard} is out of range, this run has shards 0 to {self.shards - 1}")
+        known = self._members.get(name)
+        if known is not None:
+            if shard not in (None, known.shard):
+                raise Refused("shard", f"client {name!r} has shard {known.shard} in this run and asks for {shard}")
+            return name, known.shard
+        taken = {m.shard: m.name for m in self._members.values()}
+        if shard is None:
+            shard = next(n for n in range(len(taken) + 1) if n not in taken)
+            if self._sharded and shard >= self.shards:
+                raise Refused(
+                    "full", f"all {self.shards} shards of this run have a client; data.shards would make room"
+                )
+        elif shard in taken:
+            raise Refused("shard", f"shard {shard} belongs to client {taken[shard]!r}")
+        return name or self._free_name(shard), shard
+
+    def join(self, name: str, shard: int) -> Member:
+        """A new life under this name: it holds no weights, but its loader goes on where the last life was."""
+        before = self._members.get(name)
+        member = Member(name=name, shard=shard, here=True, trained=before.trained if before else 0)
+        self._members[name] = member
+        return member
+
+    def _free_name(self, shard: int) -> str:
+        name = f"c{shard}"
+        while name in self._members:
+            name += "+"
+        return name

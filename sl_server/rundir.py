@@ -1,0 +1,144 @@
+"""What a run leaves behind: a directory that can be read at any moment, whole or cut short."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors.torch import save
+
+from sl_common import __version__
+from sl_common.config import RunConfig
+from sl_common.errors import ConfigError
+from sl_common.facts import Evaluated, Fact, RoundEnded, Trained
+from sl_common.messages import State
+from sl_server.coordinator import Coordinator
+from sl_server.ledger import Ledger
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Readers see the old file or the new one, never half of one."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+class RunDirectory:
+    """`config.json`, `metrics.jsonl`, `digests.log`, weights as safetensors after every evaluation, and `summary.json`."""
+
+    def __init__(self, path: Path, config: RunConfig, ledger: Ledger) -> None:
+        self.path = path
+        self._ledger = ledger
+        self._rounds: list[RoundEnded] = []
+        self.evaluated: Evaluated | None = None
+        self.loss: float | None = None
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if (path / "summary.json").exists():
+                raise ConfigError(f"--out {path}: holds a finished run already; choose another directory")
+            write_atomically(path / "config.json", config.model_dump_json(indent=2).encode() + b"\n")
+            self._metrics: IO[str] = (path / "metrics.jsonl").open("w")
+            self._digests: IO[str] = (path / "digests.log").open("w")
+        except OSError as error:
+            raise ConfigError(f"--out {path}: {error.strerror or error}") from error
+
+    def fact(self, fact: Fact, seconds: float) -> None:
+        """Write down what matters, as it happens."""
+        match fact:
+            case Trained():
+                self._digests.write(f"{fact.client} {fact.round} {fact.wave} {fact.step} {fact.sha256}\n")
+            case RoundEnded(round=number, loss=loss):
+                self.loss = loss if loss is not None else self.loss
+                self._digests.flush()
+                self._line(
+                    event="round",
+                    round=number + 1,
+                    loss=loss,
+                    samples=fact.samples,
+                    clients=fact.clients,
+                    seconds=round(seconds, 3),
+                    bytes=self._ledger.by_direction("wire"),
+                )
+            case Evaluated():
+                self.evaluated = fact
+                self._line(event="evaluation", seconds=round(seconds, 3), **_evaluation(fact))
+            case _:
+                fields = {k: v for k, v in asdict(fact).items() if k != "clients"}
+                if "round" in fields:
+                    fields["round"] += 1
+                self._line(event=_snake(type(fact).__name__), seconds=round(seconds, 3), **fields)
+
+    def _line(self, **fields: Any) -> None:
+        self._metrics.write(json.dumps(fields) + "\n")
+        self._metrics.flush()
+
+    def save_weights(self, states: dict[str, State]) -> None:
+        """`lower.safetensors` and `head.safetensors`, or `head-<shard>.safetensors` where copies differ."""
+        for name, state in states.items():
+            tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+            write_atomically(self.path / f"{name}.safetensors", save(tensors))
+
+    def finish(self, coordinator: Coordinator, seconds: float, failure: str | None = None) -> dict[str, Any]:
+        """Write the summary and the final weights; what the summary says."""
+        self.save_weights(coordinator.weights())
+        summary = summarise(coordinator, self._ledger, self.evaluated, self.loss, seconds, failure)
+        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
+        self._metrics.close()
+        self._digests.close()
+        return summary
+
+
+def summarise(
+    coordinator: Coordinator,
+    ledger: Ledger,
+    evaluated: Evaluated | None,
+    loss: float | None,
+    seconds: float,
+    failure: str | None = None,
+) -> dict[str, Any]:
+    """The run in one object: what `summary.json` holds."""
+    config, ended = coordinator.config, coordinator.ended
+    return {
+        "name": config.run.name,
+        "preset": config.preset,
+        "finished": bool(ended and ended.finished),
+        "reason": failure or (ended.reason if ended else "cut short"),
+        "rounds": config.run.rounds,
+        "clients": len(coordinator.roster.known()),
+        "train_loss": loss,
+        "evaluation": _evaluation(evaluated) if evaluated else None,
+        "bytes": ledger.by_direction("wire"),
+        "payload_bytes": ledger.by_direction("payload"),
+        "seconds": round(seconds, 3),
+        "weights_sha256": coordinator.weights_sha256(),
+        "seed": config.run.seed,
+        "threads": config.run.threads,
+        "torch": torch.__version__,
+        "cutlayer": __version__,
+    }
+
+
+def _evaluation(fact: Evaluated) -> dict[str, Any]:
+    return {
+        "round": fact.round + 1,
+        "shared": fact.shared,
+        "accuracy": fact.accuracy,
+        "min": fact.lowest,
+        "max": fact.highest,
+        "loss": fact.loss,
+        "samples": fact.samples,
+        "clients": {
+            name: {"accuracy": s.accuracy, "loss": s.loss, "samples": s.samples} for name, s in fact.clients.items()
+        },
+    }
+
+
+def _snake(name: str) -> str:
+    return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")

@@ -1,0 +1,136 @@
+"""A server process: the engine's thread, gRPC on asyncio, the metrics' address, signals, and what is written and shown."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sl_common.config import RunConfig
+from sl_common.errors import ConfigError
+from sl_common.facts import Evaluated, Fact
+from sl_common.network import Network
+from sl_server import service
+from sl_server.coordinator import Coordinator
+from sl_server.engine import Engine
+from sl_server.eventlog import EventLog
+from sl_server.ledger import Ledger
+from sl_server.metrics import Metrics
+from sl_server.rundir import RunDirectory
+from sl_server.show import Show, make_show
+
+
+def pick_device(device: str) -> str:
+    """`auto` is a GPU if there is one. Raises ConfigError if the one asked for is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"server.device = {device!r}: torch {torch.__version__} sees no CUDA device here")
+    return device
+
+
+def run_server(
+    config: RunConfig,
+    *,
+    listen: str,
+    metrics: tuple[str, int] | None,
+    out: Path,
+    as_json: bool,
+    record: bool,
+) -> tuple[dict[str, Any], str | None, bool]:
+    """Serve one run to its end: its summary, why it failed (None if it did not), and whether a signal stopped it."""
+    return asyncio.run(_serve(config, listen, metrics, out, as_json, record))
+
+
+async def _serve(
+    config: RunConfig, listen: str, metrics_at: tuple[str, int] | None, out: Path, as_json: bool, record: bool
+) -> tuple[dict[str, Any], str | None, bool]:
+    ledger = Ledger()
+    metrics = Metrics(ledger)
+    coordinator = Coordinator(config, Network.build(config), device=pick_device(config.server.device))
+    directory = RunDirectory(out, config, ledger)
+    show = make_show(ledger, config.run.rounds, as_json=as_json)
+    over = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    scribe = Scribe(coordinator, directory, show)
+    engine = Engine(
+        coordinator,
+        ledger=ledger,
+        metrics=metrics,
+        on_fact=scribe.fact,
+        on_end=lambda: _ring(loop, over),
+        warn=show.warn,
+    )
+    log = EventLog(out / "events.log", config) if record else None
+    engine.sessions.log = log
+    server = None
+    try:
+        server, port = await service.start(engine, listen)
+        host = listen.rpartition(":")[0]
+        show.say(
+            "listening",
+            f"listening on {host}:{port}, waiting for {config.run.clients} client(s)",
+            address=f"{host}:{port}",
+        )
+        if metrics_at is not None:
+            at = metrics.serve(*metrics_at)
+            show.say("metrics", f"metrics at http://{metrics_at[0]}:{at}/metrics", port=at)
+        stopped = _on_signals(loop, engine, show)
+        engine.start()
+        await over.wait()
+        await server.stop(grace=2.0)
+        summary = directory.finish(coordinator, scribe.seconds, engine.failure)
+        show.summary(summary, str(out))
+        return summary, engine.failure, stopped.is_set()
+    finally:
+        show.stop()
+        metrics.close()
+        if server is not None:
+            await server.stop(grace=0)
+        if log is not None:
+            log.close()
+
+
+def _ring(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    loop.call_soon_threadsafe(event.set)
+
+
+def _on_signals(loop: asyncio.AbstractEventLoop, engine: Engine, show: Show) -> asyncio.Event:
+    stopped = asyncio.Event()
+
+    def stop(name: str) -> None:
+        if stopped.is_set():
+            raise SystemExit(130)  # the second time they mean it
+        stopped.set()
+        show.warn(f"{name}: ending the run; once more to leave at once")
+        engine.stop(f"stopped by its operator ({name})")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number.name)
+    return stopped
+
+
+class Scribe:
+    """Sends each fact where it is written and shown, and keeps the run's time from the first wave on."""
+
+    def __init__(self, coordinator: Coordinator, directory: RunDirectory, show: Show) -> None:
+        self._coordinator = coordinator
+        self._directory = directory
+        self._show = show
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the server was ready."""
+        return time.monotonic() - self._started
+
+    def fact(self, fact: Fact) -> None:
+        """From the engine's thread."""
+        self._directory.fact(fact, self.seconds)
+        self._show.fact(fact)
+        if isinstance(fact, Evaluated):
+            self._directory.save_weights(self._coordinator.weights())

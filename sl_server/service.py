@@ -1,0 +1,140 @@
+"""gRPC on asyncio: one handler a stream, which moves bytes between the network and the engine and does nothing else.
+
+Law: no torch, codec or coordinator here. Each stream has an outbox of its own; the engine alone decides which stream carries a
+session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from sl_common.errors import ConfigError
+from sl_common.wire import probe
+from sl_common.wire.endpoint import MAX_CHUNK
+from sl_server.engine import Engine
+
+SERVICE = "sl.v1.SplitLearning"
+MAX_MESSAGE = 2 * MAX_CHUNK
+HELLO_TIMEOUT_S = 10.0
+READ_AHEAD = 64 << 20  # bytes of one stream that may wait for the engine before we stop reading
+OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a lottery
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+
+class TrainStream:
+    """An open stream's outbox: the engine's thread puts frames in, the event loop writes them."""
+
+    def __init__(self) -> None:
+        self.posted = 0
+        self.taken = 0
+        self._loop = asyncio.get_running_loop()
+        self._frames: deque[bytes] = deque()
+        self._wake = asyncio.Event()
+        self._closing = False
+
+    def send(self, frames: Sequence[bytes]) -> None:
+        """From any thread."""
+        self._frames.extend(frames)
+        self._ring()
+
+    def close(self) -> None:
+        """From any thread."""
+        self._closing = True
+        self._ring()
+
+    def _ring(self) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    async def write_to(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        """Write until the stream is closed and its outbox empty."""
+        while True:
+            while self._frames:
+                await context.write(self._frames.popleft())
+            if self._closing:
+                return
+            self._wake.clear()
+            if not self._frames and not self._closing:
+                await self._wake.wait()
+
+
+class SplitLearning:
+    """The service's handlers."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def train(self, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        """One stream of one client, from Hello to its end."""
+        stream = TrainStream()
+        reader = asyncio.create_task(self._read(stream, context))
+        try:
+            await stream.write_to(context)
+        finally:
+            reader.cancel()
+            self._engine.closed(stream)
+
+    async def _read(self, stream: TrainStream, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        try:
+            hello = await asyncio.wait_for(context.read(), HELLO_TIMEOUT_S)
+            if isinstance(hello, bytes):
+                self._engine.opened(stream, hello)
+                while isinstance(frame := await context.read(), bytes):
+                    self._engine.came(stream, frame)
+                    while stream.posted - stream.taken > READ_AHEAD:
+                        await asyncio.sleep(0.01)
+        except (TimeoutError, grpc.RpcError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # the stream is broken or mute; the engine keeps the session for its grace period
+        finally:
+            stream.close()
+
+    async def probe(self, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        """Answer a bounded number of pings."""
+        for _ in range(probe.MAX_PINGS):
+            ping = await context.read()
+            if not isinstance(ping, bytes):
+                return
+            try:
+                await context.write(probe.answer(ping))
+            except (DecodeError, ValueError) as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+
+async def start(engine: Engine, listen: str) -> tuple[grpc.aio.Server, int]:
+    """A server that takes streams at `listen` (HOST:PORT), with health and reflection. Raises ConfigError if it is taken."""
+    service = SplitLearning(engine)
+    server = grpc.aio.server(options=OPTIONS)
+    handlers = {
+        "Train": grpc.stream_stream_rpc_method_handler(service.train),
+        "Probe": grpc.stream_stream_rpc_method_handler(service.probe),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    health = health_aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    for name in ("", SERVICE):
+        await health.set(name, health_pb2.HealthCheckResponse.SERVING)
+    reflection.enable_server_reflection(
+        (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
+    )
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise ConfigError(f"--listen {listen}: cannot be bound; is another server running there? ({error})") from error
+    await server.start()
+    return server, port

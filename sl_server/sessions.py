@@ -1,0 +1,128 @@
+"""The sessions of a run: which endpoint belongs to which client, who may open one, and what a broken rule costs.
+
+It joins the coordinator and the endpoints and knows no stream: the engine carries frames over gRPC, the simulator in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from sl_common import __version__
+from sl_common.errors import Refused, WireError
+from sl_common.messages import Event, Joined, Leave, Left, ToServer
+from sl_common.wire import WIRE_VERSION, Endpoint, Frame, Greeting, Hello, Received
+from sl_server.coordinator import Coordinator
+
+
+@dataclass(kw_only=True, eq=False)
+class Session:
+    """One life of one client."""
+
+    client: str
+    life: bytes
+    endpoint: Endpoint
+    replaced: bool = False  # another life has taken its name
+    closed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opened:
+    """An accepted Hello."""
+
+    session: Session
+    greeting: Greeting
+    resend: list[Frame]
+    replaces: Session | None  # the life that had this name before
+
+
+class Log(Protocol):
+    """Where events are written down."""
+
+    def append(self, entry: tuple[str, Event], /) -> None:
+        """One event of one client."""
+        ...
+
+
+class Sessions:
+    """All sessions of one run. Whoever calls decides about threads; nothing here blocks."""
+
+    def __init__(self, coordinator: Coordinator, incarnation: int) -> None:
+        self.coordinator = coordinator
+        self.incarnation = incarnation
+        self.by_client: dict[str, Session] = {}
+        self.log: Log | None = None  # if set, every event is written down here
+
+    def open(self, hello: Hello) -> Opened:
+        """Resume the session of this life or begin a new one. Raises Refused or WireError; nobody else is disturbed."""
+        if hello.version != WIRE_VERSION:
+            raise Refused(
+                "version",
+                f"client speaks wire version {hello.version} (cutlayer {hello.software}), "
+                f"this server {WIRE_VERSION} (cutlayer {__version__})",
+            )
+        session = next((s for s in self.by_client.values() if s.life == hello.life), None)
+        if session is not None:
+            if hello.client not in ("", session.client):
+                raise Refused("identity", f"this life is client {session.client!r}, not {hello.client!r}")
+            return self._opened(session, hello, resumed=True)
+        name, shard = self.coordinator.place(hello.client, hello.shard, hello.shards)
+        before = self.by_client.get(name)
+        if before is not None:
+            before.replaced = True
+            self._left(before, "a new life of the same client has come")
+        network = self.coordinator.network
+        endpoint = Endpoint("server", link=self.coordinator.config.codec, limit_bytes=network.limit_bytes)
+        session = Session(client=name, life=hello.life, endpoint=endpoint)
+        self._handle(name, Joined(shard=shard, shards=hello.shards))
+        self.by_client[name] = session
+        return self._opened(session, hello, resumed=False, replaces=before)
+
+    def _opened(self, session: Session, hello: Hello, *, resumed: bool, replaces: Session | None = None) -> Opened:
+        resend = session.endpoint.resend(hello.received if resumed else 0)
+        greeting = Greeting(
+            client=session.client,
+            received=session.endpoint.received,
+            resumed=resumed,
+            incarnation=self.incarnation,
+            software=__version__,
+        )
+        return Opened(session=session, greeting=greeting, resend=resend, replaces=replaces)
+
+    def feed(self, session: Session, data: bytes) -> Received:
+        """Take one frame and hand a whole message to the coordinator.
+
+        Raises WireError if the client broke a rule; it has left then.
+        """
+        try:
+            received = session.endpoint.feed(data)
+            if received.message is not None:
+                self._say(session, received.message)  # type: ignore[arg-type]
+        except WireError as error:
+            self._left(session, f"broke the protocol: {error}")
+            raise
+        return received
+
+    def _say(self, session: Session, message: ToServer) -> None:
+        self._handle(session.client, message)
+        if isinstance(message, Leave):
+            self._forget(session)
+
+    def lose(self, session: Session, reason: str) -> None:
+        """The client was away for too long."""
+        self._left(session, reason)
+
+    def _left(self, session: Session, reason: str) -> None:
+        if not session.closed:
+            self._forget(session)
+            self._handle(session.client, Left(reason=reason))
+
+    def _forget(self, session: Session) -> None:
+        session.closed = True
+        if self.by_client.get(session.client) is session:
+            del self.by_client[session.client]
+
+    def _handle(self, client: str, event: Event) -> None:
+        self.coordinator.handle(client, event)
+        if self.log is not None:
+            self.log.append((client, event))

@@ -1,0 +1,159 @@
+"""What a person at the server sees: a progress bar on a terminal, plain lines in a pipe, or one JSON line an event."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sl_common.facts import ClientJoined, ClientLeft, Evaluated, Fact, RoundEnded, RunEnded, Trained, WaveBegun
+from sl_server.ledger import Ledger
+
+
+class Show:
+    """Lines; with `as_json`, one JSON object each."""
+
+    def __init__(self, ledger: Ledger, rounds: int, *, as_json: bool = False) -> None:
+        self._ledger = ledger
+        self._rounds = rounds
+        self._json = as_json
+        self._console = Console(highlight=False, soft_wrap=True)
+
+    def say(self, event: str, line: str, **fields: Any) -> None:
+        """Print one event."""
+        if self._json:
+            sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
+            sys.stdout.flush()
+        else:
+            self._console.print(line, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Something that a person should know of."""
+        self.say("warning", f"warning: {text}", text=text)
+
+    def fact(self, fact: Fact) -> None:
+        """Say what matters to a person."""
+        match fact:
+            case ClientJoined(client=client, shard=shard):
+                self.say("joined", f"{client} joined (shard {shard})", client=client, shard=shard)
+            case ClientLeft(client=client, reason=reason):
+                self.say("left", f"{client} left: {reason}", client=client, reason=reason)
+            case RoundEnded(round=number, loss=loss):
+                up, down = self._ledger.total("up"), self._ledger.total("down")
+                text = "no batch trained" if loss is None else f"loss {loss:.4f}"
+                self.say(
+                    "round",
+                    f"round {number + 1}/{self._rounds}: {text}, {size(up)} up, {size(down)} down so far",
+                    round=number + 1,
+                    loss=loss,
+                    bytes_up=up,
+                    bytes_down=down,
+                )
+            case Evaluated(round=number, accuracy=accuracy):
+                spread = (
+                    "" if fact.shared else f" (mean of {len(fact.clients)}: {fact.lowest:.2%} to {fact.highest:.2%})"
+                )
+                self.say(
+                    "evaluation",
+                    f"round {number + 1}/{self._rounds}: accuracy {accuracy:.2%}{spread}, loss {fact.loss:.4f} on {fact.samples} held-out samples",
+                    round=number + 1,
+                    accuracy=accuracy,
+                    min=fact.lowest,
+                    max=fact.highest,
+                    loss=fact.loss,
+                    samples=fact.samples,
+                )
+            case _:
+                pass
+
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
+
+    def summary(self, summary: dict[str, Any], where: str | None) -> None:
+        """The table at the end."""
+        self.stop()
+        if self._json:
+            self.say("summary", "", **summary)
+            return
+        self._console.print(_table(summary))
+        if where:
+            self._console.print(f"everything is in {where}", markup=False)
+
+
+class Bar(Show):
+    """A progress bar for the wave under way, and lines above it."""
+
+    def __init__(self, ledger: Ledger, rounds: int) -> None:
+        super().__init__(ledger, rounds)
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("waiting for clients", total=None, loss="")
+        self._progress.start()
+
+    def fact(self, fact: Fact) -> None:
+        """Move the bar too."""
+        super().fact(fact)
+        match fact:
+            case WaveBegun(steps=steps, evaluate=evaluate):
+                what = "evaluating" if evaluate else "training"
+                self._progress.reset(
+                    self._task, description=f"round {fact.round + 1}/{fact.rounds} {what}", total=steps or None, loss=""
+                )
+            case Trained(loss=loss):
+                self._progress.update(self._task, advance=1, loss=f"loss {loss:.4f}")
+            case RunEnded():
+                self._progress.stop()
+            case _:
+                pass
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()
+
+
+def make_show(ledger: Ledger, rounds: int, *, as_json: bool) -> Show:
+    """What fits where the output goes."""
+    return Bar(ledger, rounds) if sys.stdout.isatty() and not as_json else Show(ledger, rounds, as_json=as_json)
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people: 1.5 kB, 12.0 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000 or unit == "GB":
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    raise AssertionError
+
+
+def _table(summary: dict[str, Any]) -> Table:
+    table = Table(
+        title=f"run {summary['name']} ({summary['preset'] or 'own protocol'}): {summary['reason']}", show_header=False
+    )
+    table.add_column(style="bold")
+    table.add_column()
+    evaluation = summary["evaluation"]
+    if evaluation:
+        spread = (
+            "" if evaluation["shared"] else f" (mean over clients; {evaluation['min']:.2%} to {evaluation['max']:.2%})"
+        )
+        table.add_row("accuracy", f"{evaluation['accuracy']:.2%}{spread} on {evaluation['samples']:,} held-out samples")
+        table.add_row("loss, held out", f"{evaluation['loss']:.4f}")
+    if summary["train_loss"] is not None:
+        table.add_row("loss, last round", f"{summary['train_loss']:.4f}")
+    for direction, kinds in summary["bytes"].items():
+        parts = ", ".join(f"{kind} {size(n)}" for kind, n in kinds.items())
+        table.add_row(f"bytes {direction}", f"{size(sum(kinds.values()))}  ({parts})")
+    table.add_row("time", f"{summary['seconds']:.1f} s")
+    table.add_row("weights sha256", summary["weights_sha256"])
+    return table

@@ -1,0 +1,112 @@
+"""A whole run in one process: the same core, with every message through the same endpoints, and no network.
+
+The one module that knows both sides. Its result equals that of separate processes bit for bit wherever the protocol's result
+does not depend on timing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+import torch
+
+from sl_client.seat import take_seat
+from sl_common.config import RunConfig
+from sl_common.facts import Fact
+from sl_common.messages import Alive, Message
+from sl_common.network import Network
+from sl_common.participate import Flow, Seat, participate
+from sl_common.wire import Endpoint, Frame, Hello
+from sl_server.coordinator import Coordinator
+from sl_server.ledger import Direction
+from sl_server.sessions import Session, Sessions
+
+Count = Callable[[Direction, Frame | Message], None]  # every frame and every message
+
+
+class SimulatedClient:
+    """A client's flow and endpoint, driven in memory."""
+
+    def __init__(self, sessions: Sessions, number: int, seat: Callable[..., Seat], count: Count) -> None:
+        self.seat: Seat | None = None
+        self._take_seat = seat
+        self._sessions = sessions
+        self._count = count
+        self.flow = Flow(participate(self._sit))
+        opened = sessions.open(Hello(life=number.to_bytes(16, "big"), shard=number))
+        self.session: Session = opened.session
+        network, link = sessions.coordinator.network, sessions.coordinator.config.codec
+        self.endpoint = Endpoint("client", link=link, limit_bytes=network.limit_bytes)
+
+    def _sit(self, welcome: object) -> Seat:
+        self.seat = self._take_seat(welcome)
+        return self.seat
+
+    def hear(self, message: Message) -> None:
+        """The server says something to this client."""
+        self._count("down", message)
+        for frame in self.session.endpoint.pack(message):
+            self._count("down", frame)
+            received = self.endpoint.feed(frame.data)
+            if received.message is not None:
+                self.flow.deliver(received.message)  # type: ignore[arg-type]
+
+    def go_on(self) -> bool:
+        """Run until the client must wait; whether it said anything."""
+        said = False
+        for message in self.flow.run():
+            if isinstance(message, Alive):
+                continue
+            said = True
+            self._count("up", message)
+            for frame in self.endpoint.pack(message):
+                self._count("up", frame)
+                self._sessions.feed(self.session, frame.data)
+        return said
+
+
+class Simulation:
+    """One run in this process. `facts` runs it to the end, yielding what happens."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        data: Path | None = None,
+        allowed: Collection[str] | None = None,
+        device: str = "cpu",
+        count: Count = lambda _direction, _sent: None,
+    ) -> None:
+        torch.set_num_threads(config.run.threads)
+        self.coordinator = Coordinator(config, Network.build(config, allowed), device=device)
+        self.sessions = Sessions(self.coordinator, incarnation=1)
+        self._clients = {}
+        for number in range(config.run.clients):
+            client = SimulatedClient(
+                self.sessions, number, lambda welcome: take_seat(welcome, data=data, allowed=allowed), count
+            )
+            self._clients[client.session.client] = client
+
+    @property
+    def seats(self) -> dict[int, Seat]:
+        """The clients' places, by shard."""
+        return {c.seat.shard: c.seat for c in self._clients.values() if c.seat is not None}
+
+    def facts(self) -> Iterator[Fact]:
+        """Run to the end. The order in which clients are served is fixed: by shard, each until it waits."""
+        moved = True
+        while moved:
+            moved = False
+            while (said := self.coordinator.advance()) is not None:
+                moved = True
+                for name, message in said:
+                    self._clients[name].hear(message)
+                yield from self.coordinator.facts()
+            for client in self._clients.values():
+                moved = client.go_on() or moved
+                yield from self.coordinator.facts()
+
+    def run(self) -> list[Fact]:
+        """All facts of the whole run."""
+        return list(self.facts())
