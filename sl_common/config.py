@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, PositiveInt, TypeAdapter, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from sl_common.codec import Link
 from sl_common.errors import ConfigError
+from sl_common.explain import did_you_mean, explain
 from sl_common.imports import is_user_code
 from sl_common.optim import Training
 from sl_common.partition import Iid, Own, Partition
@@ -38,6 +37,13 @@ class Run(Value):
     clients: PositiveInt = 1  # start when so many are here; more may join where the data have shards for them
     threads: PositiveInt = 1  # intra-op threads of torch on every participant; other numbers change the last bits
     grace_s: Annotated[float, Field(gt=0)] = 30.0  # a client that is away for longer has left
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not name or not name.isprintable() or "/" in name:
+            raise ValueError("the run directory is called after it: one printable line without '/'")
+        return name
 
 
 class Model(Value):
@@ -122,8 +128,7 @@ class RunConfig(Value):
         if self.data.name in KNOWN_DATA or (self.model.input and self.model.classes):
             return self
         if not is_user_code(self.data.name):
-            near = get_close_matches(self.data.name, KNOWN_DATA, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(self.data.name, KNOWN_DATA)
             raise ValueError(
                 f"data.name = {self.data.name!r}: unknown data{hint} (known: {', '.join(KNOWN_DATA)}, or package.module:function)"
             )
@@ -187,13 +192,15 @@ def deep_merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, An
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
-        same_kind = (
-            isinstance(below, Mapping)
-            and isinstance(value, Mapping)
-            and value.get("kind", below.get("kind")) == below.get("kind")
-        )
-        merged[key] = deep_merge(below, value) if same_kind and isinstance(below, Mapping) else value
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and _merges(below, value):
+            merged[key] = deep_merge(below, value)
+        else:
+            merged[key] = value
     return merged
+
+
+def _merges(below: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
+    return "kind" not in below or "kind" not in over or below["kind"] == over["kind"]
 
 
 def _parse_override(text: str) -> dict[str, Any]:
@@ -217,55 +224,16 @@ def _with_preset(raw: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(protocol, dict) or "preset" not in protocol:
         return raw
     name = protocol["preset"]
-    if name not in PRESETS:
-        near = get_close_matches(str(name), PRESETS, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
+    if not isinstance(name, str) or name not in PRESETS:
+        hint = did_you_mean(name, PRESETS)
         raise ConfigError(f"protocol.preset = {name!r}: unknown preset{hint} (known: {', '.join(PRESETS)})")
     fields = {key: value for key, value in protocol.items() if key != "preset"}
     base = PRESETS[name].protocol.model_dump(mode="json")
     return {**raw, "protocol": deep_merge(base, fields), "preset": name}
 
 
-# --- errors that a person can act on
-
-
 def _validate(raw: Any) -> RunConfig:
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(detail) for detail in error.errors())) from error
-
-
-def _explain(detail: ErrorDetails) -> str:
-    path = [part for part in detail["loc"] if isinstance(part, (str, int))]
-    key = ".".join(str(part) for part in path)
-    if detail["type"] == "extra_forbidden":
-        near = get_close_matches(str(path[-1]), _keys_beside(path), n=1, cutoff=0.5)
-        hint = f", did you mean {near[0]!r}?" if near else f" (known here: {', '.join(_keys_beside(path))})"
-        return f"{key}: unknown key{hint}"
-    message = detail["msg"].removeprefix("Value error, ")
-    value = detail["input"]
-    shown = "" if isinstance(value, (dict, BaseModel)) else f" = {value!r}"
-    return f"{key}{shown}: {message}" if key else message
-
-
-def _keys_beside(path: Sequence[str | int]) -> list[str]:
-    """The keys that the table of a misspelt key does have. Union tags stand in the path as their `kind`."""
-    schema = TypeAdapter(RunConfig).json_schema()
-    definitions = schema.get("$defs", {})
-    node: Any = schema
-    for part in path[:-1]:
-        node = _resolve(node.get("properties", {}).get(part, node), definitions)
-        options = [_resolve(option, definitions) for option in node.get("oneOf", node.get("anyOf", []))]
-        tagged = [o for o in options if part in _kinds(o)]
-        node = tagged[0] if tagged else node
-    return list(node.get("properties", {}))
-
-
-def _kinds(node: Any) -> list[Any]:
-    kind = node.get("properties", {}).get("kind", {})
-    return [kind.get("const"), *kind.get("enum", [])]
-
-
-def _resolve(node: Any, definitions: Mapping[str, Any]) -> Any:
-    return definitions[node["$ref"].rsplit("/", 1)[-1]] if "$ref" in node else node
+        raise ConfigError(explain(error, raw, RunConfig)) from error

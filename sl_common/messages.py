@@ -152,6 +152,11 @@ class Tick:
     now: float
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Advanced:
+    """The coordinator worked: only in event logs, where it says between which events."""
+
+
 ToServer = Ready | Smashed | Done | Alive | Leave
 ToClient = Welcome | Begin | Gradient | Bye
 Message = ToServer | ToClient

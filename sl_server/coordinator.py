@@ -131,7 +131,6 @@ class Coordinator:
 
     def _join(self, name: str, shard: int) -> None:
         member = self.roster.join(name, shard)
-        self.bank.forget(shard)
         self._facts.append(ClientJoined(client=name, shard=shard))
         config = self.config.to_json()
         self._say(member, Welcome(config=config, client=name, shard=shard, shards=self.config.shards))
@@ -236,7 +235,8 @@ class Coordinator:
         lr = self.config.server.lr(at.round, at.rounds) * self.protocol.head.lr_factor(at.wave_size)
         for m in members:
             self.bank.get("head", m.shard).set_lr(lr)
-        self._begin(Wave(at=at, directive=directive, begins=begins), members)
+        samples = {m.shard: m.samples for m in members}
+        self._begin(Wave(at=at, directive=directive, begins=begins, samples=samples), members)
 
     def _begin(self, wave: Wave, members: list[Member]) -> None:
         self._wave = wave
@@ -255,6 +255,8 @@ class Coordinator:
 
     def _weights_for(self, member: Member) -> dict[str, State]:
         """The parts that were merged since this client last heard, unless it holds just these weights already."""
+        if not member.seen:
+            self.bank.forget(member.shard)  # what a former life of this shard had trained
         weights = {}
         for part, state in self._shared.items():
             if member.seen.get(part) == self._merges[part]:
@@ -368,7 +370,7 @@ class Coordinator:
         for part in set(self.bank.parts) - set(self.protocol.learner.parts):
             if self.bank.is_per_client(part):
                 weights[part] = {client: self.bank.get(part, client).state() for client, _ in done}
-        samples = {client: self.roster.by_shard(client).samples for client, _ in done}
+        samples = {client: n for wave in waves for client, n in wave.samples.items()}
         at = waves[-1].at if waves else self._at()
         return Record(at=at, samples=samples, weights=weights)
 

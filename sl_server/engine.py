@@ -136,7 +136,7 @@ class Engine:
 
     def _work(self) -> bool:
         started = time.perf_counter()
-        said = self.coordinator.advance()
+        said = self.sessions.advance()
         if said is None:
             self._tell()
             return False

@@ -11,7 +11,7 @@ import torch
 
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
-from sl_common.messages import Event
+from sl_common.messages import Advanced, Event
 from sl_common.network import Network
 from sl_common.wire import eventlog
 from sl_server.coordinator import Coordinator, Said
@@ -25,7 +25,7 @@ class EventLog:
         text = config.to_json().encode()
         self._file.write(len(text).to_bytes(4, "little") + text)
 
-    def append(self, entry: tuple[str, Event]) -> None:
+    def append(self, entry: tuple[str, Event | Advanced]) -> None:
         """One event of one client."""
         self._file.write(eventlog.dump(*entry))
 
@@ -45,7 +45,8 @@ def replay(path: Path) -> tuple[Coordinator, Said]:
     coordinator = Coordinator(config, Network.build(config))
     said: Said = []
     for client, event in eventlog.load(data[4 + length :]):
-        coordinator.handle(client, event)
-        while (more := coordinator.advance()) is not None:
-            said += more
+        if isinstance(event, Advanced):
+            said += coordinator.advance() or []
+        else:
+            coordinator.handle(client, event)
     return coordinator, said

@@ -24,7 +24,8 @@ class Member:
 
 
 class Roster:
-    """Names keep their shard for the run; a new name gets the lowest shard that nobody has."""
+    """Names keep their shard for the run. A new name gets the lowest shard that nobody has, or else the lowest one whose client
+    is gone: a device that is replaced by another must not leave its data without a client."""
 
     def __init__(self, shards: int, sharded: bool) -> None:
         self.shards = shards
@@ -57,20 +58,29 @@ class Roster:
             if shard not in (None, known.shard):
                 raise Refused("shard", f"client {name!r} has shard {known.shard} in this run and asks for {shard}")
             return name, known.shard
-        taken = {m.shard: m.name for m in self._members.values()}
         if shard is None:
-            shard = next(n for n in range(len(taken) + 1) if n not in taken)
-            if self._sharded and shard >= self.shards:
-                raise Refused(
-                    "full", f"all {self.shards} shards of this run have a client; data.shards would make room"
-                )
-        elif shard in taken:
-            raise Refused("shard", f"shard {shard} belongs to client {taken[shard]!r}")
+            shard = self._free_shard()
+        else:
+            holder = next((m for m in self._members.values() if m.shard == shard and m.here), None)
+            if holder is not None:
+                raise Refused("shard", f"shard {shard} belongs to client {holder.name!r}")
         return name or self._free_name(shard), shard
 
+    def _free_shard(self) -> int:
+        taken = {m.shard: m.here for m in self._members.values()}
+        shard = next(n for n in range(len(taken) + 1) if n not in taken)
+        if not self._sharded or shard < self.shards:
+            return shard
+        left = [n for n, here in sorted(taken.items()) if not here]
+        if not left:
+            raise Refused("full", f"all {self.shards} shards of this run have a client; data.shards would make room")
+        return left[0]
+
     def join(self, name: str, shard: int) -> Member:
-        """A new life under this name: it holds no weights, but its loader goes on where the last life was."""
-        before = self._members.get(name)
+        """A new life: it holds no weights, but the shard's loader goes on where the last life was."""
+        before = next((m for m in self._members.values() if m.shard == shard), None)
+        if before is not None:
+            del self._members[before.name]
         member = Member(name=name, shard=shard, here=True, trained=before.trained if before else 0)
         self._members[name] = member
         return member

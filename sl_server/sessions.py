@@ -10,9 +10,9 @@ from typing import Protocol
 
 from sl_common import __version__
 from sl_common.errors import Refused, WireError
-from sl_common.messages import Event, Joined, Leave, Left, ToServer
+from sl_common.messages import Advanced, Event, Joined, Leave, Left, ToServer
 from sl_common.wire import WIRE_VERSION, Endpoint, Frame, Greeting, Hello, Received
-from sl_server.coordinator import Coordinator
+from sl_server.coordinator import Coordinator, Said
 
 
 @dataclass(kw_only=True, eq=False)
@@ -39,7 +39,7 @@ class Opened:
 class Log(Protocol):
     """Where events are written down."""
 
-    def append(self, entry: tuple[str, Event], /) -> None:
+    def append(self, entry: tuple[str, Event | Advanced], /) -> None:
         """One event of one client."""
         ...
 
@@ -121,6 +121,13 @@ class Sessions:
         session.closed = True
         if self.by_client.get(session.client) is session:
             del self.by_client[session.client]
+
+    def advance(self) -> Said | None:
+        """Let the coordinator work: what is to be said, or None if it must wait."""
+        said = self.coordinator.advance()
+        if said is not None and self.log is not None:
+            self.log.append(("", Advanced()))
+        return said
 
     def _handle(self, client: str, event: Event) -> None:
         self.coordinator.handle(client, event)

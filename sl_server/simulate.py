@@ -98,7 +98,7 @@ class Simulation:
         moved = True
         while moved:
             moved = False
-            while (said := self.coordinator.advance()) is not None:
+            while (said := self.sessions.advance()) is not None:
                 moved = True
                 for name, message in said:
                     self._clients[name].hear(message)

@@ -17,6 +17,7 @@ class Wave:
     at: At
     directive: Directive
     begins: dict[int, Begin]
+    samples: dict[int, int] = field(default_factory=dict)  # |Dᵢ| of each client
     cohorts: int = 0
     waiting: dict[int, deque[Smashed]] = field(default_factory=dict)  # in order of arrival
     served: dict[int, int] = field(default_factory=dict)

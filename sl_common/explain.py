@@ -1,0 +1,109 @@
+"""Validation errors in the words of the file that a person wrote: the key as it can be written, its value, what would do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+Path = Sequence[str | int]
+
+
+def explain(error: ValidationError, raw: object, model: type[BaseModel]) -> str:
+    """One line a key. `raw` is what was validated, which tells real keys from the names of a union's members."""
+    schema = model.model_json_schema()
+    lines: dict[str, list[str]] = {}
+    for detail in error.errors():
+        subject, message = _line(detail, raw, schema)
+        lines.setdefault(subject, []).append(message)
+    return "\n".join(
+        ": ".join(filter(None, (subject, " or ".join(messages)))).replace(" or must be ", " or ")
+        for subject, messages in lines.items()
+    )
+
+
+def did_you_mean(word: object, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """`, did you mean 'x'?`, or nothing if no known word is close."""
+    near = get_close_matches(str(word), list(known), n=1, cutoff=cutoff)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def _line(detail: ErrorDetails, raw: object, schema: Mapping[str, Any]) -> tuple[str, str]:
+    """(key and value, what is wrong with it)."""
+    path, context, value = detail["loc"], detail.get("ctx", {}), detail["input"]
+    key = ".".join(_written(path, raw))
+    shown = "" if isinstance(value, (Mapping, BaseModel)) else f" = {value!r:.80}"
+    match detail["type"]:
+        case "extra_forbidden":
+            known = _keys_beside(path, schema)
+            hint = did_you_mean(path[-1], known, cutoff=0.5)
+            return key, f"unknown key{hint or f' (known here: {', '.join(known)})'}"
+        case "union_tag_invalid":
+            known = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
+            return f"{key}.kind = {context['tag']!r}", _unknown_kind(context["tag"], known)
+        case "union_tag_not_found":
+            return f"{key}.kind", f"missing, one of: {', '.join(_kinds_at(path, schema))}"
+        case "literal_error" if path[-1] == "kind":
+            return f"{key}{shown}", _unknown_kind(value, context["expected"].replace("'", "").split(" or "))
+        case "missing":
+            return key, "missing"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"{key}{shown}", "must be a table of keys"
+        case _:
+            message = detail["msg"].removeprefix("Value error, ")
+            return f"{key}{shown if key else ''}", message.replace("Input should be ", "must be ", 1)
+
+
+def _unknown_kind(kind: object, known: Sequence[str]) -> str:
+    return f"unknown kind{did_you_mean(kind, known)} (known: {', '.join(known)})"
+
+
+def _written(path: Path, raw: object) -> list[str]:
+    """The path without what is in no file: a table's `kind`, and `int`, `str` for the members of a union."""
+    written: list[str] = []
+    node: Any = raw
+    for part in path:
+        if isinstance(node, Mapping) and part not in node and node.get("kind") == part:
+            continue
+        if not isinstance(node, (Mapping, list, tuple)):
+            break
+        written.append(str(part))
+        inside = part in node if isinstance(node, Mapping) else isinstance(part, int) and part < len(node)
+        node = node[part] if inside else None
+    return written
+
+
+# --- the schema, walked along a path in which a union's member stands as its `kind`
+
+
+def _keys_beside(path: Path, schema: Mapping[str, Any]) -> list[str]:
+    """The keys that the table of a misspelt key does have."""
+    return list(_node(path[:-1], schema).get("properties", {}))
+
+
+def _kinds_at(path: Path, schema: Mapping[str, Any]) -> list[str]:
+    """The kinds that a union may have."""
+    return list(_node(path, schema).get("discriminator", {}).get("mapping", {}))
+
+
+def _node(path: Path, schema: Mapping[str, Any]) -> Any:
+    definitions = schema.get("$defs", {})
+    node: Any = schema
+    for part in path:
+        node = _resolve(node.get("properties", {}).get(part, node), definitions)
+        options = [_resolve(option, definitions) for option in node.get("oneOf", node.get("anyOf", []))]
+        tagged = [option for option in options if part in _kinds(option)]
+        node = tagged[0] if tagged else node
+    return node
+
+
+def _kinds(node: Any) -> list[Any]:
+    kind = node.get("properties", {}).get("kind", {})
+    return [kind.get("const"), *kind.get("enum", [])]
+
+
+def _resolve(node: Any, definitions: Mapping[str, Any]) -> Any:
+    return definitions[node["$ref"].rsplit("/", 1)[-1]] if "$ref" in node else node

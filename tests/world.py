@@ -1,0 +1,185 @@
+"""A whole federation in memory whose network can be slow, reordered between clients, cut anywhere and joined late.
+
+Everything in it is the real thing: coordinator, sessions, endpoints, flows, data. Only the streams are queues of frames, and a
+seeded scheduler decides what happens next.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+
+import torch
+
+from sl_client.seat import take_seat
+from sl_common.config import RunConfig
+from sl_common.facts import Fact
+from sl_common.messages import Advanced, Alive, Event, Welcome
+from sl_common.network import Network
+from sl_common.participate import Flow, Seat, participate
+from sl_common.segment import Segment
+from sl_common.wire import Endpoint, Hello
+from sl_server.coordinator import Coordinator
+from sl_server.sessions import Session, Sessions
+
+
+def make_config(preset: str, **overrides: object) -> RunConfig:
+    """A small run on the embedded digits; `section__key=value` overrides."""
+    toml = (
+        f'[protocol]\npreset = "{preset}"\n[model]\nname = "mlp"\nargs = {{ hidden = [16] }}\n[data]\nbatch_size = 32\n'
+    )
+    base = {"run.rounds": 2, "run.clients": 3, "client.wave": "{ steps = 3 }"}
+    settings = base | {key.replace("__", "."): value for key, value in overrides.items()}
+    return RunConfig.from_toml(toml, [f"{key}={value}" for key, value in settings.items()])
+
+
+@dataclass(eq=False)
+class Client:
+    """One client and the two directions of its stream."""
+
+    session: Session
+    endpoint: Endpoint
+    life: bytes
+    up: deque[bytes] = field(default_factory=deque)
+    down: deque[bytes] = field(default_factory=deque)
+    seat: Seat | None = None
+    flow: Flow | None = None
+    said: int = 0  # messages
+    gone: bool = False
+
+
+class World:
+    """Drive it with `run`; `cut`, `lose` and `join` may happen at any time."""
+
+    def __init__(self, config: RunConfig, seed: int = 0) -> None:
+        self.config = config
+        self.coordinator = Coordinator(config, Network.build(config))
+        self.sessions = Sessions(self.coordinator, incarnation=1)
+        self.events: list[tuple[str, Event | Advanced]] = []
+        self.sessions.log = self.events
+        self.facts: list[Fact] = []
+        self.said: list = []  # everything the coordinator said
+        self.clients: dict[str, Client] = {}
+        self.leave_after: dict[str, int] = {}  # client -> messages after which it is gone
+        self.cut_every: int | None = None  # frames, both directions together
+        self.cuts = 0
+        self._carried = 0
+        self._lives = 0
+        self._random = random.Random(seed)
+
+    def join(self, name: str = "") -> Client:
+        """A new client, or a new life of one."""
+        self._lives += 1
+        life = self._lives.to_bytes(16, "big")
+        opened = self.sessions.open(Hello(life=life, client=name))
+        network = self.coordinator.network
+        client = Client(
+            session=opened.session,
+            endpoint=Endpoint("client", link=self.config.codec, limit_bytes=network.limit_bytes),
+            life=life,
+        )
+
+        def sit(welcome: Welcome) -> Seat:
+            client.seat = take_seat(welcome, data=None, allowed=None)
+            return client.seat
+
+        client.flow = Flow(participate(sit))
+        self.clients[opened.session.client] = client
+        return client
+
+    def cut(self, client: Client) -> None:
+        """The stream breaks: frames under way are lost; both sides resume on a new one."""
+        self.cuts += 1
+        client.up.clear()
+        client.down.clear()
+        opened = self.sessions.open(Hello(life=client.life, received=client.endpoint.received, resume=True))
+        assert opened.greeting.resumed
+        client.down.extend(frame.data for frame in opened.resend)
+        client.up.extend(frame.data for frame in client.endpoint.resend(opened.greeting.received))
+
+    def lose(self, client: Client) -> None:
+        """The client is gone for good."""
+        if not client.gone:
+            client.gone = True
+            self.sessions.lose(client.session, "the test took it away")
+
+    def run(self, until: int | None = None) -> World:
+        """Let things happen in a random order until nothing can, or so many things have."""
+        done = 0
+        while until is None or done < until:
+            actions = self._actions()
+            if not actions:
+                return self
+            self._random.choice(actions)()
+            done += 1
+        return self
+
+    def _actions(self) -> list:
+        actions = []
+        for client in self.clients.values():
+            if client.gone:
+                continue
+            if client.up:
+                actions.append(lambda c=client: self._carry_up(c))
+            if client.down:
+                actions.append(lambda c=client: self._carry_down(c))
+        return actions or ([self._advance] if self._can_advance() else [])
+
+    def _can_advance(self) -> bool:
+        self._advanced = self.sessions.advance()
+        self.facts += self.coordinator.facts()
+        return self._advanced is not None
+
+    def _advance(self) -> None:
+        self.said += self._advanced or []
+        for name, message in self._advanced or []:
+            client = self.clients[name]
+            client.down.extend(frame.data for frame in client.session.endpoint.pack(message))
+
+    def _carried_one(self, client: Client) -> bool:
+        self._carried += 1
+        if self.cut_every and self._carried % self.cut_every == 0:
+            self.cut(client)
+            return True
+        return False
+
+    def _carry_up(self, client: Client) -> None:
+        if not self._carried_one(client):
+            self.sessions.feed(client.session, client.up.popleft())
+
+    def _carry_down(self, client: Client) -> None:
+        if self._carried_one(client):
+            return
+        received = client.endpoint.feed(client.down.popleft())
+        if received.message is None:
+            return
+        client.flow.deliver(received.message)
+        for message in client.flow.run():
+            if isinstance(message, Alive):
+                continue
+            client.said += 1
+            client.up.extend(frame.data for frame in client.endpoint.pack(message))
+            if client.said == self.leave_after.get(client.session.client):
+                self.lose(client)
+                return
+
+    # --- results
+
+    def lower(self, name: str) -> dict[str, torch.Tensor]:
+        """A client's lower segment as it is on the client."""
+        return self.clients[name].seat.bank.get("lower").state()
+
+
+def run_world(config: RunConfig, seed: int = 0, *, cut_every: int | None = None) -> World:
+    """All clients at once, to the end."""
+    world = World(config, seed)
+    world.cut_every = cut_every
+    for _ in range(config.run.clients):
+        world.join()
+    return world.run()
+
+
+def segment_of(world: World, part: str = "head") -> Segment:
+    """A segment on the server."""
+    return world.coordinator.bank.get(part)
