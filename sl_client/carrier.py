@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 from collections.abc import Iterator
 from typing import Protocol
@@ -41,6 +42,10 @@ class Carrier(Protocol):
         """End the stream."""
         ...
 
+    def finish(self) -> None:
+        """End the stream once what was sent has arrived."""
+        ...
+
 
 class GrpcCarrier:
     """A stream on a channel of its own."""
@@ -74,13 +79,12 @@ class GrpcCarrier:
         self._channel.close()
 
     def finish(self) -> None:
-        """End our half and wait for the server to end its own, so that nothing is cut off."""
+        """End our half and wait for the server to end its own, so that what we sent last arrives."""
         self._outbox.put(None)
-        try:
-            while True:
-                self.receive()
-        except StreamBroken:
-            self.close()
+        with contextlib.suppress(grpc.RpcError):
+            for _ in self._call:
+                pass
+        self._channel.close()
 
 
 def _words(error: grpc.RpcError) -> str:

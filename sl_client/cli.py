@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -12,6 +12,9 @@ from rich.console import Console
 from sl_common import __version__
 from sl_common.errors import ConfigError, CutlayerError
 from sl_common.exits import INTERRUPTED, exit_code, is_loopback
+
+if TYPE_CHECKING:  # torch is imported when it is needed, not for --help
+    from sl_common.messages import State
 
 app = typer.Typer(
     name="sl-client",
@@ -56,7 +59,7 @@ def run(
         str,
         typer.Option(
             "--id",
-            help="Name under which the server knows this client, also after a restart; by default c<shard>.",
+            help="Name under which the server knows this client, also after a restart; by default c0, c1, … by shard.",
             envvar="SL_ID",
         ),
     ] = "",
@@ -85,11 +88,13 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Take part in a run, until it is over."""
+    check_address(server, insecure)
+    index, shards = _shard(shard)
+    if save_lower is not None and not save_lower.parent.is_dir():
+        raise ConfigError(f"--save-lower {save_lower}: there is no folder {save_lower.parent}")
     from sl_client.runner import Runner
     from sl_client.show import make_show
 
-    check_address(server, insecure)
-    index, shards = _shard(shard)
     show = make_show(as_json=as_json)
     runner = Runner(
         server, name=name, shard=index, shards=shards, data=data, allowed=tuple(allow or ()), retry_s=retry, show=show
@@ -97,29 +102,36 @@ def run(
     try:
         runner.run()
     except KeyboardInterrupt:
-        show.say("stopped", "stopped; the server was told")
+        show.say("stopped", "stopped" if runner.seat is None else "stopped; the server was told")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         show.stop()
         if save_lower is not None and runner.seat is not None:
-            from safetensors.torch import save_file
+            _save(runner.seat.bank.get("lower").state(), save_lower)
 
-            save_file(runner.seat.bank.get("lower").state(), save_lower)
+
+def _save(lower: State, path: Path) -> None:
+    from safetensors.torch import save
+
+    try:
+        path.write_bytes(save({name: tensor.contiguous() for name, tensor in lower.items()}))
+    except OSError as error:
+        raise ConfigError(f"--save-lower {path}: {error.strerror or error}") from error
 
 
 @app.command()
 def doctor(server: Server = "127.0.0.1:50051", insecure: Insecure = False, as_json: Json = False) -> None:
     """Can this device take part? Reach, versions, round trip and bandwidth of the server, and what is installed here."""
+    check_address(server, insecure)
     from sl_client.doctor import examine
 
-    check_address(server, insecure)
     examine(server, as_json=as_json)
 
 
 def check_address(server: str, insecure: bool) -> None:
     """Raises ConfigError for an address that is none, or one beyond this machine without --insecure."""
     host, colon, port = server.rpartition(":")
-    if not server.startswith("unix:") and (not colon or not host or not port.isdigit() or not 0 < int(port) < 65536):
+    if not server.startswith("unix:") and (not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536):
         raise ConfigError(f"--server {server!r}: write it as HOST:PORT")
     if not is_loopback(server) and not insecure:
         raise ConfigError(

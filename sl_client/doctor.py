@@ -41,13 +41,9 @@ def examine(server: str, *, as_json: bool) -> None:
     }
     with grpc.insecure_channel(server, options=OPTIONS) as channel:
         try:
-            grpc.channel_ready_future(channel).result(timeout=_TIMEOUT_S)
-        except grpc.FutureTimeoutError:
-            raise PeerLost(f"no server at {server} within {_TIMEOUT_S:g} s") from None
-        try:
             _measure(channel, found)
         except grpc.RpcError as error:
-            raise PeerLost(f"{server} answers, but not as a Cutlayer server: {error}") from None
+            raise PeerLost(_why(server, error)) from None
     if as_json:
         sys.stdout.write(json.dumps(found) + "\n")
     else:
@@ -57,6 +53,16 @@ def examine(server: str, *, as_json: bool) -> None:
         raise Refused(
             "version", f"the server speaks wire version {found['server_wire_version']}, this client {WIRE_VERSION}"
         )
+
+
+def _why(server: str, error: grpc.RpcError) -> str:
+    """In words: nobody there, or somebody else."""
+    code, details = error.code(), error.details()
+    if code == grpc.StatusCode.UNAVAILABLE:
+        return f"no server at {server}: {details}"
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return f"no answer from {server} within {_TIMEOUT_S:g} s"
+    return f"{server} answers, but not as a Cutlayer server: {code.name.lower()}: {details}"
 
 
 def _measure(channel: grpc.Channel, found: dict[str, object]) -> None:

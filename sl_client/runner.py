@@ -17,7 +17,7 @@ from sl_client.show import Show
 from sl_common import __version__
 from sl_common.codec import Link
 from sl_common.config import RunConfig
-from sl_common.errors import ConfigError, PeerLost, Refused
+from sl_common.errors import ConfigError, CutlayerError, PeerLost, Refused
 from sl_common.messages import Alive, Begin, Bye, Done, Gradient, Leave, Smashed, ToClient, ToServer, Welcome
 from sl_common.participate import Flow, Seat, participate
 from sl_common.wire import Endpoint, Frame, Hello, Refusal, Timing, read_answer
@@ -128,7 +128,9 @@ class Runner:
             while True:
                 self._open_stream()
                 try:
-                    return self._converse()
+                    bye = self._converse()
+                    self._part()
+                    return bye
                 except StreamBroken as error:
                     self._show.lost(str(error))
                     self._close()
@@ -137,6 +139,11 @@ class Runner:
             raise
         except KeyboardInterrupt:
             self._say_leave("stopped by its user")
+            raise
+        except CutlayerError:
+            raise
+        except Exception as error:  # a bug, or the user's own code: the server need not wait for us
+            self._say_leave(f"failed: {error!r}")
             raise
         finally:
             self._close()
@@ -174,15 +181,12 @@ class Runner:
         )
         carrier.send(hello.to_frame())
         answer = read_answer(carrier.receive())
-        if isinstance(answer, Refusal):
-            raise Refused(answer.code, answer.reason)
-        if self._greeted and not answer.resumed:
+        if isinstance(answer, Refusal) and answer.code == "forgotten":
             self._show.forgotten()
             self._begin_life()
-            carrier.close()
-            self._carrier = self._connect(self._server)
-            self._greet(self._carrier)
-            return
+            raise StreamBroken(answer.reason)
+        if isinstance(answer, Refusal):
+            raise Refused(answer.code, answer.reason)
         self._greeted, self._name = True, answer.client
         self._send(self._endpoint.resend(answer.received))
 
@@ -196,13 +200,18 @@ class Runner:
             self._carrier.close()
             self._carrier = None
 
+    def _part(self) -> None:
+        """Let the server know that we have its Bye, so that it need not wait for us."""
+        assert self._carrier is not None
+        last = self._endpoint.acknowledgement(at_once=True)
+        self._send([last] if last else [])
+        self._carrier.finish()
+
     def _say_leave(self, reason: str) -> None:
         if self._carrier is None or not self._greeted:
             return
         self._send(self._endpoint.pack(Leave(reason=reason)))
-        with contextlib.suppress(Exception):  # the server closes the stream when it has heard us
-            while True:
-                self._carrier.receive()
+        self._carrier.finish()
 
     # --- the conversation
 

@@ -127,7 +127,7 @@ class Bar(Lines):
 
     def say(self, event: str, text: str, **fields: Any) -> None:  # noqa: ARG002
         """Print above the bar."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def begin(self, begin: Begin) -> None:
         """A new bar."""

@@ -22,7 +22,7 @@ class WireError(CutlayerError):
 class Refused(CutlayerError):
     """A no to the peer, or the peer's no to us; asking again unchanged is pointless.
 
-    `code` is one word for programs and metrics: version, full, shard, identity, protocol, limit, over, replaced.
+    `code` is one word for programs and metrics: version, full, shard, identity, protocol, limit, over, replaced, forgotten.
     """
 
     def __init__(self, code: str, reason: str) -> None:

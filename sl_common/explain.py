@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -14,15 +15,12 @@ Path = Sequence[str | int]
 
 def explain(error: ValidationError, raw: object, model: type[BaseModel]) -> str:
     """One line a key. `raw` is what was validated, which tells real keys from the names of a union's members."""
-    schema = model.model_json_schema()
+    schema = _schema(model)
     lines: dict[str, list[str]] = {}
     for detail in error.errors():
         subject, message = _line(detail, raw, schema)
         lines.setdefault(subject, []).append(message)
-    return "\n".join(
-        ": ".join(filter(None, (subject, " or ".join(messages)))).replace(" or must be ", " or ")
-        for subject, messages in lines.items()
-    )
+    return "\n".join(": ".join(filter(None, (subject, "; or ".join(messages)))) for subject, messages in lines.items())
 
 
 def did_you_mean(word: object, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -35,12 +33,12 @@ def _line(detail: ErrorDetails, raw: object, schema: Mapping[str, Any]) -> tuple
     """(key and value, what is wrong with it)."""
     path, context, value = detail["loc"], detail.get("ctx", {}), detail["input"]
     key = ".".join(_written(path, raw))
-    shown = "" if isinstance(value, (Mapping, BaseModel)) else f" = {value!r:.80}"
+    shown = "" if not key or isinstance(value, (Mapping, BaseModel)) else f" = {value!r:.80}"
     match detail["type"]:
         case "extra_forbidden":
             known = _keys_beside(path, schema)
             hint = did_you_mean(path[-1], known, cutoff=0.5)
-            return key, f"unknown key{hint or f' (known here: {', '.join(known)})'}"
+            return key, "unknown key" + (hint or f" (known here: {', '.join(known)})")
         case "union_tag_invalid":
             known = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
             return f"{key}.kind = {context['tag']!r}", _unknown_kind(context["tag"], known)
@@ -54,7 +52,7 @@ def _line(detail: ErrorDetails, raw: object, schema: Mapping[str, Any]) -> tuple
             return f"{key}{shown}", "must be a table of keys"
         case _:
             message = detail["msg"].removeprefix("Value error, ")
-            return f"{key}{shown if key else ''}", message.replace("Input should be ", "must be ", 1)
+            return f"{key}{shown}", message.replace("Input should be ", "must be ", 1)
 
 
 def _unknown_kind(kind: object, known: Sequence[str]) -> str:
@@ -66,14 +64,21 @@ def _written(path: Path, raw: object) -> list[str]:
     written: list[str] = []
     node: Any = raw
     for part in path:
-        if isinstance(node, Mapping) and part not in node and node.get("kind") == part:
-            continue
-        if not isinstance(node, (Mapping, list, tuple)):
+        if isinstance(node, Mapping):
+            if part not in node and node.get("kind") == part:
+                continue
+            node = node.get(part)
+        elif isinstance(node, list) and isinstance(part, int):
+            node = node[part] if part < len(node) else None
+        else:
             break
         written.append(str(part))
-        inside = part in node if isinstance(node, Mapping) else isinstance(part, int) and part < len(node)
-        node = node[part] if inside else None
     return written
+
+
+@cache
+def _schema(model: type[BaseModel]) -> Mapping[str, Any]:
+    return model.model_json_schema()
 
 
 # --- the schema, walked along a path in which a union's member stands as its `kind`

@@ -20,7 +20,7 @@ class Constant(Value):
 
     kind: Literal["constant"] = "constant"
 
-    def factor(self, round: int, rounds: int) -> float:  # noqa: A002, ARG002
+    def factor(self, round: int, rounds: int) -> float:  # noqa: ARG002
         """What the base rate is multiplied by in this round (from 0)."""
         return 1.0
 
@@ -32,7 +32,7 @@ class StepDecay(Value):
     milestones: tuple[PositiveInt, ...]
     gamma: PositiveFloat = 0.1
 
-    def factor(self, round: int, rounds: int) -> float:  # noqa: A002, ARG002
+    def factor(self, round: int, rounds: int) -> float:  # noqa: ARG002
         """What the base rate is multiplied by in this round (from 0)."""
         return float(self.gamma ** sum(round >= milestone for milestone in self.milestones))
 
@@ -43,7 +43,7 @@ class Cosine(Value):
     kind: Literal["cosine"] = "cosine"
     floor: Annotated[float, Field(ge=0, le=1)] = 0.0  # of the base rate
 
-    def factor(self, round: int, rounds: int) -> float:  # noqa: A002
+    def factor(self, round: int, rounds: int) -> float:
         """What the base rate is multiplied by in this round (from 0)."""
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * round / rounds)) / 2
 
@@ -91,6 +91,6 @@ class Training(Value):
     optimizer: Optimizer = Sgd(lr=0.05, momentum=0.9)
     schedule: Schedule = Constant()
 
-    def lr(self, round: int, rounds: int) -> float:  # noqa: A002
+    def lr(self, round: int, rounds: int) -> float:
         """The learning rate of a round: base × schedule, a pure function."""
         return self.optimizer.lr * self.schedule.factor(round, rounds)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import sys
 import time
+from itertools import chain, count
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from sl_common import __version__
-from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, CutlayerError
 from sl_common.exits import INTERRUPTED, exit_code, is_loopback
-from sl_common.presets import PRESETS
+
+if TYPE_CHECKING:  # what imports torch is imported when it is needed, not for --help
+    from sl_common.config import RunConfig
 
 app = typer.Typer(
     name="sl-server",
@@ -58,6 +59,8 @@ def read_config(path: Path, overrides: list[str] | None) -> RunConfig:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    from sl_common.config import RunConfig
+
     try:
         if path.suffix != ".json":
             return RunConfig.from_toml(text, overrides or ())
@@ -71,9 +74,16 @@ def read_config(path: Path, overrides: list[str] | None) -> RunConfig:
 def host_port(text: str, option: str, default_host: str = "127.0.0.1") -> tuple[str, int]:
     """HOST:PORT or PORT. Raises ConfigError."""
     host, _, port = text.rpartition(":")
-    if not port.isdigit() or int(port) > 65535:
+    if not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"{option} {text!r}: write it as HOST:PORT with a port from 0 to 65535")
     return host or default_host, int(port)
+
+
+def _new_directory(name: str, suffix: str = "") -> Path:
+    """runs/NAME-TIME; a second run in the same second gets a number."""
+    first = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}{suffix}"
+    numbered = (first.with_name(f"{first.name}-{number}") for number in count(2))
+    return next(path for path in chain([first], numbered) if not path.exists())
 
 
 @app.command()
@@ -106,16 +116,16 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Serve one run: wait for its clients, train, evaluate, write the run directory."""
-    from sl_server.serve import run_server
-
-    config = read_config(config_file, overrides)
     host, port = host_port(listen, "--listen")
+    at = host_port(metrics, "--metrics") if metrics else None
     if not is_loopback(f"{host}:{port}") and not insecure:
         raise ConfigError(
             f"--listen {host}:{port} is not on this machine alone and there is no TLS yet: add --insecure if you mean it"
         )
-    where = out or Path("runs") / f"{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    at = host_port(metrics, "--metrics") if metrics else None
+    config = read_config(config_file, overrides)
+    from sl_server.serve import run_server
+
+    where = out or _new_directory(config.run.name)
     _summary, failure, stopped = run_server(
         config, listen=f"{host}:{port}", metrics=at, out=where, as_json=as_json, record=record
     )
@@ -141,7 +151,7 @@ def simulate(
     from sl_server.simulate import Simulation
 
     config = read_config(config_file, overrides)
-    where = out or Path("runs") / f"{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}-simulated"
+    where = out or _new_directory(config.run.name, "-simulated")
     ledger = Ledger()
     simulation = Simulation(config, data=data, device=pick_device(config.server.device), count=ledger.count)
     directory = RunDirectory(where, config, ledger)
@@ -151,14 +161,18 @@ def simulate(
     try:
         for fact in simulation.facts():
             scribe.fact(fact)
+    except ConfigError:
+        raise  # a client could not begin: no run, no summary
     except (CutlayerError, KeyboardInterrupt) as error:
         failure = error
         simulation.coordinator.stop(str(error) or "stopped by its operator (SIGINT)")
     finally:
         show.stop()
-    show.summary(directory.finish(simulation.coordinator, scribe.seconds), str(where))
+    _summary, unwritten = scribe.finish()
     if isinstance(failure, CutlayerError):
         raise failure
+    if unwritten is not None:
+        raise CutlayerError(unwritten)
     if failure is not None:
         raise typer.Exit(INTERRUPTED)
 
@@ -178,49 +192,18 @@ def check(
     if as_json:
         typer.echo(json.dumps(report.to_dict()))
     else:
-        report.show(Console(highlight=False, soft_wrap=True), resolved=resolved)
+        report.show(Console(highlight=False, markup=False, soft_wrap=True), resolved=resolved)
 
 
 @app.command()
 def presets(as_json: Json = False) -> None:
     """The published algorithms that a configuration can name."""
-    rows = {
-        name: {
-            "source": p.source,
-            "traffic": p.traffic,
-            "hooks": p.protocol.model_dump(mode="json", exclude_defaults=True),
-        }
-        for name, p in PRESETS.items()
-    }
+    from sl_server import catalogue
+
     if as_json:
-        typer.echo(json.dumps(rows))
-        return
-    table = Table(
-        title="presets: [protocol] preset = NAME",
-        caption="|D| samples, S bytes of one smashed sample, C clients, |w| bytes of weights; hooks not named have their default",
-        show_lines=True,
-    )
-    for column in ("preset", "source", "hooks", "traffic of one pass over the data"):
-        table.add_column(column)
-    for name, row in rows.items():
-        table.add_row(
-            name, str(row["source"]), _hooks(PRESETS[name].protocol.model_dump(mode="json")), str(row["traffic"])
-        )
-    Console().print(table)
-
-
-def _hooks(fields: dict[str, Any]) -> str:
-    from sl_common.protocol import Protocol
-
-    default = Protocol().model_dump(mode="json")
-    words = []
-    for hook, value in fields.items():
-        changed = {k: v for k, v in value.items() if default[hook].get(k) != v}
-        if changed:
-            kind = changed.pop("kind", "")
-            rest = ", ".join(f"{k} {v}" for k, v in changed.items())
-            words.append(f"{hook}: {kind} {rest}".rstrip())
-    return "\n".join(words)
+        typer.echo(json.dumps(catalogue.catalogue()))
+    else:
+        catalogue.show(Console(highlight=False))
 
 
 @app.command()

@@ -52,6 +52,7 @@ from sl_server.roster import Member, Roster
 from sl_server.wave import Wave
 
 Said = list[tuple[str, ToClient]]
+MAX_SAMPLES = 1 << 40  # that a client may say it has
 
 
 class Coordinator:
@@ -138,18 +139,23 @@ class Coordinator:
     def _ready(self, member: Member, event: Ready) -> None:
         if member.ready:
             raise WireError("a second ready in one life")
-        if event.samples < 1 or event.batches < 1 or event.batches > event.samples:
+        if not 1 <= event.batches <= event.samples <= MAX_SAMPLES:
             raise WireError(f"ready with {event.samples} samples in {event.batches} batches")
         member.samples, member.batches, member.ready = event.samples, event.batches, True
         self._facts.append(ClientReady(client=member.name, shard=member.shard, samples=event.samples))
 
     def _done(self, member: Member, done: Done) -> None:
         wave = self._current_wave("done")
+        parts = () if wave.evaluate else self.protocol.learner.parts
+        if {(part, len(sha)) for part, sha in done.digests.items()} != {(part, 32) for part in parts}:
+            raise WireError(
+                f"done carries digests of {sorted(done.digests)}, expected 32 bytes for each of {sorted(parts)}"
+            )
         for part, state in done.weights.items():
             module = self.network.lower if part == "lower" else self.network.head
             expected = {k: (t.dtype, tuple(t.shape)) for k, t in module.state_dict().items()}
             check_state(state, expected, f"{member.name}'s {part}")
-        wave.finish(member.shard, done)
+        wave.finish(member.shard, done, self.config.data.batch_size)
         if not wave.evaluate:
             member.trained += done.steps
             member.taught = True
@@ -394,7 +400,8 @@ class Coordinator:
         """Shared: the test set is split over everybody. Private: every client that has trained gets the same samples."""
         shared = self._is_shared("lower")
         members = [m for m in self.roster.ready() if shared or m.taught]
-        if not members:
+        heads_elsewhere = "head" in self.protocol.learner.parts and not self._is_shared("head")
+        if not members or heads_elsewhere:  # the clients' own heads are not here to be evaluated
             self._next_round()
             return
         at = self._at(len(members))

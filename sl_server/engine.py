@@ -28,6 +28,7 @@ from sl_server.metrics import Metrics
 from sl_server.sessions import Opened, Session, Sessions
 
 LINGER_S = 10.0  # after the run, for clients that have not taken their Bye yet
+HURRY_S = 2.0  # the same after a stop
 _TICK_S = 0.2
 
 
@@ -176,7 +177,8 @@ class Engine:
             return False
         now = time.monotonic()
         self._ended_at = self._ended_at or now
-        return not self._links or now - self._ended_at > LINGER_S
+        patience = LINGER_S if self.coordinator.ended.finished else HURRY_S
+        return not self._links or now - self._ended_at > patience
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -279,8 +281,8 @@ class Engine:
         link = self._by_stream.pop(stream, None)
         if link is None:
             return
-        if self.coordinator.ended is not None:
-            self._links.pop(link.session, None)
+        if self.coordinator.ended is not None and link.session.endpoint.settled:
+            self._links.pop(link.session, None)  # it has its Bye
             return
         link.stream, link.away_since = None, time.monotonic()
         self._metrics.away(1)

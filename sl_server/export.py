@@ -22,16 +22,13 @@ def export_run(
 
     Raises ConfigError if a part is missing or does not fit the model that `config.json` names.
     """
-    try:
-        config = RunConfig.from_json((directory / "config.json").read_text())
-    except OSError as error:
-        raise ConfigError(f"{directory}: not a run directory ({error.strerror}: config.json)") from error
+    config = _config_of(directory)
     network = Network.build(config)
-    lower_state = _read(
-        lower or directory / "lower.safetensors", "lower", "--lower FILE (sl-client run --save-lower FILE)"
-    )
-    head_state = _read(head or directory / "head.safetensors", "head", "--head head-SHARD.safetensors")
-    state = {**lower_state, **head_state}
+    heads = " or ".join(str(path) for path in sorted(directory.glob("head-*.safetensors"))) or "FILE"
+    state = {
+        **_read(lower or directory / "lower.safetensors", "lower", "--lower FILE (sl-client run --save-lower FILE)"),
+        **_read(head or directory / "head.safetensors", "head", f"--head {heads}"),
+    }
     whole = join(network.blocks)
     try:
         whole.load_state_dict(state)
@@ -43,6 +40,16 @@ def export_run(
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     return path, len(state)
+
+
+def _config_of(directory: Path) -> RunConfig:
+    path = directory / "config.json"
+    try:
+        return RunConfig.from_json(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{directory}: not a run directory ({error.strerror}: config.json)") from error
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _read(path: Path, part: str, how: str) -> dict[str, Tensor]:

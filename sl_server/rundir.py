@@ -41,8 +41,8 @@ class RunDirectory:
         self.loss: float | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if (path / "summary.json").exists():
-                raise ConfigError(f"--out {path}: holds a finished run already; choose another directory")
+            if (path / "config.json").exists():
+                raise ConfigError(f"--out {path}: holds a run already; choose another directory")
             write_atomically(path / "config.json", config.model_dump_json(indent=2).encode() + b"\n")
             self._metrics: IO[str] = (path / "metrics.jsonl").open("w")
             self._digests: IO[str] = (path / "digests.log").open("w")
@@ -85,10 +85,14 @@ class RunDirectory:
             tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
             write_atomically(self.path / f"{name}.safetensors", save(tensors))
 
+    def summary(self, coordinator: Coordinator, seconds: float, failure: str | None) -> dict[str, Any]:
+        """The run in one object: what `summary.json` holds."""
+        return summarise(coordinator, self._ledger, self.evaluated, self.loss, seconds, failure)
+
     def finish(self, coordinator: Coordinator, seconds: float, failure: str | None = None) -> dict[str, Any]:
         """Write the summary and the final weights; what the summary says."""
+        summary = self.summary(coordinator, seconds, failure)
         self.save_weights(coordinator.weights())
-        summary = summarise(coordinator, self._ledger, self.evaluated, self.loss, seconds, failure)
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
         self._metrics.close()
         self._digests.close()

@@ -83,9 +83,7 @@ async def _serve(
         engine.start()
         await over.wait()
         await server.stop(grace=2.0)
-        summary = directory.finish(coordinator, scribe.seconds, engine.failure)
-        show.summary(summary, str(out))
-        return summary, engine.failure, stopped.is_set()
+        return *scribe.finish(engine.failure), stopped.is_set()
     finally:
         show.stop()
         metrics.close()
@@ -122,6 +120,7 @@ class Scribe:
         self._directory = directory
         self._show = show
         self._started = time.monotonic()
+        self._warned = False
 
     @property
     def seconds(self) -> float:
@@ -129,8 +128,25 @@ class Scribe:
         return time.monotonic() - self._started
 
     def fact(self, fact: Fact) -> None:
-        """From the engine's thread."""
-        self._directory.fact(fact, self.seconds)
+        """From the engine's thread. A full disk costs what could not be written, not the training."""
+        try:
+            self._directory.fact(fact, self.seconds)
+            if isinstance(fact, Evaluated):
+                self._directory.save_weights(self._coordinator.weights())
+        except OSError as error:
+            if not self._warned:
+                self._show.warn(f"cannot write to {self._directory.path} ({error.strerror or error}); training goes on")
+            self._warned = True
         self._show.fact(fact)
-        if isinstance(fact, Evaluated):
-            self._directory.save_weights(self._coordinator.weights())
+
+    def finish(self, failure: str | None = None) -> tuple[dict[str, Any], str | None]:
+        """The summary, written and shown, and why the run failed, if it did: what could not be written is a failure."""
+        try:
+            summary = self._directory.finish(self._coordinator, self.seconds, failure)
+        except OSError as error:
+            failure = (
+                failure or f"the results could not be written to {self._directory.path}: {error.strerror or error}"
+            )
+            summary = self._directory.summary(self._coordinator, self.seconds, failure)
+        self._show.summary(summary, str(self._directory.path))
+        return summary, failure

@@ -66,6 +66,8 @@ class Sessions:
             if hello.client not in ("", session.client):
                 raise Refused("identity", f"this life is client {session.client!r}, not {hello.client!r}")
             return self._opened(session, hello, resumed=True)
+        if hello.resume:
+            raise Refused("forgotten", "this server has no session of yours any more: join again")
         name, shard = self.coordinator.place(hello.client, hello.shard, hello.shards)
         before = self.by_client.get(name)
         if before is not None:

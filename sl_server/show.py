@@ -6,11 +6,13 @@ import json
 import sys
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from sl_common.facts import ClientJoined, ClientLeft, Evaluated, Fact, RoundEnded, RunEnded, Trained, WaveBegun
+from sl_common.messages import WIRE_KINDS
 from sl_server.ledger import Ledger
 
 
@@ -79,7 +81,8 @@ class Show:
         if self._json:
             self.say("summary", "", **summary)
             return
-        self._console.print(_table(summary))
+        for part in _last_words(summary):
+            self._console.print(part)
         if where:
             self._console.print(f"everything is in {where}", markup=False)
 
@@ -136,24 +139,38 @@ def size(nbytes: float) -> str:
     raise AssertionError
 
 
-def _table(summary: dict[str, Any]) -> Table:
-    table = Table(
-        title=f"run {summary['name']} ({summary['preset'] or 'own protocol'}): {summary['reason']}", show_header=False
-    )
+def _last_words(summary: dict[str, Any]) -> list[RenderableType]:
+    """What came of the run, and its bytes; the fingerprint on a line of its own, which no table's width can cut."""
+    heading = f"run {summary['name']} ({summary['preset'] or 'own protocol'}): {summary['reason']}"
+    fingerprint = f"weights sha256 {summary['weights_sha256']}"
+    return [Text(heading, style="bold"), _results(summary), _bytes(summary["bytes"]), Text(fingerprint)]
+
+
+def _results(summary: dict[str, Any]) -> Table:
+    table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column()
     evaluation = summary["evaluation"]
     if evaluation:
         spread = (
-            "" if evaluation["shared"] else f" (mean over clients; {evaluation['min']:.2%} to {evaluation['max']:.2%})"
+            "" if evaluation["shared"] else f", mean over clients ({evaluation['min']:.2%} to {evaluation['max']:.2%})"
         )
-        table.add_row("accuracy", f"{evaluation['accuracy']:.2%}{spread} on {evaluation['samples']:,} held-out samples")
+        table.add_row("accuracy", f"{evaluation['accuracy']:.2%} of {evaluation['samples']:,} held-out samples{spread}")
         table.add_row("loss, held out", f"{evaluation['loss']:.4f}")
     if summary["train_loss"] is not None:
         table.add_row("loss, last round", f"{summary['train_loss']:.4f}")
-    for direction, kinds in summary["bytes"].items():
-        parts = ", ".join(f"{kind} {size(n)}" for kind, n in kinds.items())
-        table.add_row(f"bytes {direction}", f"{size(sum(kinds.values()))}  ({parts})")
     table.add_row("time", f"{summary['seconds']:.1f} s")
-    table.add_row("weights sha256", summary["weights_sha256"])
+    return table
+
+
+def _bytes(by_direction: dict[str, dict[str, int]]) -> Table:
+    table = Table()
+    table.add_column("bytes", style="bold")
+    for direction in by_direction:
+        table.add_column(direction, justify="right")
+    for kind in WIRE_KINDS:
+        if any(kind in kinds for kinds in by_direction.values()):
+            table.add_row(kind, *(size(kinds[kind]) if kind in kinds else "" for kinds in by_direction.values()))
+    table.add_section()
+    table.add_row("all", *(size(sum(kinds.values())) for kinds in by_direction.values()))
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field, replace
 
@@ -60,17 +61,21 @@ class Wave:
         self.came[client] = expected + 1
         self.waiting.setdefault(client, deque()).append(batch)
 
-    def finish(self, client: int, done: Done) -> None:
+    def finish(self, client: int, done: Done, batch_size: int) -> None:
         """A client says Done. Raises WireError if it is not in the wave or left out work."""
         self._check_in(client, "done", done.round, done.wave)
         begin = self.begins[client]
         if not begin.evaluate and begin.directive.send and done.steps != begin.steps:
             raise WireError(f"done after {done.steps} batches, this wave has {begin.steps}")
+        if not math.isfinite(done.loss_sum) or (done.loss_sum and not 0 < done.samples <= begin.steps * batch_size):
+            raise WireError(
+                f"done reports a loss of {done.loss_sum} over {done.samples} samples in {begin.steps} batches of at most {batch_size}"
+            )
         if set(done.weights) != set(begin.upload):
             raise WireError(f"done carries weights of {sorted(done.weights)}, begin asked for {sorted(begin.upload)}")
         self.done[client] = done
 
-    def _check_in(self, client: int, what: str, round: int, wave: int) -> None:  # noqa: A002
+    def _check_in(self, client: int, what: str, round: int, wave: int) -> None:
         if client not in self.begins or client in self.gone or client in self.done:
             raise WireError(
                 f"{what} from a client that has nothing to do in round {self.at.round}, wave {self.at.wave}"

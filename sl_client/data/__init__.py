@@ -27,7 +27,7 @@ class Data:
     std: float | tuple[float, ...] = 1.0
     classes: int
 
-    def check(self, input: Sequence[int], classes: int) -> None:  # noqa: A002
+    def check(self, input: Sequence[int], classes: int) -> None:
         """Raises DataError if the model, which takes `input` and tells `classes` apart, cannot learn from this."""
         if self.classes != classes:
             raise DataError(f"data.classes = {self.classes}, but the model has {classes} classes")

@@ -30,7 +30,7 @@ MODELS: dict[str, Callable[..., Sequence[Block | nn.Module]]] = {"mlp": mlp, "cn
 def build(
     name: str,
     *,
-    input: Sequence[int],  # noqa: A002
+    input: Sequence[int],
     classes: int,
     args: dict[str, Any],
     seed: int,

@@ -10,7 +10,7 @@ from sl_common.errors import ConfigError
 
 
 def cnn(
-    input: Sequence[int],  # noqa: A002
+    input: Sequence[int],
     classes: int,
     channels: tuple[int, int] = (32, 64),
     hidden: int = 128,

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def mlp(
-    input: Sequence[int],  # noqa: A002
+    input: Sequence[int],
     classes: int,
     hidden: Sequence[int] = (256,),
     batch_norm: bool = False,

@@ -95,9 +95,14 @@ class Endpoint:
         self._owed = 0
         return frames
 
-    def acknowledgement(self) -> Frame | None:
+    @property
+    def settled(self) -> bool:
+        """The peer has acknowledged everything we packed."""
+        return not self._unacked
+
+    def acknowledgement(self, *, at_once: bool = False) -> Frame | None:
         """A bare acknowledgement if we have received much and said nothing; it frees the peer's memory."""
-        if self._owed < ACK_EVERY:
+        if self._owed < ACK_EVERY and not at_once:
             return None
         self._owed = 0
         data = self._out(ack=self.received).SerializeToString()

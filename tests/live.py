@@ -1,0 +1,127 @@
+"""A real server in a thread of the test's process, and clients in threads, over real gRPC on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from sl_client.carrier import Carrier, GrpcCarrier, StreamBroken
+from sl_client.runner import Runner
+from sl_client.show import Lines
+from sl_common.config import RunConfig
+from sl_common.facts import Fact
+from sl_common.messages import Bye
+from sl_common.network import Network
+from sl_server import service
+from sl_server.coordinator import Coordinator
+from sl_server.engine import Engine
+from sl_server.ledger import Ledger
+from sl_server.metrics import Metrics
+
+
+class Quiet(Lines):
+    """Remembers what a person would have seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+
+    def say(self, event: str, text: str, **fields: object) -> None:  # noqa: ARG002
+        self.events.append(event)
+
+
+class LiveServer:
+    """Engine, service, metrics and ledger as `sl-server run` puts them together, without files and signals."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.ledger = Ledger()
+        self.metrics = Metrics(self.ledger)
+        self.coordinator = Coordinator(config, Network.build(config))
+        self.facts: list[Fact] = []
+        self.warnings: list[str] = []
+        self.over = threading.Event()
+        self.engine = Engine(
+            self.coordinator,
+            ledger=self.ledger,
+            metrics=self.metrics,
+            on_fact=self.facts.append,
+            on_end=self.over.set,
+            warn=self.warnings.append,
+        )
+        self.address = ""
+
+    def sample(self, name: str, **labels: str) -> float:
+        """A metric's value now."""
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@contextmanager
+def serving(config: RunConfig) -> Iterator[LiveServer]:
+    """A live server; stopped at the end whatever happened."""
+    live = LiveServer(config)
+    loop = asyncio.new_event_loop()
+    started = threading.Event()
+
+    async def serve() -> None:
+        server, port = await service.start(live.engine, "127.0.0.1:0")
+        live.address = f"127.0.0.1:{port}"
+        live.engine.start()
+        started.set()
+        while not live.over.is_set():
+            await asyncio.sleep(0.02)
+        await server.stop(grace=1.0)
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    assert started.wait(20)
+    try:
+        yield live
+    finally:
+        live.engine.stop("the test is over")
+        thread.join(30)
+        loop.close()
+        assert not thread.is_alive()
+
+
+class ClientThread(threading.Thread):
+    """`sl-client run` in a thread: how it ended is in `bye` or `error`."""
+
+    def __init__(self, address: str, connect: Callable[[str], Carrier] = GrpcCarrier, **options: object) -> None:
+        super().__init__()
+        self.show = Quiet()
+        self.runner = Runner(address, show=self.show, connect=connect, allowed=None, **options)
+        self.bye: Bye | None = None
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.bye = self.runner.run()
+        except BaseException as error:  # the test looks at it
+            self.error = error
+
+
+class FlakyCarrier(GrpcCarrier):
+    """A real stream that breaks after so many frames, counting both directions; later ones are lost."""
+
+    def __init__(self, server: str, frames: int) -> None:
+        super().__init__(server)
+        self._left = frames
+
+    def send(self, frame: bytes) -> None:
+        if self._left > 0:
+            super().send(frame)
+        self._left -= 1
+
+    def receive(self) -> bytes:
+        if self._left <= 0:
+            self._outbox.put(None)  # what was sent before the cut arrives, so that there is progress
+            with contextlib.suppress(StreamBroken):
+                while True:
+                    super().receive()
+            raise StreamBroken("the test cut this stream")
+        self._left -= 1
+        return super().receive()
