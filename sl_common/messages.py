@@ -11,6 +11,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from sl_common.codec.packed import Packed
+
 State = Mapping[str, Tensor]  # a part's parameters and buffers by name, in the module's order
 
 WireKind = Literal["smashed", "labels", "gradient", "weights", "eval", "control"]
@@ -18,11 +20,24 @@ WIRE_KINDS: tuple[WireKind, ...] = ("smashed", "labels", "gradient", "weights", 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Epoch:
+    """Keep all batches of this wave, in place of what was kept before."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Newest:
+    """Keep the newest batches, as few as hold so many samples."""
+
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Directive:
-    """What a gate asks of the clients of one wave."""
+    """What a gate asks in one wave. A client that is not to send hears nothing: the server plays back what it recorded."""
 
     send: bool = True  # send batches at all
     update: bool = True  # update the lower segment, and so ask for gradients
+    record: Epoch | Newest | None = None  # what the server keeps of the batches; never on the wire
 
 
 # --- what a client says
@@ -47,6 +62,7 @@ class Smashed:
     wave: int = 0
     train: bool = True
     needs_grad: bool = True
+    packed: Packed | None = None  # z as it came over the wire; None on the side that made it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

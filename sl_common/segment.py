@@ -62,10 +62,17 @@ class Segment:
         self.optimizer = optimizer.make(params) if params else None
         self._draws = draws_random_numbers(module)
 
-    def forward(self, x: Tensor, seed: int, *, train: bool = True, grad: bool = True) -> Tensor:
-        """Module output for x (B, …). `seed` feeds whatever the module draws; in evaluation it draws nothing."""
+    def forward(
+        self, x: Tensor, seed: int, *, train: bool = True, grad: bool = True, keep_buffers: bool = False
+    ) -> Tensor:
+        """Module output for x (B, …).
+
+        `seed` feeds whatever the module draws; in evaluation it draws nothing. With `keep_buffers` BatchNorm takes the batch's
+        statistics and leaves its own as they were.
+        """
         self.module.train(train)
-        with self.span("forward"), torch.set_grad_enabled(grad):
+        untouched = buffers_untouched(self.module) if keep_buffers else contextlib.nullcontext()
+        with self.span("forward"), torch.set_grad_enabled(grad), untouched:
             x = x.to(self.device, non_blocking=True)
             if not (train and self._draws):
                 return self.module(x)  # type: ignore[no-any-return]

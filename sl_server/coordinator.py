@@ -32,6 +32,7 @@ from sl_common.messages import (
     Alive,
     Begin,
     Bye,
+    Directive,
     Done,
     Event,
     Joined,
@@ -48,6 +49,7 @@ from sl_common.network import Network
 from sl_common.protocol import Arrived, At, Record, WaitUntil
 from sl_common.segment import Bank, Segment
 from sl_common.tensors import check_state, digest, raw_bytes
+from sl_server.recordings import Recordings
 from sl_server.roster import Member, Roster
 from sl_server.wave import Wave
 
@@ -66,6 +68,7 @@ class Coordinator:
         per_client = frozenset({"head"}) if self.protocol.head.copies == "per_client" else frozenset[str]()
         self.bank = Bank({"head": lambda: self._head(device)}, per_client)
         whole = {"lower": network.lower, "head": network.head}
+        self.recordings = Recordings(config.codec)
         self._shared: dict[str, State] = {
             part: {k: v.detach().clone() for k, v in whole[part].state_dict().items()}
             for part in self.protocol.learner.parts
@@ -173,6 +176,7 @@ class Coordinator:
 
     def _left(self, member: Member, reason: str) -> None:
         was_ready, member.here, member.ready = member.ready, False, False
+        self.recordings.forget(member.shard)
         if self._wave is not None:
             self._wave.drop(member.shard)
         self._out = [(name, message) for name, message in self._out if name != member.name]
@@ -222,9 +226,17 @@ class Coordinator:
     def _begin_training(self, members: list[Member]) -> None:
         at = self._at(len(members))
         directive = self.protocol.gate.decide(self._losses, at)
+        lr = self.config.server.lr(at.round, at.rounds) * self.protocol.head.lr_factor(at.wave_size)
+        for m in members:
+            self.bank.get("head", m.shard).set_lr(lr)
+        wave = Wave(at=at, directive=directive, begins={}, samples={m.shard: m.samples for m in members})
+        if not directive.send:
+            self._begin_playback(wave, members)
+            return
         needs = self.protocol.merge.needs(at) if directive.update else ()
-        begins = {
-            m.shard: Begin(
+        for m in members:
+            self.recordings.begin(m.shard, directive.record)
+            wave.begins[m.shard] = Begin(
                 round=at.round,
                 rounds=at.rounds,
                 wave=at.wave,
@@ -236,18 +248,24 @@ class Coordinator:
                 upload=tuple(part for part in needs if part in self.protocol.learner.parts),
                 directive=directive,
             )
-            for m in members
-        }
-        lr = self.config.server.lr(at.round, at.rounds) * self.protocol.head.lr_factor(at.wave_size)
-        for m in members:
-            self.bank.get("head", m.shard).set_lr(lr)
-        samples = {m.shard: m.samples for m in members}
-        self._begin(Wave(at=at, directive=directive, begins=begins, samples=samples), members)
+        self._begin(wave, members)
+
+    def _begin_playback(self, wave: Wave, members: list[Member]) -> None:
+        """The clients hear nothing; the head goes on learning from what it recorded of them."""
+        recorded = [m for m in members if self.recordings.batches(m.shard)]
+        wave.playback = {m.shard: self.recordings.play(m.shard, wave.at) for m in recorded}
+        for m in recorded:
+            wave.begins[m.shard] = Begin(
+                round=wave.at.round, rounds=wave.at.rounds, steps=self.recordings.batches(m.shard)
+            )
+            wave.play(m.shard)
+        self._begin(wave, recorded)
 
     def _begin(self, wave: Wave, members: list[Member]) -> None:
         self._wave = wave
         for m in members:
-            self._say(m, wave.begins[m.shard])
+            if wave.playback is None:
+                self._say(m, wave.begins[m.shard])
         self._facts.append(
             WaveBegun(
                 round=wave.at.round,
@@ -300,7 +318,10 @@ class Coordinator:
         for a in arrived:
             reply, size = replies[a.client], len(a.batch.y)
             wave.losses[a.client, a.batch.step] = (reply.loss, size)
-            self._say(members[a.client], reply)
+            if wave.playback is None:
+                self._say(members[a.client], reply)
+            if wave.directive.record is not None:
+                self.recordings.keep(a.client, a.batch, wave.directive.record)
             self._facts.append(
                 Trained(
                     client=members[a.client].name,
@@ -420,7 +441,7 @@ class Coordinator:
             )
             for number, m in enumerate(members)
         }
-        self._begin(Wave(at=at, directive=self.protocol.gate.decide(self._losses, at), begins=begins), members)
+        self._begin(Wave(at=at, directive=Directive(), begins=begins), members)
 
     def _score(self, wave: Wave) -> None:
         scores: dict[int, Score] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from sl_common.errors import WireError
@@ -27,6 +28,7 @@ class Wave:
     gone: set[int] = field(default_factory=set)
     losses: dict[tuple[int, int], tuple[float, int]] = field(default_factory=dict)  # (shard, step) -> mean, samples
     correct: dict[int, int] = field(default_factory=dict)
+    playback: dict[int, Iterator[Smashed]] | None = None  # recorded batches in place of clients, who hear nothing
 
     @property
     def evaluate(self) -> bool:
@@ -39,8 +41,14 @@ class Wave:
         return {
             client: self.served.get(client, 0)
             for client in self.begins
-            if client not in self.gone and (client not in self.done or client in self.waiting)
+            if client in self.waiting or (self.playback is None and client not in self.gone and client not in self.done)
         }
+
+    def play(self, client: int) -> None:
+        """Put a client's next recorded batch where an arrived one would wait."""
+        batch = next(self.playback[client], None) if self.playback else None
+        if batch is not None:
+            self.waiting.setdefault(client, deque()).append(batch)
 
     def now(self, now: float) -> At:
         """Where the run is, for the next cohort."""
@@ -76,7 +84,7 @@ class Wave:
         self.done[client] = done
 
     def _check_in(self, client: int, what: str, round: int, wave: int) -> None:
-        if client not in self.begins or client in self.gone or client in self.done:
+        if client not in self.begins or client in self.gone or client in self.done or self.playback is not None:
             raise WireError(
                 f"{what} from a client that has nothing to do in round {self.at.round}, wave {self.at.wave}"
             )
@@ -92,6 +100,8 @@ class Wave:
         if not batches:
             del self.waiting[client]
         self.served[client] = self.served.get(client, 0) + 1
+        if self.playback is not None:
+            self.play(client)
         return batch
 
     def drop(self, client: int) -> None:

@@ -81,12 +81,16 @@ class World:
         )
 
         def sit(welcome: Welcome) -> Seat:
-            client.seat = take_seat(welcome, data=None, allowed=None)
+            client.seat = self.take_seat(welcome)
             return client.seat
 
         client.flow = Flow(participate(sit))
         self.clients[opened.session.client] = client
         return client
+
+    def take_seat(self, welcome: Welcome) -> Seat:
+        """As a client does that holds the embedded data."""
+        return take_seat(welcome, data=None, allowed=None)
 
     def cut(self, client: Client) -> None:
         """The stream breaks: frames under way are lost; both sides resume on a new one."""

@@ -5,7 +5,6 @@ The loss is the mean over all samples of the cohort; the gradients it gives are 
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from sl_common.errors import Diverged
 from sl_common.messages import Gradient, Smashed
 from sl_common.protocol.at import At
 from sl_common.seeds import seed_of
-from sl_common.segment import Bank, Segment, buffers_untouched
+from sl_common.segment import Bank, Segment
 from sl_common.tensors import all_finite
 from sl_common.value import Value
 
@@ -86,13 +85,12 @@ class Head(Value):
         """
         head = bank.get("head", cohort[0].client)
         train = cohort[0].batch.train
-        with contextlib.nullcontext() if train else buffers_untouched(head.module):
-            z = _join([a.batch.z for a in cohort], head).requires_grad_(any(a.batch.needs_grad for a in cohort))
-            y = _join([a.batch.y for a in cohort], head)
-            logits = head.forward(z, _seed(cohort, at))
-            loss = self._loss(logits, y, cohort)
-            extra = self.mix.extra_loss(head, cohort, at)
-            total = loss if extra is None else loss + extra
+        z = _join([a.batch.z for a in cohort], head).requires_grad_(any(a.batch.needs_grad for a in cohort))
+        y = _join([a.batch.y for a in cohort], head)
+        logits = head.forward(z, _seed(cohort, at), keep_buffers=not train)
+        loss = self._loss(logits, y, cohort)
+        extra = self.mix.extra_loss(head, cohort, at)
+        total = loss if extra is None else loss + extra
         if not math.isfinite(total.item()):
             raise Diverged(
                 f"the head's loss is {total.item()} in round {at.round}, cohort {at.step}: lower the learning rates"

@@ -62,7 +62,8 @@ class Split(Value):
         lower = bank.get("lower")
         steps = samples = 0
         for batch in batches:
-            z = lower.forward(batch.x, draws.of("lower", batch.step), grad=directive.update)
+            frozen = not directive.update
+            z = lower.forward(batch.x, draws.of("lower", batch.step), grad=not frozen, keep_buffers=frozen)
             needs_grad = directive.update and z.requires_grad
             ticket = yield Smashed(step=batch.step, z=z.detach(), y=batch.y, needs_grad=needs_grad)
             if needs_grad:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -160,7 +161,8 @@ def decode(name: str, header: Any, packed: Sequence[Packed], link: Link, coding:
     """The message of a whole body. Raises WireError if a tensor was not encoded as this run says."""
     direction = direction_of(name)
     tensors = [link.agreed(direction, one.layout).decode(one, coding) for one in packed]
-    return _messages[name](header, tensors)
+    message = _messages[name](header, tensors)
+    return replace(message, packed=packed[1]) if isinstance(message, Smashed) else message
 
 
 def _unflatten(header: Any, tensors: Iterable[Tensor]) -> dict[str, dict[str, Tensor]]:
