@@ -161,8 +161,9 @@ def simulate(
     try:
         for fact in simulation.facts():
             scribe.fact(fact)
-    except ConfigError:
-        raise  # a client could not begin: no run, no summary
+    except ConfigError:  # a client could not begin: no run, no summary
+        directory.discard()
+        raise
     except (CutlayerError, KeyboardInterrupt) as error:
         failure = error
         simulation.coordinator.stop(str(error) or "stopped by its operator (SIGINT)")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
 
 from sl_common.config import RunConfig
 from sl_common.errors import Refused, WireError
@@ -20,11 +19,9 @@ from sl_common.facts import (
     ClientJoined,
     ClientLeft,
     ClientReady,
-    Evaluated,
     Fact,
     RoundEnded,
     RunEnded,
-    Score,
     Trained,
     WaveBegun,
 )
@@ -48,10 +45,12 @@ from sl_common.messages import (
 from sl_common.network import Network
 from sl_common.protocol import Arrived, At, Record, WaitUntil
 from sl_common.segment import Bank, Segment
-from sl_common.tensors import check_state, digest, raw_bytes
+from sl_common.tensors import check_state, raw_bytes
 from sl_server.recordings import Recordings
 from sl_server.roster import Member, Roster
+from sl_server.scores import evaluation, mean_loss
 from sl_server.wave import Wave
+from sl_server.weights import Weights
 
 Said = list[tuple[str, ToClient]]
 MAX_SAMPLES = 1 << 40  # that a client may say it has
@@ -67,15 +66,8 @@ class Coordinator:
         self.roster = Roster(config.shards, config.sharded)
         per_client = frozenset({"head"}) if self.protocol.head.copies == "per_client" else frozenset[str]()
         self.bank = Bank({"head": lambda: self._head(device)}, per_client)
-        whole = {"lower": network.lower, "head": network.head}
         self.recordings = Recordings(config.codec)
-        self._shared: dict[str, State] = {
-            part: {k: v.detach().clone() for k, v in whole[part].state_dict().items()}
-            for part in self.protocol.learner.parts
-        }
-        self._digests = {part: digest(state) for part, state in self._shared.items()}
-        self._merges = dict.fromkeys([*self._shared, "head"], 0)  # part -> how often it was merged
-        self._private: set[str] = set()  # parts that were trained since they were last merged
+        self._weights = Weights(network, self.protocol.learner.parts, self.bank)
         self._facts: list[Fact] = []
         self._out: Said = []
         self._round = 0
@@ -244,7 +236,7 @@ class Coordinator:
                 steps=self.config.client.wave.batches(m.batches),
                 first=m.trained,
                 lr=self.config.client.lr(at.round, at.rounds),
-                weights=self._weights_for(m),
+                weights=self._news_for(m),
                 upload=tuple(part for part in needs if part in self.protocol.learner.parts),
                 directive=directive,
             )
@@ -277,19 +269,11 @@ class Coordinator:
             )
         )
 
-    def _weights_for(self, member: Member) -> dict[str, State]:
-        """The parts that were merged since this client last heard, unless it holds just these weights already."""
+    def _news_for(self, member: Member) -> dict[str, State]:
+        """The weights that a client must hear of before it begins."""
         if not member.seen:
             self.bank.forget(member.shard)  # what a former life of this shard had trained
-        weights = {}
-        for part, state in self._shared.items():
-            if member.seen.get(part) == self._merges[part]:
-                continue
-            member.seen[part] = self._merges[part]
-            if member.holds.get(part) != self._digests[part]:
-                weights[part] = state
-                member.holds[part] = self._digests[part]
-        return weights
+        return self._weights.news_for(member)
 
     def _serve(self) -> bool:
         """One cohort, or one batch to evaluate; False if none is complete."""
@@ -350,19 +334,21 @@ class Coordinator:
             return False
         self._wave = None
         if wave.evaluate:
-            self._score(wave)
+            names = {client: self.roster.by_shard(client).name for client in wave.done}
+            found = evaluation(wave, names, shared=self._weights.is_shared("lower"))
+            self._facts += [found] if found else []
             self._next_round()
             return True
         self._over.append(wave)
         self._waves += 1
         if wave.done and wave.directive.update:
-            self._private |= {*self.protocol.learner.parts, "head"}
-        self._apply(self.protocol.merge.after_wave(self._record([wave])))
+            self._weights.trained()
+        self._weights.merge(self.protocol.merge.after_wave(self._record([wave])))
         return True
 
     def _end_round(self) -> None:
-        self._apply(self.protocol.merge.after_round(self._record(self._over)))
-        loss, samples = _mean_loss(self._over)
+        self._weights.merge(self.protocol.merge.after_round(self._record(self._over)))
+        loss, samples = mean_loss(self._over)
         if samples:
             self._losses.append(loss)
         finished = len({client for wave in self._over for client in wave.done})
@@ -401,27 +387,13 @@ class Coordinator:
         at = waves[-1].at if waves else self._at()
         return Record(at=at, samples=samples, weights=weights)
 
-    def _apply(self, merged: Mapping[str, State]) -> None:
-        for part, state in merged.items():
-            self._merges[part] += 1
-            self._private.discard(part)
-            if part in self.bank:
-                self.bank.load(part, state)
-            if part in self._shared:
-                self._shared[part] = state
-                self._digests[part] = digest(state)
-
     # --- evaluation and the result
-
-    def _is_shared(self, part: str) -> bool:
-        """True if every client goes on with the same weights of this part."""
-        return self._merges[part] > 0 and part not in self._private
 
     def _begin_evaluation(self, last: bool) -> None:
         """Shared: the test set is split over everybody. Private: every client that has trained gets the same samples."""
-        shared = self._is_shared("lower")
+        shared = self._weights.is_shared("lower")
         members = [m for m in self.roster.ready() if shared or m.taught]
-        heads_elsewhere = "head" in self.protocol.learner.parts and not self._is_shared("head")
+        heads_elsewhere = "head" in self.protocol.learner.parts and not self._weights.is_shared("head")
         if not members or heads_elsewhere:  # the clients' own heads are not here to be evaluated
             self._next_round()
             return
@@ -434,7 +406,7 @@ class Coordinator:
                 wave=at.wave,
                 wave_size=at.wave_size,
                 evaluate=True,
-                weights=self._weights_for(m),
+                weights=self._news_for(m),
                 slice=number if split else 0,
                 slices=len(members) if split else 1,
                 samples=0 if split or last or not self.config.sharded else self.config.eval.samples,
@@ -443,61 +415,10 @@ class Coordinator:
         }
         self._begin(Wave(at=at, directive=Directive(), begins=begins), members)
 
-    def _score(self, wave: Wave) -> None:
-        scores: dict[int, Score] = {}
-        for client in sorted(wave.done):
-            mine = [pair for (c, _), pair in sorted(wave.losses.items()) if c == client]
-            samples = sum(n for _, n in mine)
-            if samples:
-                loss = sum(loss * n for loss, n in mine) / samples
-                scores[client] = Score(samples=samples, correct=wave.correct.get(client, 0), loss=loss)
-        if not scores:
-            return
-        samples = sum(s.samples for s in scores.values())
-        accuracies = [s.accuracy for s in scores.values()]
-        shared = self._is_shared("lower")
-        pooled = sum(s.correct for s in scores.values()) / samples
-        self._facts.append(
-            Evaluated(
-                round=wave.at.round,
-                shared=shared,
-                accuracy=pooled if shared else sum(accuracies) / len(accuracies),
-                lowest=min(accuracies),
-                highest=max(accuracies),
-                loss=sum(s.loss * s.samples for s in scores.values()) / samples,
-                samples=samples,
-                clients={self.roster.by_shard(client).name: score for client, score in scores.items()},
-            )
-        )
-
     def weights(self) -> dict[str, State]:
         """What the server has: `lower` if all share it, `head`, or `head-<shard>` where copies differ."""
-        states: dict[str, State] = {}
-        if self._is_shared("lower"):
-            states["lower"] = self._shared["lower"]
-        copies = self.bank.copies("head")
-        if copies and not self._is_shared("head"):
-            return states | {f"head-{client}": segment.state() for client, segment in copies.items()}
-        return states | {"head": self.bank.get("head").state()}
+        return self._weights.on_server()
 
     def weights_sha256(self) -> str:
         """One fingerprint of all weights of the run, the private ones by the digests that their clients reported."""
-        sha = hashlib.sha256()
-        digests = {name: digest(state) for name, state in self.weights().items()}
-        if "lower" not in digests:
-            digests |= {f"lower-{m.shard}": m.holds["lower"] for m in self.roster.known() if "lower" in m.holds}
-        for name in sorted(digests):
-            sha.update(name.encode() + b"\0" + digests[name])
-        return sha.hexdigest()
-
-
-def _mean_loss(waves: list[Wave]) -> tuple[float, int]:
-    """Mean training loss of a round, summed by (shard, step) within its waves, and over how many samples."""
-    total, count = 0.0, 0
-    for wave in waves:
-        for _, (loss, samples) in sorted(wave.losses.items()):
-            total, count = total + loss * samples, count + samples
-        for _, done in sorted(wave.done.items()):
-            if done.loss_sum:
-                total, count = total + done.loss_sum, count + done.samples
-    return (total / count if count else 0.0), count
+        return self._weights.sha256(self.roster.known())

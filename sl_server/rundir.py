@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict
@@ -88,6 +89,15 @@ class RunDirectory:
     def summary(self, coordinator: Coordinator, seconds: float, failure: str | None) -> dict[str, Any]:
         """The run in one object: what `summary.json` holds."""
         return summarise(coordinator, self._ledger, self.evaluated, self.loss, seconds, failure)
+
+    def discard(self) -> None:
+        """Leave nothing of a run that could not begin, so that its place can be taken again."""
+        self._metrics.close()
+        self._digests.close()
+        for name in ("config.json", "metrics.jsonl", "digests.log"):
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is something else in it
+            self.path.rmdir()
 
     def finish(self, coordinator: Coordinator, seconds: float, failure: str | None = None) -> dict[str, Any]:
         """Write the summary and the final weights; what the summary says."""
