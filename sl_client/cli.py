@@ -14,7 +14,7 @@ from sl_common.errors import ConfigError, CutlayerError
 from sl_common.exits import INTERRUPTED, exit_code, is_loopback
 
 if TYPE_CHECKING:  # torch is imported when it is needed, not for --help
-    from sl_common.messages import State
+    from sl_common.tensors import State
 
 app = typer.Typer(
     name="sl-client",

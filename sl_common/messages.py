@@ -12,8 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from sl_common.codec.packed import Packed
-
-State = Mapping[str, Tensor]  # a part's parameters and buffers by name, in the module's order
+from sl_common.tensors import State
 
 WireKind = Literal["smashed", "labels", "gradient", "weights", "eval", "control"]
 WIRE_KINDS: tuple[WireKind, ...] = ("smashed", "labels", "gradient", "weights", "eval", "control")

@@ -12,9 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
-from sl_common.messages import State
 from sl_common.optim import Optimizer
-from sl_common.tensors import check_state, copy_state, digest
+from sl_common.tensors import State, check_state, copy_state, digest
 
 Span = Callable[[str], AbstractContextManager[object]]
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sl_common.errors import WireError
-from sl_common.messages import State
+
+State = Mapping[str, Tensor]  # a part's parameters and buffers by name, in the module's order
 
 ALIGNMENT = 64  # bytes; a view at another offset changes the last bits of a Linear
 

@@ -37,7 +37,6 @@ from sl_common.messages import (
     Left,
     Ready,
     Smashed,
-    State,
     Tick,
     ToClient,
     Welcome,
@@ -45,7 +44,7 @@ from sl_common.messages import (
 from sl_common.network import Network
 from sl_common.protocol import Arrived, At, Record, WaitUntil
 from sl_common.segment import Bank, Segment
-from sl_common.tensors import check_state, raw_bytes
+from sl_common.tensors import State, check_state, raw_bytes
 from sl_server.recordings import Recordings
 from sl_server.roster import Member, Roster
 from sl_server.scores import evaluation, mean_loss

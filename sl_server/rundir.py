@@ -16,7 +16,7 @@ from sl_common import __version__
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.facts import Evaluated, Fact, RoundEnded, Trained
-from sl_common.messages import State
+from sl_common.tensors import State
 from sl_server.coordinator import Coordinator
 from sl_server.ledger import Ledger
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 
-from sl_common.messages import State
 from sl_common.network import Network
 from sl_common.segment import Bank
-from sl_common.tensors import digest
+from sl_common.tensors import State, digest
 from sl_server.roster import Member
 
 

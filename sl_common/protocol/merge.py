@@ -8,9 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from sl_common.messages import State
 from sl_common.protocol.at import At
-from sl_common.tensors import weighted_mean
+from sl_common.tensors import State, weighted_mean
 from sl_common.value import Value
 
 Merged = Mapping[str, State]

@@ -11,21 +11,9 @@ from torch import Tensor
 from sl_common.codec import Coding, Direction, Identity, Layout, Link, Packed, Scheme
 from sl_common.codec.packed import DTYPES, fits
 from sl_common.errors import WireError
-from sl_common.messages import (
-    Alive,
-    Begin,
-    Bye,
-    Directive,
-    Done,
-    Gradient,
-    Leave,
-    Message,
-    Ready,
-    Smashed,
-    State,
-    Welcome,
-)
+from sl_common.messages import Alive, Begin, Bye, Directive, Done, Gradient, Leave, Message, Ready, Smashed, Welcome
 from sl_common.proto import split_pb2 as pb
+from sl_common.tensors import State
 
 _DTYPE_NUMBER = {dtype: number for number, dtype in enumerate(DTYPES, start=1)}
 _EXACT = Identity()
