@@ -169,11 +169,14 @@ class Bank:
             del self._copies[key]
 
 
+_DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+
+
 def draws_random_numbers(module: nn.Module) -> bool:
     """True if a forward pass may draw: it has dropout, or code of the user's that we can't look into."""
     return any(
         not type(m).__module__.startswith("torch.nn.")
-        or isinstance(m, (nn.modules.dropout._DropoutNd, nn.RReLU))
+        or isinstance(m, _DRAWING)
         or (isinstance(dropout := getattr(m, "dropout", 0.0), float) and dropout > 0)
         for m in module.modules()
     )

@@ -182,7 +182,9 @@ def simulate(
 def check(
     config_file: ConfigFile,
     overrides: Overrides = None,
-    resolved: Annotated[bool, typer.Option("--resolved", help="Also print every key with its value.")] = False,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="Also print every key with its value.", envvar="SL_RESOLVED")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Check a configuration without running it: shapes at every cut, bytes of a step each way, memory on the client."""
@@ -211,16 +213,21 @@ def presets(as_json: Json = False) -> None:
 def export(
     run_directory: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUNDIR")],
     to: Annotated[
-        Path | None, typer.Option("--to", "-o", help="File to write; by default RUNDIR/model.safetensors.")
+        Path | None,
+        typer.Option("--to", "-o", help="File to write; by default RUNDIR/model.safetensors.", envvar="SL_TO"),
     ] = None,
     lower: Annotated[
         Path | None,
         typer.Option(
-            help="The lower segment that a client wrote (sl-client run --save-lower FILE), where lower segments are private."
+            help="The lower segment that a client wrote (sl-client run --save-lower FILE), where lower segments are private.",
+            envvar="SL_LOWER",
         ),
     ] = None,
     head: Annotated[
-        Path | None, typer.Option(help="The head to take, where every client has its own (head-SHARD.safetensors).")
+        Path | None,
+        typer.Option(
+            help="The head to take, where every client has its own (head-SHARD.safetensors).", envvar="SL_HEAD"
+        ),
     ] = None,
 ) -> None:
     """Join lower segment and head into the state dict of the unsplit network, as safetensors."""

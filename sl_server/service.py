@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Sequence
 
 import grpc
-from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
@@ -112,7 +111,7 @@ class SplitLearning:
                 return
             try:
                 await context.write(probe.answer(ping))
-            except (DecodeError, ValueError) as error:
+            except ValueError as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
 

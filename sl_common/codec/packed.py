@@ -93,5 +93,5 @@ def make_layout(kind: str, x: Tensor, nbytes: int, params: bytes = b"") -> Layou
 
 
 def fits(shape: Sequence[int]) -> bool:
-    """True if a shape from the wire is one we handle at all."""
-    return len(shape) <= MAX_RANK and all(0 <= n < 2**40 for n in shape)
+    """True if a shape from the wire is one we handle at all: even its strides, beside a side of 0, must not overflow."""
+    return len(shape) <= MAX_RANK and math.prod(max(n, 1) for n in shape) < 2**40

@@ -143,7 +143,7 @@ class Ready(_message.Message):
     def __init__(self, samples: _Optional[int] = ..., batches: _Optional[int] = ...) -> None: ...
 
 class Begin(_message.Message):
-    __slots__ = ("round", "rounds", "wave", "wave_size", "evaluate", "steps", "first", "lr", "weights", "upload", "directive", "slice", "slices", "samples")
+    __slots__ = ("round", "rounds", "wave", "wave_size", "evaluate", "steps", "first", "lr", "weights", "upload", "directive", "slice", "slices", "samples", "parts")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     WAVE_FIELD_NUMBER: _ClassVar[int]
@@ -158,6 +158,7 @@ class Begin(_message.Message):
     SLICE_FIELD_NUMBER: _ClassVar[int]
     SLICES_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     round: int
     rounds: int
     wave: int
@@ -172,7 +173,8 @@ class Begin(_message.Message):
     slice: int
     slices: int
     samples: int
-    def __init__(self, round: _Optional[int] = ..., rounds: _Optional[int] = ..., wave: _Optional[int] = ..., wave_size: _Optional[int] = ..., evaluate: _Optional[bool] = ..., steps: _Optional[int] = ..., first: _Optional[int] = ..., lr: _Optional[float] = ..., weights: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., upload: _Optional[_Iterable[str]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., slice: _Optional[int] = ..., slices: _Optional[int] = ..., samples: _Optional[int] = ...) -> None: ...
+    parts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, round: _Optional[int] = ..., rounds: _Optional[int] = ..., wave: _Optional[int] = ..., wave_size: _Optional[int] = ..., evaluate: _Optional[bool] = ..., steps: _Optional[int] = ..., first: _Optional[int] = ..., lr: _Optional[float] = ..., weights: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., upload: _Optional[_Iterable[str]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., slice: _Optional[int] = ..., slices: _Optional[int] = ..., samples: _Optional[int] = ..., parts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Directive(_message.Message):
     __slots__ = ("send", "update")
@@ -213,7 +215,7 @@ class Gradient(_message.Message):
     def __init__(self, step: _Optional[int] = ..., loss: _Optional[float] = ..., correct: _Optional[int] = ..., dz: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Done(_message.Message):
-    __slots__ = ("round", "wave", "steps", "samples", "loss_sum", "weights", "digests")
+    __slots__ = ("round", "wave", "steps", "samples", "loss_sum", "weights", "digests", "parts")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     WAVE_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -221,6 +223,7 @@ class Done(_message.Message):
     LOSS_SUM_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     round: int
     wave: int
     steps: int
@@ -228,7 +231,8 @@ class Done(_message.Message):
     loss_sum: float
     weights: _containers.RepeatedCompositeFieldContainer[NamedTensor]
     digests: _containers.RepeatedCompositeFieldContainer[Digest]
-    def __init__(self, round: _Optional[int] = ..., wave: _Optional[int] = ..., steps: _Optional[int] = ..., samples: _Optional[int] = ..., loss_sum: _Optional[float] = ..., weights: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., digests: _Optional[_Iterable[_Union[Digest, _Mapping]]] = ...) -> None: ...
+    parts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, round: _Optional[int] = ..., wave: _Optional[int] = ..., steps: _Optional[int] = ..., samples: _Optional[int] = ..., loss_sum: _Optional[float] = ..., weights: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., digests: _Optional[_Iterable[_Union[Digest, _Mapping]]] = ..., parts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Digest(_message.Message):
     __slots__ = ("part", "sha256")

@@ -55,7 +55,8 @@ class Handoff(Value):
 
     def after_wave(self, record: Record) -> Merged:
         """The wave's last client's weights; a wave whose client left changes nothing."""
-        return {part: list(states.values())[-1] for part, states in record.weights.items() if states}
+        weights = {part: list(record.weights.get(part, {}).values()) for part in self.parts}
+        return {part: states[-1] for part, states in weights.items() if states}
 
     def after_round(self, record: Record) -> Merged:  # noqa: ARG002
         """Nothing more."""

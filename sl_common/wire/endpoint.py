@@ -71,6 +71,7 @@ class Endpoint:
         self._header: Any = None
         self._kind: WireKind = "control"
         self._assembly: Assembly | None = None
+        self._labels = 0  # bytes of labels still to come in this message
         self._likes: dict[int, Tensor] = {}
 
     # --- out
@@ -80,7 +81,8 @@ class Endpoint:
         name, header, packed = translate.encode(message, self.link, self._coding(message))
         self._remember(message, packed)
         kind = kind_of(message)
-        frames = []
+        labels = packed[0].layout.nbytes if kind == "smashed" else 0
+        frames, carried = [], 0
         for number, pieces in enumerate(_chunks(packed, self._chunk_bytes)):
             self.sent += 1
             head = self._out(seq=self.sent, ack=self.received)
@@ -89,8 +91,9 @@ class Endpoint:
                 if timing is not None:
                     head.timing.CopyFrom(timing.to_header())
             data = _join(head.SerializeToString(), pieces)
-            labels = packed[0].layout.nbytes if number == 0 and kind == "smashed" else 0
-            frames.append(Frame(seq=self.sent, data=data, tally=_tally(kind, len(data), labels)))
+            before, carried = carried, carried + sum(len(piece) for piece in pieces)
+            of_labels = min(carried, labels) - min(before, labels)
+            frames.append(Frame(seq=self.sent, data=data, tally=_tally(kind, len(data), of_labels)))
         self._unacked.extend(frames)
         self._owed = 0
         return frames
@@ -139,9 +142,8 @@ class Endpoint:
         return self._take(frame, name, len(data))
 
     def _take(self, frame: Any, name: str | None, nbytes: int) -> Received:
-        labels = 0
         if name is not None:
-            labels = self._start(name, getattr(frame, name))
+            self._start(name, getattr(frame, name))
         elif self._assembly is None:
             raise WireError(f"frame {frame.seq} has neither a header nor a message to go on with")
         chunk = frame.chunk
@@ -150,15 +152,16 @@ class Endpoint:
         assert self._assembly is not None
         if name is None and not chunk:
             raise WireError(f"frame {frame.seq} is empty")
+        labels, self._labels = self._labels, max(0, self._labels - len(chunk))
         self._assembly.add(chunk)
         message = None if self._assembly.missing else self._finish()
         self.received = frame.seq
         self._owed += nbytes
         timing = Timing.from_header(frame.timing) if name == "smashed" and frame.HasField("timing") else None
-        return Received(tally=_tally(self._kind, nbytes, min(labels, len(chunk))), message=message, timing=timing)
+        return Received(tally=_tally(self._kind, nbytes, labels - self._labels), message=message, timing=timing)
 
-    def _start(self, name: str, header: Any) -> int:
-        """Check a header before any memory is taken for its body; how many bytes of labels the frame carries."""
+    def _start(self, name: str, header: Any) -> None:
+        """Check a header before any memory is taken for its body."""
         if self._assembly is not None:
             raise WireError(f"{name} begins while {self._assembly.missing} bytes of {self._name} are missing")
         layouts = translate.layouts_of(name, header)
@@ -174,7 +177,7 @@ class Endpoint:
             raise WireError(f"{name}: a body of {total} bytes, this run allows {self.limit_bytes}")
         self._name, self._header, self._kind = name, header, _kind_of_header(name, header)
         self._assembly = Assembly(layouts)
-        return layouts[0].nbytes if self._kind == "smashed" else 0
+        self._labels = layouts[0].nbytes if self._kind == "smashed" else 0
 
     def _finish(self) -> Message:
         assert self._assembly is not None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from google.protobuf.message import DecodeError
+
 from sl_common import __version__
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire.greeting import WIRE_VERSION
@@ -27,8 +29,11 @@ def ping(nbytes: int, reply_bytes: int) -> bytes:
 
 
 def answer(data: bytes) -> bytes:
-    """The server's side. Raises ValueError if too much is asked for, DecodeError if it is no ping."""
-    asked = pb.Ping.FromString(data)
+    """The server's side. Raises ValueError if too much is asked for, or if it is no ping."""
+    try:
+        asked = pb.Ping.FromString(data)
+    except DecodeError as error:
+        raise ValueError(f"{len(data)} bytes that are no ping") from error
     if max(len(asked.payload), asked.reply_bytes) > MAX_PAYLOAD:
         raise ValueError(
             f"ping of {len(asked.payload)} bytes asks for {asked.reply_bytes}, at most {MAX_PAYLOAD} are allowed"

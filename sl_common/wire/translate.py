@@ -62,6 +62,7 @@ def _slots(name: str, header: Any) -> list[pb.Tensor]:
 
 
 def _flatten(weights: Mapping[str, State], header: Any) -> list[Tensor]:
+    header.parts.extend(weights)
     for part, state in weights.items():
         for name in state:
             header.weights.add(part=part, name=name)
@@ -154,12 +155,11 @@ def decode(name: str, header: Any, packed: Sequence[Packed], link: Link, coding:
 
 
 def _unflatten(header: Any, tensors: Iterable[Tensor]) -> dict[str, dict[str, Tensor]]:
-    weights: dict[str, dict[str, Tensor]] = {}
+    weights: dict[str, dict[str, Tensor]] = {part: {} for part in header.parts}
     for named, tensor in zip(header.weights, tensors, strict=True):
-        state = weights.setdefault(named.part, {})
-        if named.name in state:
-            raise WireError(f"weights name {named.part}/{named.name} twice")
-        state[named.name] = tensor
+        if named.part not in weights or named.name in weights[named.part]:
+            raise WireError(f"weights name {named.part}/{named.name} twice, or a part that is not in {list(weights)}")
+        weights[named.part][named.name] = tensor
     return weights
 
 
