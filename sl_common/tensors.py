@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,14 +12,10 @@ from sl_common.errors import WireError
 
 State = Mapping[str, Tensor]  # a part's parameters and buffers by name, in the module's order
 
-ALIGNMENT = 64  # bytes; a view at another offset changes the last bits of a Linear
 
-
-def aligned_buffer(nbytes: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    """`nbytes` of uninitialised memory that starts at a multiple of 64."""
-    memory = np.empty(nbytes + ALIGNMENT, dtype=np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + nbytes]
+def aligned_buffer(nbytes: int) -> memoryview:
+    """`nbytes` of uninitialised memory that starts at a multiple of 64, as torch's CPU allocator gives it."""
+    return memoryview(torch.empty(nbytes, dtype=torch.uint8).numpy().data)
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:

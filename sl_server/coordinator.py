@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from functools import partial
 
 from sl_common.config import RunConfig
 from sl_common.errors import Refused, WireError
@@ -67,7 +68,9 @@ class Coordinator:
         self.bank = Bank({"head": lambda: self._head(device)}, per_client)
         self.recordings = Recordings(config.codec)
         self._weights = Weights(network, self.protocol.learner.parts, self.bank)
-        self._facts: list[Fact] = []
+        self._facts: list[
+            Fact | partial[Fact]
+        ] = []  # hashes are computed when asked for, once replies are on their way
         self._out: Said = []
         self._round = 0
         self._plan: list[list[int]] | None = None  # waves of this round still to come; None: the round has not begun
@@ -122,7 +125,7 @@ class Coordinator:
     def facts(self) -> list[Fact]:
         """What happened since the last call."""
         facts, self._facts = self._facts, []
-        return facts
+        return [fact() if isinstance(fact, partial) else fact for fact in facts]
 
     def _join(self, name: str, shard: int) -> None:
         member = self.roster.join(name, shard)
@@ -305,18 +308,7 @@ class Coordinator:
                 self._say(members[a.client], reply)
             if wave.directive.record is not None:
                 self.recordings.keep(a.client, a.batch, wave.directive.record)
-            self._facts.append(
-                Trained(
-                    client=members[a.client].name,
-                    shard=a.client,
-                    round=at.round,
-                    wave=at.wave,
-                    step=a.batch.step,
-                    samples=size,
-                    loss=reply.loss,
-                    sha256=hashlib.sha256(raw_bytes(a.batch.z)).hexdigest()[:16],
-                )
-            )
+            self._facts.append(partial(_trained, members[a.client].name, a, at, reply.loss))
 
     def _evaluate(self, wave: Wave, client: int, batch: Smashed) -> None:
         reply = self.protocol.head.evaluate(self.bank, client, batch)
@@ -421,3 +413,16 @@ class Coordinator:
     def weights_sha256(self) -> str:
         """One fingerprint of all weights of the run, the private ones by the digests that their clients reported."""
         return self._weights.sha256(self.roster.known())
+
+
+def _trained(client: str, arrived: Arrived, at: At, loss: float) -> Fact:
+    return Trained(
+        client=client,
+        shard=arrived.client,
+        round=at.round,
+        wave=at.wave,
+        step=arrived.batch.step,
+        samples=len(arrived.batch.y),
+        loss=loss,
+        sha256=hashlib.sha256(raw_bytes(arrived.batch.z)).hexdigest()[:16],
+    )

@@ -13,10 +13,7 @@ class Assembly:
     """Gathers the chunks of one body. The memory it takes was checked against the limit before."""
 
     def __init__(self, layouts: Sequence[Layout]) -> None:
-        self.packed = [
-            Packed(layout=layout, data=memoryview(aligned_buffer(layout.nbytes)))  # type: ignore[arg-type]
-            for layout in layouts
-        ]
+        self.packed = [Packed(layout=layout, data=aligned_buffer(layout.nbytes)) for layout in layouts]
         self.missing = sum(layout.nbytes for layout in layouts)
         self._tensor = 0  # being filled
         self._offset = 0  # bytes of it that are there

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from google.protobuf.message import DecodeError
 from torch import Tensor
 
-from sl_common.codec import Coding, Link, Packed
+from sl_common.codec import Coding, Link, Packed, Scheme
 from sl_common.errors import Refused, WireError
 from sl_common.messages import Gradient, Message, Smashed, WireKind, kind_of
 from sl_common.proto import split_pb2 as pb
@@ -71,6 +71,7 @@ class Endpoint:
         self._header: Any = None
         self._kind: WireKind = "control"
         self._assembly: Assembly | None = None
+        self._schemes: list[Scheme] = []  # of the tensors of the message on its way in
         self._labels = 0  # bytes of labels still to come in this message
         self._likes: dict[int, Tensor] = {}
 
@@ -171,11 +172,12 @@ class Endpoint:
                 raise WireError(
                     f"{name}: a tensor of {layout.decoded_nbytes} bytes, this run allows {self.limit_bytes}"
                 )
-            self.link.agreed(direction, layout)
+        schemes = [self.link.agreed(direction, layout) for layout in layouts]
         total = sum(layout.nbytes for layout in layouts)
         if total > self.limit_bytes:
             raise WireError(f"{name}: a body of {total} bytes, this run allows {self.limit_bytes}")
         self._name, self._header, self._kind = name, header, _kind_of_header(name, header)
+        self._schemes = schemes
         self._assembly = Assembly(layouts)
         self._labels = layouts[0].nbytes if self._kind == "smashed" else 0
 
@@ -184,7 +186,7 @@ class Endpoint:
         packed, self._assembly = self._assembly.packed, None
         like = self._likes.pop(self._header.step, None) if self._name == "gradient" else None
         coding = Coding(like=like, training=self._kind != "eval")
-        message = translate.decode(self._name, self._header, packed, self.link, coding)
+        message = translate.decode(self._name, self._header, packed, self._schemes, coding)
         self._header = None
         if isinstance(message, Smashed) and message.needs_grad and self.link.down.uses_like:
             self._likes[message.step] = message.z

@@ -77,10 +77,11 @@ def _load_one(view: memoryview) -> tuple[str, Event | Advanced, memoryview]:
         raise WireError("event log: a record without an event")
     message = getattr(frame, field)
     packed = [_aligned(layout, body) for layout, body in zip(translate.layouts_of(field, message), bodies, strict=True)]
-    return client, translate.decode(field, message, packed, _EXACT, Coding()), view  # type: ignore[return-value]
+    schemes = [_EXACT.agreed(translate.direction_of(field), one.layout) for one in packed]
+    return client, translate.decode(field, message, packed, schemes, Coding()), view  # type: ignore[return-value]
 
 
 def _aligned(layout: Layout, body: memoryview) -> Packed:
-    memory = memoryview(aligned_buffer(layout.nbytes))  # type: ignore[arg-type]
+    memory = aligned_buffer(layout.nbytes)
     memory[:] = body
     return Packed(layout=layout, data=memory)

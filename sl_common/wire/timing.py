@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from sl_common.proto import split_pb2 as pb
 
@@ -20,7 +20,14 @@ class Timing:
 
     def to_header(self) -> pb.Timing:
         """For a ClientFrame."""
-        return pb.Timing(**asdict(self))
+        return pb.Timing(
+            step=self.step,
+            forward=self.forward,
+            encode=self.encode,
+            round_trip=self.round_trip,
+            decode=self.decode,
+            backward=self.backward,
+        )
 
     @classmethod
     def from_header(cls, t: pb.Timing) -> Timing:

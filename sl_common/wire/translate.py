@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -146,12 +145,12 @@ def _read_layout(slot: pb.Tensor) -> Layout:
     return Layout(codec=slot.codec, dtype=DTYPES[slot.dtype - 1], shape=shape, nbytes=slot.nbytes, params=slot.params)
 
 
-def decode(name: str, header: Any, packed: Sequence[Packed], link: Link, coding: Coding) -> Message:
-    """The message of a whole body. Raises WireError if a tensor was not encoded as this run says."""
-    direction = direction_of(name)
-    tensors = [link.agreed(direction, one.layout).decode(one, coding) for one in packed]
-    message = _messages[name](header, tensors)
-    return replace(message, packed=packed[1]) if isinstance(message, Smashed) else message
+def decode(name: str, header: Any, packed: Sequence[Packed], schemes: Sequence[Scheme], coding: Coding) -> Message:
+    """The message of a whole body, by the schemes that its tensors were agreed to be in. Raises WireError if they contradict."""
+    tensors = [scheme.decode(one, coding) for scheme, one in zip(schemes, packed, strict=True)]
+    if name == "smashed":
+        return _to_smashed(header, tensors, packed[1])
+    return _messages[name](header, tensors)
 
 
 def _unflatten(header: Any, tensors: Iterable[Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -163,8 +162,9 @@ def _unflatten(header: Any, tensors: Iterable[Tensor]) -> dict[str, dict[str, Te
     return weights
 
 
-def _to_smashed(h: pb.Smashed, t: list[Tensor]) -> Smashed:
-    return Smashed(step=h.step, round=h.round, wave=h.wave, train=h.train, needs_grad=h.needs_grad, y=t[0], z=t[1])
+def _to_smashed(h: pb.Smashed, t: list[Tensor], z: Packed) -> Smashed:
+    flags = {"train": h.train, "needs_grad": h.needs_grad}
+    return Smashed(step=h.step, round=h.round, wave=h.wave, y=t[0], z=t[1], packed=z, **flags)
 
 
 def _to_done(h: pb.Done, t: list[Tensor]) -> Done:
@@ -200,7 +200,6 @@ def _to_begin(h: pb.Begin, t: list[Tensor]) -> Begin:
 
 _messages: dict[str, Callable[[Any, list[Tensor]], Message]] = {
     "ready": lambda h, _: Ready(samples=h.samples, batches=h.batches),
-    "smashed": _to_smashed,
     "done": _to_done,
     "alive": lambda h, _: Alive(samples=h.samples),
     "leave": lambda h, _: Leave(reason=h.reason),
