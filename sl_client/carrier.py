@@ -42,6 +42,10 @@ class Carrier(Protocol):
         """End the stream."""
         ...
 
+    def cancel(self) -> None:
+        """Break the stream, from another thread: a blocked `receive` raises StreamBroken."""
+        ...
+
     def finish(self) -> None:
         """End the stream once what was sent has arrived."""
         ...
@@ -74,9 +78,13 @@ class GrpcCarrier:
 
     def close(self) -> None:
         """End the stream."""
+        self.cancel()
+        self._channel.close()
+
+    def cancel(self) -> None:
+        """Break the stream, from any thread: a blocked `receive` raises StreamBroken."""
         self._outbox.put(None)
         self._call.cancel()
-        self._channel.close()
 
     def finish(self) -> None:
         """End our half and wait for the server to end its own, so that what we sent last arrives."""

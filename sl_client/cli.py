@@ -92,7 +92,7 @@ def run(
     index, shards = _shard(shard)
     if save_lower is not None and not save_lower.parent.is_dir():
         raise ConfigError(f"--save-lower {save_lower}: there is no folder {save_lower.parent}")
-    from sl_client.runner import Runner
+    from sl_client.runner import Interrupted, Runner, run_until_interrupted
     from sl_client.show import make_show
 
     show = make_show(as_json=as_json)
@@ -100,8 +100,8 @@ def run(
         server, name=name, shard=index, shards=shards, data=data, allowed=tuple(allow or ()), retry_s=retry, show=show
     )
     try:
-        runner.run()
-    except KeyboardInterrupt:
+        run_until_interrupted(runner)
+    except Interrupted:
         show.say("stopped", "stopped" if runner.seat is None else "stopped; the server was told")
         raise typer.Exit(INTERRUPTED) from None
     finally:

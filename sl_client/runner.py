@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import random
 import secrets
+import signal
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -23,7 +25,12 @@ from sl_common.participate import Flow, Seat, participate
 from sl_common.wire import Endpoint, Frame, Hello, Refusal, Timing, read_answer
 
 ALIVE_EVERY_S = 5.0
+LEAVE_S = 3.0  # for telling the server that we go
 _FIRST_LIMIT = 1 << 20  # bytes of a message body before the run is known
+
+
+class Interrupted(Exception):
+    """The user wants to stop, and the server was told if it could be."""
 
 
 class Stopwatch:
@@ -96,6 +103,7 @@ class Runner:
         self._show = show
         self._connect = connect
         self._carrier: Carrier | None = None
+        self._stop = threading.Event()
         self.seat: Seat | None = None
         self._begin_life()
 
@@ -119,10 +127,17 @@ class Runner:
         self._show.seated(welcome, seat)
         return seat
 
+    def interrupt(self) -> None:
+        """Leave the run, from another thread: `run` tells the server and raises Interrupted."""
+        self._stop.set()
+        carrier = self._carrier
+        if carrier is not None:
+            carrier.cancel()
+
     def run(self) -> Bye:
         """Take part until the server says Bye.
 
-        Raises Refused, PeerLost, or ConfigError if this device cannot take part (the server is told).
+        Raises Refused, PeerLost, Interrupted, or ConfigError if this device cannot take part (the server is told).
         """
         try:
             while True:
@@ -132,13 +147,14 @@ class Runner:
                     self._part()
                     return bye
                 except StreamBroken as error:
-                    self._show.lost(str(error))
                     self._close()
+                    self._heed_stop()
+                    self._show.lost(str(error))
         except ConfigError as error:
             self._say_leave(f"cannot take part: {error}")
             raise
-        except KeyboardInterrupt:
-            self._say_leave("stopped by its user")
+        except Interrupted:
+            self._leave_anew("stopped by its user")
             raise
         except CutlayerError:
             raise
@@ -155,6 +171,7 @@ class Runner:
         give_up = time.monotonic() + self._retry_s
         pause = 0.1
         while True:
+            self._heed_stop()
             try:
                 self._carrier = self._connect(self._server)
                 self._greet(self._carrier)
@@ -165,8 +182,9 @@ class Runner:
                     raise PeerLost(
                         f"no server at {self._server} for {self._retry_s:g} s; the last try said: {error}"
                     ) from None
+                self._heed_stop()
                 self._show.waiting(self._server, str(error))
-                time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter, not a secret)
+                self._stop.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter, not a secret)
                 pause = min(2 * pause, 5.0)
 
     def _greet(self, carrier: Carrier) -> None:
@@ -213,6 +231,27 @@ class Runner:
         self._send(self._endpoint.pack(Leave(reason=reason)))
         self._carrier.finish()
 
+    def _leave_anew(self, reason: str) -> None:
+        """Say so on a stream of its own, since the last one was broken off; give up soon if nobody listens."""
+        if not self._greeted or self._flow.ended is not None:
+            return
+        self._endpoint.pack(Leave(reason=reason))  # sent by the greeting, after whatever the server lacks
+        self._close()
+        carrier = self._carrier = self._connect(self._server)
+        watchdog = threading.Timer(LEAVE_S, carrier.cancel)
+        watchdog.start()
+        try:
+            self._greet(carrier)
+            carrier.finish()
+        except (StreamBroken, CutlayerError):
+            pass  # the server finds out after its grace period
+        finally:
+            watchdog.cancel()
+
+    def _heed_stop(self) -> None:
+        if self._stop.is_set():
+            raise Interrupted
+
     # --- the conversation
 
     def _converse(self) -> Bye:
@@ -225,6 +264,7 @@ class Runner:
             self._hear()
 
     def _say(self, message: ToServer) -> None:
+        self._heed_stop()
         timing = None
         match message:
             case Alive():
@@ -265,3 +305,32 @@ class Runner:
             case _:
                 pass
         self._flow.deliver(message)
+
+
+def run_until_interrupted(runner: Runner) -> Bye:
+    """Run in a thread while this one, which must be the main thread, waits for signals.
+
+    An exception that a signal raises inside gRPC may leave its locks held; here none can be. SIGINT and SIGTERM end the run with
+    Interrupted, a second one ends the process.
+    """
+    outcome: list[Bye | BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(runner.run())
+        except BaseException as error:  # handed to the main thread
+            outcome.append(error)
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    thread = threading.Thread(target=run, name="runner", daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        runner.interrupt()
+        thread.join(3 * LEAVE_S)
+        raise Interrupted from None
+    (result,) = outcome
+    if isinstance(result, BaseException):
+        raise result
+    return result

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 from sl_common.errors import ConfigError, CutlayerError, PeerLost, Refused, WireError
 
 INTERRUPTED = 130
@@ -23,4 +25,9 @@ def exit_code(error: CutlayerError) -> int:
 def is_loopback(address: str) -> bool:
     """True for HOST:PORT on this machine, where plaintext is seen by nobody else."""
     host = address.rpartition(":")[0].strip("[]").lower()
-    return host in ("localhost", "::1") or host.startswith("127.") or address.startswith("unix:")
+    if address.startswith("unix:") or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, which may be anywhere
+        return False

@@ -27,6 +27,8 @@ def load_function(name: str, allowed: Collection[str] | None, key: str) -> Calla
         raise ConfigError(
             f"{key} = {name!r}: this device imports code only from allowed packages ({known}); start it with --allow {package}"
         )
+    if not attribute or not all(part.isidentifier() for part in module_name.split(".")):
+        raise ConfigError(f"{key} = {name!r}: write it as package.module:function")
     try:
         function = getattr(importlib.import_module(module_name), attribute)
     except ImportError as error:

@@ -100,10 +100,15 @@ def _try_out(blocks: list[Block], cut: int, config: RunConfig) -> Tensor:
     x = torch.zeros(2, *config.input)
     try:
         with seeded(0, torch.device("cpu")), buffers_untouched(lower), buffers_untouched(head):
-            z: Tensor = lower(x).detach()
+            z = lower(x)
+            if not isinstance(z, Tensor) or not z.is_floating_point():
+                raise TypeError(
+                    f"the cut must be one tensor of floating point numbers, got {getattr(z, 'dtype', type(z).__name__)}"
+                )
+            z = z.detach()
             logits = head(z.requires_grad_())
             logits.sum().backward()
-    except RuntimeError as error:
+    except Exception as error:  # whatever the modules raise
         raise ConfigError(
             f"model {config.model.name!r} cut at {config.model.cut!r} does not run on input {config.input}: {error}"
         ) from error

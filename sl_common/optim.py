@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch.nn import Parameter
 
 from sl_common.value import Value
@@ -60,6 +60,14 @@ class Sgd(Value):
     dampening: NonNegativeFloat = 0.0
     weight_decay: NonNegativeFloat = 0.0
     nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            raise ValueError(
+                f"nesterov needs a momentum above 0 and no dampening (momentum = {self.momentum}, dampening = {self.dampening})"
+            )
+        return self
 
     def make(self, params: Iterable[Parameter]) -> torch.optim.Optimizer:
         """A fresh optimiser over `params`."""

@@ -49,7 +49,7 @@ def copy_state(state: State) -> dict[str, Tensor]:
 def weighted_mean(states: Sequence[State], counts: Sequence[int]) -> dict[str, Tensor]:
     """(Σ nᵢ·xᵢ in float64, in the given order) / Σ nᵢ, cast back; integer tensors are rounded half to even.
 
-    Sort before you call: floating-point sums depend on the order. (Σ (1/C)·x over identical x is not x for C = 3, 5, 6, …)
+    Sort before you call: floating-point sums depend on the order. Identical states of float32 or less give back their own bits. (Σ (1/C)·x over identical x is not x for C = 3, 5, 6, …)
     """
     total = sum(counts)
     mean = {}

@@ -95,6 +95,8 @@ class Coordinator:
 
     def handle(self, client: str, event: Event) -> None:
         """Take one event. Raises WireError, with nothing changed, if the client may not say this now."""
+        if self.ended is not None and not isinstance(event, Left | Leave):
+            return  # it crossed with our Bye
         match event:
             case Joined(shard=shard, shards=shards):
                 self._join(*self.place(client, shard, shards))
@@ -174,6 +176,8 @@ class Coordinator:
         if self._wave is not None:
             self._wave.drop(member.shard)
         self._out = [(name, message) for name, message in self._out if name != member.name]
+        if self.ended is not None:  # nothing follows the end of a run
+            return
         self._facts.append(ClientLeft(client=member.name, shard=member.shard, reason=reason, was_ready=was_ready))
 
     def _current_wave(self, what: str) -> Wave:

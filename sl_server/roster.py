@@ -52,18 +52,20 @@ class Roster:
         if shards is not None and shards != self.shards:
             raise Refused("shard", f"client says there are {shards} shards, this run has {self.shards}")
         if shard is not None and self._sharded and shard >= self.shards:
-            raise Refused("shard", f"shard {shard} is out of range, this run has shards 0 to {self.shards - 1}")
+            raise Refused("shard", f"shard {shard + 1} is out of range, this run has shards 1 to {self.shards}")
         known = self._members.get(name)
         if known is not None:
             if shard not in (None, known.shard):
-                raise Refused("shard", f"client {name!r} has shard {known.shard} in this run and asks for {shard}")
+                raise Refused(
+                    "shard", f"client {name!r} has shard {known.shard + 1} in this run and asks for {shard + 1}"
+                )
             return name, known.shard
         if shard is None:
             shard = self._free_shard()
         else:
             holder = next((m for m in self._members.values() if m.shard == shard and m.here), None)
             if holder is not None:
-                raise Refused("shard", f"shard {shard} belongs to client {holder.name!r}")
+                raise Refused("shard", f"shard {shard + 1} belongs to client {holder.name!r}")
         return name or self._free_name(shard), shard
 
     def _free_shard(self) -> int:
@@ -87,6 +89,6 @@ class Roster:
 
     def _free_name(self, shard: int) -> str:
         name = f"c{shard}"
-        while name in self._members:
+        while name in self._members and self._members[name].shard != shard:
             name += "+"
         return name

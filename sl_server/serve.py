@@ -12,7 +12,7 @@ import torch
 
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
-from sl_common.facts import Evaluated, Fact
+from sl_common.facts import Evaluated, Fact, WaveBegun
 from sl_common.network import Network
 from sl_server import service
 from sl_server.coordinator import Coordinator
@@ -84,6 +84,9 @@ async def _serve(
         await over.wait()
         await server.stop(grace=2.0)
         return *scribe.finish(engine.failure), stopped.is_set()
+    except ConfigError:
+        directory.discard()  # it could not begin: the place is free again
+        raise
     finally:
         show.stop()
         metrics.close()
@@ -119,16 +122,18 @@ class Scribe:
         self._coordinator = coordinator
         self._directory = directory
         self._show = show
-        self._started = time.monotonic()
+        self._began: float | None = None
         self._warned = False
 
     @property
     def seconds(self) -> float:
-        """Since the server was ready."""
-        return time.monotonic() - self._started
+        """Since the first wave began; waiting for clients does not count."""
+        return 0.0 if self._began is None else time.monotonic() - self._began
 
     def fact(self, fact: Fact) -> None:
         """From the engine's thread. A full disk costs what could not be written, not the training."""
+        if self._began is None and isinstance(fact, WaveBegun):
+            self._began = time.monotonic()
         try:
             self._directory.fact(fact, self.seconds)
             if isinstance(fact, Evaluated):

@@ -463,7 +463,6 @@ def test_a_model_that_cannot_be_is_told(overrides: list[str], told: str | None) 
         assert told in network_refusal(*overrides)
 
 
-@pytest.mark.xfail(strict=True, reason="a traceback: models.build, Network.build and load_function let these through")
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -482,7 +481,6 @@ def test_any_model_that_cannot_be_is_told(overrides: list[str]) -> None:
     assert "model" in network_refusal(*overrides)
 
 
-@pytest.mark.xfail(strict=True, reason="torch's ValueError comes when the optimiser is made: Sgd does not check")
 def test_nesterov_without_momentum_is_told() -> None:
     assert "nesterov" in refusal("client.optimizer = { kind = 'sgd', nesterov = true }")
 

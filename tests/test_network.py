@@ -14,7 +14,7 @@ from live import ClientThread, FlakyCarrier, serving
 from world import make_config
 
 from sl_common.config import RunConfig
-from sl_common.errors import Refused
+from sl_common.errors import CutlayerError, Refused
 from sl_common.facts import ClientLeft, RoundEnded, Trained
 from sl_common.messages import Smashed
 from sl_common.presets import PRESETS
@@ -89,6 +89,10 @@ def test_real_streams_cut_at_every_kth_frame(preset: str, every: int) -> None:
     assert len(trained) == len(set(trained))
 
 
+class Vanished(CutlayerError):
+    """The device is off."""
+
+
 def test_a_client_that_vanishes_is_left_out_after_the_grace_period() -> None:
     config = make_config("parallel", run__grace_s=0.5, run__rounds=3, client__wave="{ steps = 20 }")
 
@@ -99,7 +103,7 @@ def test_a_client_that_vanishes_is_left_out_after_the_grace_period() -> None:
 
         def __init__(self, server: str) -> None:
             if not Vanishing.alive:
-                raise KeyboardInterrupt
+                raise Vanished
             super().__init__(server, 12)
 
         def close(self) -> None:
@@ -111,7 +115,7 @@ def test_a_client_that_vanishes_is_left_out_after_the_grace_period() -> None:
         for client in clients:
             client.join(60)
     assert [client.bye.finished for client in clients[:2]] == [True, True]
-    assert isinstance(clients[2].error, KeyboardInterrupt)
+    assert isinstance(clients[2].error, Vanished)
     left = [f for f in live.facts if isinstance(f, ClientLeft)]
     assert len(left) == 1
     assert "grace_s" in left[0].reason

@@ -57,7 +57,14 @@ def build(
     except TypeError as error:
         raise ConfigError(f"model.args for {name!r}: {error}; it takes {inspect.signature(function)}") from error
     with seeded(seed_of(seed, "init"), torch.device("cpu")):
-        blocks = function(**offered)
+        try:
+            blocks = function(**offered)
+        except ConfigError:
+            raise
+        except Exception as error:  # the user's code, or arguments of the wrong kind
+            raise ConfigError(
+                f"model {name!r} cannot be made with input {tuple(input)}, {classes} classes, args {args}: {error!r}"
+            ) from error
     return _named(blocks, name)
 
 

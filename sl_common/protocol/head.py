@@ -64,7 +64,7 @@ class Head(Value):
     `cut_grad_scale`: with `own_mean` a client's gradient is that of the mean loss over its own batch, dzᵢ·Σ|B|/|Bᵢ| (in that
     order); with `global_mean` that of the mean over the cohort. `weights`: how the cohort's samples count in the loss, all alike
     (a client then weighs |Bᵢ|/Σ|B|), or each client by its |Dᵢ|. `lr_power`: the head's learning rate is multiplied by
-    C^lr_power, C = clients in the wave (SGLR).
+    C^lr_power, C = clients in the wave.
     """
 
     copies: Literal["shared", "per_client"] = "shared"
