@@ -314,21 +314,24 @@ def run_until_interrupted(runner: Runner) -> Bye:
     Interrupted, a second one ends the process.
     """
     outcome: list[Bye | BaseException] = []
+    over = threading.Event()  # an interrupted Thread.join believes that the thread has ended
 
     def run() -> None:
         try:
             outcome.append(runner.run())
         except BaseException as error:  # handed to the main thread
             outcome.append(error)
+        finally:
+            over.set()
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     thread = threading.Thread(target=run, name="runner", daemon=True)
     thread.start()
     try:
-        thread.join()
+        over.wait()
     except KeyboardInterrupt:
         runner.interrupt()
-        thread.join(3 * LEAVE_S)
+        over.wait(3 * LEAVE_S)
         raise Interrupted from None
     (result,) = outcome
     if isinstance(result, BaseException):

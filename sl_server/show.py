@@ -41,7 +41,7 @@ class Show:
         """Say what matters to a person."""
         match fact:
             case ClientJoined(client=client, shard=shard):
-                self.say("joined", f"{client} joined (shard {shard})", client=client, shard=shard)
+                self.say("joined", f"{client} joined (shard {shard + 1})", client=client, shard=shard)
             case ClientLeft(client=client, reason=reason):
                 self.say("left", f"{client} left: {reason}", client=client, reason=reason)
             case RoundEnded(round=number, loss=loss):

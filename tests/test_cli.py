@@ -256,7 +256,7 @@ def test_plain_lines_in_a_pipe(simulated: tuple[Process, Path]) -> None:
     """No colours, no bar, nothing wider than a terminal and nothing cut off."""
     process, out = simulated
     summary = read_json(out / "summary.json")
-    assert process.lines[:2] == ["c0 joined (shard 0)", "c1 joined (shard 1)"]
+    assert process.lines[:2] == ["c0 joined (shard 1)", "c1 joined (shard 2)"]
     assert process.lines[-2:] == [f"weights sha256 {summary['weights_sha256']}", f"everything is in {out}"]
     assert f"{summary['evaluation']['accuracy']:.2%} of 359 held-out samples" in process.out
     assert "\x1b" not in process.out
@@ -368,7 +368,7 @@ def test_a_run_from_its_first_client_to_its_operators_interrupt(live: tuple[Proc
         )
         assert {name: process.code for name, process in wrong.items()} == {"count": 3, "taken": 3}
         assert "client says there are 3 shards, this run has 2" in wrong["count"].err
-        assert "shard 1 belongs to client 'north'" in wrong["taken"].err
+        assert "shard 2 belongs to client 'north'" in wrong["taken"].err
 
         other = stack.enter_context(started(*client, "--server", address, "--allow", "examples", "--json"))
         assert other.event("joined")["shard"] == 0
