@@ -16,6 +16,9 @@ MAX_MESSAGE = 2 * MAX_CHUNK
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.http2.max_frame_size", 1 << 21),  # a chunk in one HTTP/2 frame
+    ("grpc.http2.lookahead_bytes", 1 << 22),
+    ("grpc.http2.bdp_probe", 0),  # its pings cost more than the window that they find
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),

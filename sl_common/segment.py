@@ -60,6 +60,7 @@ class Segment:
         params = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = optimizer.make(params) if params else None
         self._draws = draws_random_numbers(module)
+        self._stepping = False  # gradients are there, and their step is still to be taken
 
     def forward(
         self, x: Tensor, seed: int, *, train: bool = True, grad: bool = True, keep_buffers: bool = False
@@ -69,7 +70,9 @@ class Segment:
         `seed` feeds whatever the module draws; in evaluation it draws nothing. With `keep_buffers` BatchNorm takes the batch's
         statistics and leaves its own as they were.
         """
-        self.module.train(train)
+        self.settle()
+        if self.module.training != train:
+            self.module.train(train)
         untouched = buffers_untouched(self.module) if keep_buffers else contextlib.nullcontext()
         with self.span("forward"), torch.set_grad_enabled(grad), untouched:
             x = x.to(self.device, non_blocking=True)
@@ -80,11 +83,17 @@ class Segment:
 
     def backward(self, output: Tensor, grad: Tensor | None = None) -> None:
         """Fill the gradients of this segment from d loss/d output (or from a scalar loss), replacing older ones."""
+        self.settle()
         with self.span("backward"):
-            if self.optimizer is not None:
-                self.optimizer.zero_grad(set_to_none=True)
+            self.clear()
             if output.requires_grad:
                 torch.autograd.backward(output, None if grad is None else grad.to(output.device))
+
+    def clear(self) -> None:
+        """Forget the gradients of the last step; `backward` would, but a learner that waits has the time now."""
+        self.settle()
+        if self.optimizer is not None:
+            self.optimizer.zero_grad(set_to_none=True)
 
     def step(self) -> None:
         """One optimiser step on the gradients that are there."""
@@ -92,22 +101,36 @@ class Segment:
             if self.optimizer is not None:
                 self.optimizer.step()
 
+    def step_later(self) -> None:
+        """The same, but not before `settle`, or whatever next looks at this segment: a reply need not wait for it."""
+        self._stepping = True
+
+    def settle(self) -> None:
+        """Take the step that was put off, if there is one."""
+        if self._stepping:
+            self._stepping = False
+            self.step()
+
     def set_lr(self, lr: float) -> None:
         """The learning rate of this round."""
+        self.settle()
         if self.optimizer is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
 
     def state(self) -> dict[str, Tensor]:
         """A copy of parameters and buffers on the CPU."""
+        self.settle()
         return copy_state(self.module.state_dict())
 
     def digest(self) -> bytes:
         """Fingerprint of parameters and buffers."""
+        self.settle()
         return digest(self.module.state_dict())
 
     def load(self, state: State, what: str = "a segment") -> None:
         """Copy weights in place; the optimiser's state stays. Raises WireError if they do not fit or are not finite."""
+        self.settle()
         own = self.module.state_dict()
         check_state(state, {name: (t.dtype, tuple(t.shape)) for name, t in own.items()}, what)
         with torch.no_grad():
@@ -162,6 +185,11 @@ class Bank:
         """Load weights into a part, every copy of it included."""
         for segment in [self._shared[part], *self.copies(part).values()]:
             segment.load(state, part)
+
+    def settle(self) -> None:
+        """Take all steps that were put off."""
+        for segment in [*self._shared.values(), *self._copies.values()]:
+            segment.settle()
 
     def forget(self, client: int) -> None:
         """Drop a client's copies."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -20,15 +21,16 @@ def aligned_buffer(nbytes: int) -> memoryview:
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The little-endian row-major bytes of a CPU tensor, without a copy where it is contiguous already."""
-    flat = tensor.detach().contiguous().view(-1)
-    return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
+    if tensor.numel() == 0:
+        return memoryview(b"")
+    return memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def all_finite(tensor: Tensor) -> bool:
     """False if any element is NaN or Inf. The sum decides in one pass; only a sum that overflows needs a second look."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+    return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
 
 
 def digest(state: State) -> bytes:

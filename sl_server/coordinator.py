@@ -124,6 +124,10 @@ class Coordinator:
         """There is something to say."""
         return bool(self._out)
 
+    def settle(self) -> None:
+        """Do what replies need not wait for; whoever sends them calls this when they are on their way."""
+        self.bank.settle()
+
     def facts(self) -> list[Fact]:
         """What happened since the last call."""
         facts, self._facts = self._facts, []

@@ -149,14 +149,15 @@ class Engine:
             link = self._links[session]
             before = time.perf_counter()
             frames = session.endpoint.pack(message)
-            self._ledger.message("down", message)
+            now = time.perf_counter()
             self._send(link, frames)
+            self._ledger.message("down", message)
             if isinstance(message, Gradient) and message.dz is not None:
-                now = time.perf_counter()
                 self._metrics.observe("queue_wait", link.queued_s + started - link.decoded)
                 self._metrics.observe("server_compute", computed - started)
                 link.encode_s = now - before
                 link.residence_s = {message.step: now - link.arrived}
+        self.coordinator.settle()
         self._tell()
         return True
 

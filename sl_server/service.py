@@ -27,6 +27,9 @@ READ_AHEAD = 64 << 20  # bytes of one stream that may wait for the engine before
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.http2.max_frame_size", 1 << 21),  # a chunk in one HTTP/2 frame
+    ("grpc.http2.lookahead_bytes", 1 << 22),
+    ("grpc.http2.bdp_probe", 0),  # its pings cost more than the window that they find
     ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a lottery
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),

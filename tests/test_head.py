@@ -54,6 +54,7 @@ def cohort_of(count: int, **options: int) -> list[Arrived]:
 
 def snapshot(segment: Segment) -> dict[str, bytes]:
     """Weights, buffers and all that the optimiser remembers."""
+    segment.settle()
     kept = {name: bytes_of(tensor) for name, tensor in segment.module.state_dict().items()}
     for number, slots in segment.optimizer.state_dict()["state"].items():
         kept |= {f"{number}/{slot}": bytes_of(torch.as_tensor(value)) for slot, value in slots.items()}
@@ -91,6 +92,12 @@ class Twin:
         return own, [z.grad[a:b] for a, b in spans]
 
 
+def settled(bank: Bank, client: int | None = None) -> Segment:
+    """The head after the step that a reply does not wait for."""
+    bank.settle()
+    return bank.get("head", client)
+
+
 def twin_of(bank: Bank, client: int | None = None) -> Twin:
     net = copy.deepcopy(bank.get("head", client).module)
     return Twin(net, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9))
@@ -125,7 +132,7 @@ def test_a_step_is_plain_pytorch_bit_for_bit(kind: str, scale: str, count: int) 
             assert (replies[a.client].loss, replies[a.client].step) == (loss, step)
         assert list(replies) == [a.client for a in cohort]
         assert {k: bytes_of(v) for k, v in twin.net.state_dict().items()} == {
-            k: bytes_of(v) for k, v in bank.get("head").module.state_dict().items()
+            k: bytes_of(v) for k, v in settled(bank).module.state_dict().items()
         }
 
 
@@ -143,7 +150,7 @@ def test_a_step_weighted_by_data(scale: str, count: int) -> None:
             scaled = gradient * (total / a.samples) if scale == "own_mean" else gradient
             assert torch.allclose(replies[a.client].dz, scaled, rtol=1e-4, atol=1e-8)
             assert math.isclose(replies[a.client].loss, loss, rel_tol=1e-5)
-    own = bank.get("head").module.state_dict()
+    own = settled(bank).module.state_dict()
     assert all(torch.allclose(own[name], tensor, rtol=1e-4) for name, tensor in twin.net.state_dict().items())
 
 
@@ -183,7 +190,7 @@ def test_copies_learn_from_their_own_client() -> None:
         head.step(bank, [arrived(client, step=step)], AT)
         twins[client].step([arrived(client, step=step)], None)
     for client, twin in twins.items():
-        own = bank.get("head", client).module.state_dict()
+        own = settled(bank, client).module.state_dict()
         assert all(torch.equal(own[name], tensor) for name, tensor in twin.net.state_dict().items())
 
 
@@ -237,7 +244,7 @@ def test_evaluation_changes_nothing_and_counts(kind: str) -> None:
     assert snapshot(bank.get("head")) == before
     assert torch.equal(torch.get_rng_state(), state)
     with torch.no_grad():
-        logits = copy.deepcopy(bank.get("head").module).eval()(a.batch.z)
+        logits = copy.deepcopy(settled(bank).module).eval()(a.batch.z)
     right = sum(int(row.argmax()) == int(label) for row, label in zip(logits, a.batch.y, strict=True))
     loss = F.cross_entropy(logits, a.batch.y).item()
     assert content(reply) == content(Gradient(step=7, loss=loss, correct=right))

@@ -97,7 +97,7 @@ class Head(Value):
             )
         head.backward(total)
         if train:
-            head.step()
+            head.step_later()
         losses = [loss.item()] if len(cohort) == 1 else _losses(logits, y, cohort)
         if z.grad is not None and not all_finite(z.grad):
             raise Diverged(

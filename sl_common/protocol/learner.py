@@ -61,16 +61,21 @@ class Split(Value):
         """One wave. dz is d(mean loss over this client's batch)/dz with the default `cut_grad_scale`."""
         lower = bank.get("lower")
         steps = samples = 0
-        for batch in batches:
+        coming = iter(batches)
+        batch = next(coming, None)
+        while batch is not None:
             frozen = not directive.update
             z = lower.forward(batch.x, draws.of("lower", batch.step), grad=not frozen, keep_buffers=frozen)
             needs_grad = directive.update and z.requires_grad
             ticket = yield Smashed(step=batch.step, z=z.detach(), y=batch.y, needs_grad=needs_grad)
+            following = next(coming, None)  # while the batch is on its way
             if needs_grad:
+                lower.clear()
                 reply: Gradient = yield Await(ticket)
                 lower.backward(z, reply.dz)
                 lower.step()
             steps, samples = steps + 1, samples + len(batch.y)
+            batch = following
         return Tally(steps=steps, samples=samples)
 
 

@@ -86,11 +86,9 @@ class Endpoint:
         frames, carried = [], 0
         for number, pieces in enumerate(_chunks(packed, self._chunk_bytes)):
             self.sent += 1
-            head = self._out(seq=self.sent, ack=self.received)
-            if number == 0:
-                getattr(head, name).CopyFrom(header)
-                if timing is not None:
-                    head.timing.CopyFrom(timing.to_header())
+            head = self._out(seq=self.sent, ack=self.received, **({name: header} if number == 0 else {}))
+            if number == 0 and timing is not None:
+                head.timing.CopyFrom(timing.to_header())
             data = _join(head.SerializeToString(), pieces)
             before, carried = carried, carried + sum(len(piece) for piece in pieces)
             of_labels = min(carried, labels) - min(before, labels)

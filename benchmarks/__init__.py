@@ -1,0 +1,1 @@
+"""What is measured, and the measured results with the commands that made them."""

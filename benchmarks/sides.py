@@ -1,0 +1,144 @@
+"""What is compared, each run once in processes of its own: the plain loop, the bare stream, and our system."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import tempfile
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from benchmarks.processes import BenchmarkFailed, Line, module, script, started
+from benchmarks.workloads import BATCH, LR, MOMENTUM, Workload
+
+Result = dict[str, Any]
+START_S = 120.0  # for a process to start
+_PHASE = re.compile(r'^sl_step_seconds_(sum|count)\{phase="(\w+)"\} (\S+)$', re.MULTILINE)
+
+
+def _limit_s(steps: int) -> float:
+    return START_S + 2.0 * steps
+
+
+def plain(workload: Workload, steps: int) -> Result:
+    """One process, no cut."""
+    with started(module("plain_loop", "--workload", workload.name, "--steps", steps)) as loop:
+        return loop.line("steps_per_s", _limit_s(steps))
+
+
+def bare(workload: Workload, steps: int, *, piece: int = 0, tuned: bool = False) -> Result:
+    """The bare stream. `phases`: ms of a step; the wire is what the round trip takes beyond the server's computing."""
+    common = ("--workload", workload.name, "--piece", piece, *(("--tuned",) if tuned else ()))
+    with started(module("bare_stream", "server", *common)) as server:
+        address = f"127.0.0.1:{server.line('port', START_S)['port']}"
+        with started(module("bare_stream", "client", *common, "--steps", steps, "--address", address)) as client:
+            result = client.line("steps_per_s", _limit_s(steps))
+        computing = server.line("server_compute", START_S)["server_compute"] / 2  # it counts the warm-up too
+    seconds = result["seconds"]
+    seconds |= {"server_compute": computing, "wire": seconds.pop("round_trip") - computing}
+    return {"steps_per_s": result["steps_per_s"], "phases": {k: 1e3 * s / steps for k, s in seconds.items()}}
+
+
+def config(workload: Workload, steps: int) -> str:
+    """Our system's configuration: one round to warm up, one that counts, the evaluation after both."""
+    optimizer = f'optimizer = {{ kind = "sgd", lr = {LR}, momentum = {MOMENTUM} }}'
+    return f"""
+[run]
+name = "bench-{workload.name}"
+rounds = 2
+clients = 1
+threads = 1
+[model]
+name = "{workload.name}"
+cut = 1
+input = [1, 28, 28]
+classes = 10
+[data]
+name = "benchmarks.data:images"
+batch_size = {BATCH}
+[protocol]
+preset = "parallel"
+[client]
+wave = {{ steps = {steps} }}
+{optimizer}
+[server]
+{optimizer}
+[eval]
+every = 0
+"""
+
+
+class _Scrapes:
+    """What /metrics said at the end of each round; a scrape in between would disturb what it measures."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.taken: list[dict[str, dict[str, float]]] = []
+
+    def hear(self, line: Line) -> None:
+        """A line of the server's."""
+        if line.get("event") == "metrics":
+            self.port = line["port"]
+        if line.get("event") == "round":
+            with contextlib.suppress(
+                OSError
+            ):  # the run is over already: the phases of this pair are lost, not its time
+                self.taken.append(_scrape(self.port))
+
+    def phases(self) -> dict[str, float]:
+        """Mean ms of a step by phase in the second round; empty if a scrape came too late."""
+        if len(self.taken) != 2:
+            return {}
+        first, last = self.taken
+        return {
+            phase: 1e3 * (now["sum"] - first[phase]["sum"]) / (now["count"] - first[phase]["count"])
+            for phase, now in last.items()
+        }
+
+
+def _scrape(port: int) -> dict[str, dict[str, float]]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    phases: dict[str, dict[str, float]] = {}
+    for which, phase, value in _PHASE.findall(text):
+        phases.setdefault(phase, {})[which] = float(value)
+    return phases
+
+
+def ours(workload: Workload, steps: int) -> Result:
+    """`sl-server run` and `sl-client run`; the time is the server's own, from the second wave's begin to its round's end."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        toml, out = Path(folder, "run.toml"), Path(folder, "out")
+        toml.write_text(config(workload, steps))
+        scrapes = _Scrapes()
+        at = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
+        with started(script("sl-server", "run", toml, *at, "--out", out, "--json"), scrapes.hear) as server:
+            address = server.line("address", START_S)["address"]
+            command = script("sl-client", "run", "--server", address, "--allow", "benchmarks", "--json")
+            with started(command) as client:
+                client.finish(2 * _limit_s(steps))
+            server.finish(START_S)
+        return {"steps_per_s": steps / _seconds(out), "phases": scrapes.phases(), **_overhead(out)}
+
+
+def _seconds(out: Path) -> float:
+    lines = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
+    at = {
+        (line["event"], line["round"]): line["seconds"]
+        for line in lines
+        if line.get("evaluate") is not True and "round" in line
+    }
+    try:
+        return float(at["round", 2] - at["wave_begun", 2])
+    except KeyError as error:
+        raise BenchmarkFailed(f"sl-server wrote no line for {error}") from error
+
+
+def _overhead(out: Path) -> dict[str, float]:
+    """Bytes on the wire (gRPC's prefix included) to bytes of tensors, each way, over the whole run."""
+    summary = json.loads((out / "summary.json").read_text())
+    wire, payload = summary["bytes"], summary["payload_bytes"]
+    kinds = (("up", "smashed"), ("down", "gradient"))
+    return {f"wire_per_tensor_byte_{way}": wire[way][kind] / payload[way][kind] for way, kind in kinds}
