@@ -15,7 +15,7 @@ from sl_common.errors import DataError
 CONFIG = Path(__file__).with_name("demo.toml")
 CLIENTS = 4
 # On digits an epoch is small: more rounds of it, in smaller batches.
-ON_DIGITS = {"data.name": "digits", "data.batch_size": "16", "run.rounds": "8", "client.wave": "{ epochs = 1 }"}
+ON_DIGITS = {"data.name": "digits", "data.batch_size": "16", "run.rounds": "16", "client.wave": "{ steps = 23 }"}
 
 
 def main() -> int:
