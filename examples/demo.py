@@ -14,8 +14,10 @@ from sl_common.errors import DataError
 
 CONFIG = Path(__file__).with_name("demo.toml")
 CLIENTS = 4
-# On digits an epoch is small: more rounds of it, in smaller batches.
-ON_DIGITS = {"data.name": "digits", "data.batch_size": "16", "run.rounds": "16", "client.wave": "{ steps = 23 }"}
+# On digits an epoch is small: more rounds of it, in smaller batches and steps.
+ON_DIGITS = {"data.name": "digits", "data.batch_size": "16", "run.rounds": "8", "client.wave": "{ steps = 23 }"} | {
+    f"{side}.optimizer.lr": "0.01" for side in ("client", "server")
+}
 
 
 def main() -> int:
