@@ -228,9 +228,6 @@ class Coordinator:
     def _begin_training(self, members: list[Member]) -> None:
         at = self._at(len(members))
         directive = self.protocol.gate.decide(self._losses, at)
-        lr = self.config.server.lr(at.round, at.rounds) * self.protocol.head.lr_factor(at.wave_size)
-        for m in members:
-            self.bank.get("head", m.shard).set_lr(lr)
         wave = Wave(at=at, directive=directive, begins={}, samples={m.shard: m.samples for m in members})
         if not directive.send:
             self._begin_playback(wave, members)
@@ -250,6 +247,7 @@ class Coordinator:
                 upload=tuple(part for part in needs if part in self.protocol.learner.parts),
                 directive=directive,
             )
+        self._set_lr(at, members)
         self._begin(wave, members)
 
     def _begin_playback(self, wave: Wave, members: list[Member]) -> None:
@@ -261,7 +259,14 @@ class Coordinator:
                 round=wave.at.round, rounds=wave.at.rounds, steps=self.recordings.batches(m.shard)
             )
             wave.play(m.shard)
+        self._set_lr(wave.at, recorded)
         self._begin(wave, recorded)
+
+    def _set_lr(self, at: At, members: list[Member]) -> None:
+        """After the news for them: a client's copy of the head may be new, a former life's was forgotten."""
+        lr = self.config.server.lr(at.round, at.rounds) * self.protocol.head.lr_factor(at.wave_size)
+        for m in members:
+            self.bank.get("head", m.shard).set_lr(lr)
 
     def _begin(self, wave: Wave, members: list[Member]) -> None:
         self._wave = wave

@@ -105,6 +105,21 @@ def test_a_late_client_takes_part_from_the_next_round(preset: str) -> None:
     assert late.flow.ended.finished
 
 
+def test_a_late_clients_head_learns_at_the_rate_of_the_round() -> None:
+    """Its copy of the head is made when it first begins, in a round whose rate is no longer the base rate."""
+    schedule = '{ kind = "step", milestones = [1], gamma = 0.5 }'
+    world = World(make_config("splitfed_v1", data__shards=4, server__schedule=schedule, eval__every=0))
+    for _ in range(3):
+        world.join()
+    world.run(until=20)
+    world.join()
+    world.run()
+    assert_finished(world)
+    assert [f.clients for f in world.facts if isinstance(f, RoundEnded)] == [3, 4]
+    rates = {s.optimizer.param_groups[0]["lr"] for s in world.coordinator.bank.copies("head").values()}
+    assert rates == {0.025}
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_client_that_comes_back_has_its_shard_and_takes_part_again(preset: str) -> None:
     world = World(make_config(preset, run__rounds=4))
