@@ -121,8 +121,7 @@ class Runner:
         config = RunConfig.from_json(welcome.config)
         torch.set_num_threads(config.run.threads)
         seat = take_seat(welcome, data=self._data, allowed=self._allowed, span=self._watch.span)
-        self._endpoint.link = config.codec
-        self._endpoint.limit_bytes = seat.limit_bytes
+        self._endpoint.agree(config.codec, seat.limit_bytes)
         self.seat = seat
         self._show.seated(welcome, seat)
         return seat

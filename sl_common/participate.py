@@ -103,7 +103,7 @@ class Seat:
         lower = self.bank.get("lower")
         steps = samples = 0
         for batch in self.data.evaluate(begin.slice, begin.slices, begin.samples):
-            z = lower.forward(batch.x, 0, train=False, grad=False)
+            z = lower.forward(batch.x, train=False, grad=False)
             yield Smashed(
                 step=batch.step,
                 z=z,

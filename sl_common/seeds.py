@@ -7,6 +7,8 @@ import hashlib
 import numpy as np
 import torch
 
+Draw = tuple[int | str, ...]  # what names one draw: the arguments of seed_of, not hashed yet
+
 
 def seed_of(*what: int | str) -> int:
     """A 63-bit seed from (run.seed, purpose, round, shard, step, …); equal arguments give equal seeds on any machine."""

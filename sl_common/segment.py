@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sl_common.optim import Optimizer
+from sl_common.seeds import Draw, seed_of
 from sl_common.tensors import State, check_state, copy_state, digest
 
 Span = Callable[[str], AbstractContextManager[object]]
@@ -63,11 +64,11 @@ class Segment:
         self._stepping = False  # gradients are there, and their step is still to be taken
 
     def forward(
-        self, x: Tensor, seed: int, *, train: bool = True, grad: bool = True, keep_buffers: bool = False
+        self, x: Tensor, draw: Draw = (), *, train: bool = True, grad: bool = True, keep_buffers: bool = False
     ) -> Tensor:
         """Module output for x (B, …).
 
-        `seed` feeds whatever the module draws; in evaluation it draws nothing. With `keep_buffers` BatchNorm takes the batch's
+        `draw` names, and seeds, whatever the module draws; in evaluation it draws nothing. With `keep_buffers` BatchNorm takes the batch's
         statistics and leaves its own as they were.
         """
         self.settle()
@@ -78,7 +79,7 @@ class Segment:
             x = x.to(self.device, non_blocking=True)
             if not (train and self._draws):
                 return self.module(x)  # type: ignore[no-any-return]
-            with seeded(seed, self.device):
+            with seeded(seed_of(*draw), self.device):
                 return self.module(x)  # type: ignore[no-any-return]
 
     def backward(self, output: Tensor, grad: Tensor | None = None) -> None:

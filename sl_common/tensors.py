@@ -11,6 +11,8 @@ from torch import Tensor
 
 from sl_common.errors import WireError
 
+_USUAL = (torch.float32, torch.int64)
+
 State = Mapping[str, Tensor]  # a part's parameters and buffers by name, in the module's order
 
 
@@ -23,6 +25,8 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     """The little-endian row-major bytes of a CPU tensor, without a copy where it is contiguous already."""
     if tensor.numel() == 0:
         return memoryview(b"")
+    if tensor.dtype in _USUAL and tensor.is_contiguous():  # the same in a third of the calls
+        return tensor.detach().numpy().data.cast("B")
     return memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 

@@ -14,13 +14,14 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
 
 from sl_common.errors import CutlayerError, Refused, WireError
 from sl_common.facts import Fact
-from sl_common.messages import Gradient, Smashed, Tick
+from sl_common.messages import Gradient, Smashed, Tick, ToClient
 from sl_common.wire import Frame, Hello, Received, Refusal, Timing
 from sl_server.coordinator import Coordinator
 from sl_server.ledger import Ledger
@@ -86,6 +87,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._links: dict[Session, _Link] = {}
         self._by_stream: dict[Stream, _Link] = {}
+        self._later: list[Callable[[], object]] = []
         self._started = time.monotonic()
         self._ended_at: float | None = None
         self._next_tick = 0.0
@@ -151,17 +153,26 @@ class Engine:
             frames = session.endpoint.pack(message)
             now = time.perf_counter()
             self._send(link, frames)
-            self._ledger.message("down", message)
-            if isinstance(message, Gradient) and message.dz is not None:
-                self._metrics.observe("queue_wait", link.queued_s + started - link.decoded)
-                self._metrics.observe("server_compute", computed - started)
-                link.encode_s = now - before
-                link.residence_s = {message.step: now - link.arrived}
+            self._later.append(partial(self._said, link, message, now - before, started, computed, now))
         self.coordinator.settle()
         self._tell()
         return True
 
+    def _said(
+        self, link: _Link, message: ToClient, encode_s: float, started: float, computed: float, now: float
+    ) -> None:
+        self._ledger.message("down", message)
+        if isinstance(message, Gradient) and message.dz is not None:
+            self._metrics.observe("queue_wait", link.queued_s + started - link.decoded)
+            self._metrics.observe("server_compute", computed - started)
+            link.encode_s = encode_s
+            link.residence_s = {message.step: now - link.arrived}
+
     def _tell(self) -> None:
+        """What was put off until the replies were on their way: counts, metrics, facts."""
+        later, self._later = self._later, []
+        for count in later:
+            count()
         for fact in self.coordinator.facts():
             self._metrics.fact(fact)
             self._on_fact(fact)
@@ -170,8 +181,7 @@ class Engine:
         if link.stream is None:
             return
         link.stream.send([frame.data for frame in frames])
-        for frame in frames:
-            self._ledger.tally("down", frame.tally)
+        self._later += [partial(self._ledger.tally, "down", frame.tally) for frame in frames]
 
     def _is_over(self) -> bool:
         if self.coordinator.ended is None or self.coordinator.advance_pending:
@@ -248,7 +258,7 @@ class Engine:
             self._drop(link)
             self._refuse(stream, "protocol", str(error))
             return
-        self._took(link, received, arrived, fed)
+        self._later.append(partial(self._took, link, received, arrived, fed, time.perf_counter()))
         bare = link.session.endpoint.acknowledgement()
         if bare is not None:
             self._send(link, [bare])
@@ -256,7 +266,7 @@ class Engine:
             self._drop(link)
             stream.close()
 
-    def _took(self, link: _Link, received: Received, arrived: float, fed: float) -> None:
+    def _took(self, link: _Link, received: Received, arrived: float, fed: float, decoded: float) -> None:
         self._ledger.tally("up", received.tally)
         if received.timing is not None:
             self._complete(link, received.timing)
@@ -264,8 +274,8 @@ class Engine:
             return
         self._ledger.message("up", received.message)
         if isinstance(received.message, Smashed):
-            link.arrived, link.decoded = arrived, time.perf_counter()
-            link.queued_s, link.decode_s = fed - arrived, link.decoded - fed
+            link.arrived, link.decoded = arrived, decoded
+            link.queued_s, link.decode_s = fed - arrived, decoded - fed
 
     def _complete(self, link: _Link, client: Timing) -> None:
         """The client's measures of its last step complete ours of the same step."""

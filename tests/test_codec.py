@@ -34,7 +34,7 @@ TENSORS: dict[str, Tensor] = {
 
 
 def coding_for(codec: Scheme, x: Tensor) -> Coding:
-    return Coding(like=x.detach() if codec.uses_like else None, seed=1)
+    return Coding(like=x.detach() if codec.uses_like else None, draw=(1,))
 
 
 def through(codec: Scheme, x: Tensor) -> Tensor:

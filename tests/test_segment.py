@@ -130,7 +130,7 @@ def test_draws_come_from_the_seed_and_leave_the_global_generator_alone(train: bo
     for seed, noise in ((1, 0), (1, 7), (2, 0)):
         torch.manual_seed(noise)
         before = torch.get_rng_state()
-        outputs.append(segment(dropout=0.5).forward(x, seed, train=train))
+        outputs.append(segment(dropout=0.5).forward(x, (seed,), train=train))
         assert torch.equal(torch.get_rng_state(), before)
     torch.set_rng_state(state)
     assert torch.equal(outputs[0], outputs[1])
@@ -141,7 +141,7 @@ def test_a_quiet_segment_is_plain_pytorch() -> None:
     own, twin, x = segment(), net(), normal((5, 2, 4, 4), 1)
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
     for step in range(3):
-        z = own.forward(x, seed=step)
+        z = own.forward(x, (step,))
         gradient = normal(tuple(z.shape), step)
         own.backward(z, gradient)
         own.step()
@@ -153,10 +153,10 @@ def test_a_quiet_segment_is_plain_pytorch() -> None:
 
 def test_forward_without_gradients_and_in_evaluation() -> None:
     own, x = segment(), normal((5, 2, 4, 4), 1)
-    assert own.forward(x, 0).requires_grad
-    assert not own.forward(x, 0, grad=False).requires_grad
+    assert own.forward(x).requires_grad
+    assert not own.forward(x, grad=False).requires_grad
     before = bits(own.module)
-    own.forward(x, 0, train=False)
+    own.forward(x, train=False)
     assert bits(own.module) == before
 
 
@@ -174,7 +174,7 @@ def test_a_state_is_a_copy() -> None:
 
 def test_loading_copies_in_place_and_keeps_the_optimiser() -> None:
     own, other, x = segment(), segment(), normal((5, 2, 4, 4), 1)
-    own.backward(own.forward(x, 0).sum())
+    own.backward(own.forward(x).sum())
     own.step()
     momentum = copy.deepcopy(own.optimizer.state_dict()["state"])
     pointers = [t.data_ptr() for t in own.module.state_dict().values()]
@@ -219,7 +219,7 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_loaded(case: str) ->
 def test_a_segment_without_parameters_does_nothing_but_compute() -> None:
     own = Segment(nn.Sequential(nn.Flatten(), nn.ReLU()), Sgd())
     x = normal((2, 3, 4), 0)
-    z = own.forward(x, 0)
+    z = own.forward(x)
     own.backward(z, torch.ones_like(z))
     own.step()
     own.set_lr(0.5)
@@ -279,7 +279,7 @@ def test_copies_learn_alone() -> None:
     for client, other in itertools.permutations([0, 1]):
         untouched = own.get("head", other).digest()
         mine = own.get("head", client)
-        mine.backward(mine.forward(x, 0).sum())
+        mine.backward(mine.forward(x).sum())
         mine.step()
         assert own.get("head", other).digest() == untouched
         assert mine.digest() != before

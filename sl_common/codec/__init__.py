@@ -12,6 +12,8 @@ __all__ = ["Codec", "Coding", "Direction", "Identity", "Layout", "Link", "Packed
 # The registry. With a second member: Annotated[Identity | Float8 | …, Field(discriminator="kind")].
 Codec = Identity
 
+_EXACT = Identity()
+
 
 class Link(Value):
     """Which codec a tensor travels in, by what it is. Labels and integer tensors always travel as they are."""
@@ -22,7 +24,7 @@ class Link(Value):
 
     def agreed(self, direction: Direction, layout: Layout) -> Scheme:
         """The codec for a received tensor; raises WireError if the peer used another one than this run says."""
-        scheme: Scheme = getattr(self, direction) if layout.dtype.is_floating_point else Identity()
+        scheme: Scheme = getattr(self, direction) if layout.dtype.is_floating_point else _EXACT
         if layout.codec != scheme.kind:
             raise WireError(f"peer used codec {layout.codec!r} for {direction}, this run says {scheme.kind!r}")
         scheme.check(layout)

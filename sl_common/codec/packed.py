@@ -10,6 +10,8 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from sl_common.seeds import Draw, seed_of
+
 Buffer = bytes | memoryview
 
 DTYPES: tuple[torch.dtype, ...] = (  # by wire number less one: protos/sl/v1/split.proto, DType
@@ -27,7 +29,7 @@ DTYPES: tuple[torch.dtype, ...] = (  # by wire number less one: protos/sl/v1/spl
 MAX_RANK = 16
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
     """The header of an encoded tensor: untrusted when it comes from the peer."""
 
@@ -53,11 +55,16 @@ class Packed:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Coding:
-    """What surrounds one encode or decode: the activation a gradient belongs to, the mode, and the seed for any draw."""
+    """What surrounds one encode or decode: the activation a gradient belongs to, the mode, and what names any draw."""
 
     like: Tensor | None = None  # as it went over the wire; only for codecs with uses_like
     training: bool = True
-    seed: int = 0
+    draw: Draw = ()
+
+    @property
+    def seed(self) -> int:
+        """Of this draw; hashed only where something is drawn."""
+        return seed_of(*self.draw)
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ from torch import Tensor
 from sl_common.errors import Diverged
 from sl_common.messages import Gradient, Smashed
 from sl_common.protocol.at import At
-from sl_common.seeds import seed_of
+from sl_common.seeds import Draw
 from sl_common.segment import Bank, Segment
 from sl_common.tensors import all_finite
 from sl_common.value import Value
@@ -87,18 +87,19 @@ class Head(Value):
         train = cohort[0].batch.train
         z = _join([a.batch.z for a in cohort], head).requires_grad_(any(a.batch.needs_grad for a in cohort))
         y = _join([a.batch.y for a in cohort], head)
-        logits = head.forward(z, _seed(cohort, at), keep_buffers=not train)
+        logits = head.forward(z, _draw(cohort, at), keep_buffers=not train)
         loss = self._loss(logits, y, cohort)
         extra = self.mix.extra_loss(head, cohort, at)
         total = loss if extra is None else loss + extra
-        if not math.isfinite(total.item()):
+        value = total.item()
+        if not math.isfinite(value):
             raise Diverged(
-                f"the head's loss is {total.item()} in round {at.round}, cohort {at.step}: lower the learning rates"
+                f"the head's loss is {value} in round {at.round}, cohort {at.step}: lower the learning rates"
             )
         head.backward(total)
         if train:
             head.step_later()
-        losses = [loss.item()] if len(cohort) == 1 else _losses(logits, y, cohort)
+        losses = [value if extra is None else loss.item()] if len(cohort) == 1 else _losses(logits, y, cohort)
         if z.grad is not None and not all_finite(z.grad):
             raise Diverged(
                 f"the head's cut gradient holds NaN or Inf in round {at.round}, cohort {at.step}: lower the learning rates"
@@ -112,7 +113,7 @@ class Head(Value):
     def evaluate(self, bank: Bank, client: int, batch: Smashed) -> Gradient:
         """Loss and correct answers of one batch in evaluation mode; changes nothing."""
         head = bank.get("head", client)
-        logits = head.forward(batch.z, 0, train=False, grad=False)
+        logits = head.forward(batch.z, train=False, grad=False)
         y = batch.y.to(head.device)
         correct = int((logits.argmax(dim=1) == y).sum())
         return Gradient(step=batch.step, loss=F.cross_entropy(logits, y).item(), correct=correct)
@@ -125,7 +126,8 @@ class Head(Value):
         return torch.stack([m * (a.samples / total) for m, a in zip(means, cohort, strict=True)]).sum()
 
     def _gradients(self, dz: Tensor, cohort: Sequence[Arrived], at: At) -> Mapping[int, Tensor]:
-        slices = dict(zip([a.client for a in cohort], torch.split(dz, [len(a.batch.y) for a in cohort]), strict=True))
+        pieces = torch.split(dz, [len(a.batch.y) for a in cohort]) if len(cohort) > 1 else (dz,)
+        slices = dict(zip([a.client for a in cohort], pieces, strict=True))
         if self.cut_grad_scale == "own_mean" and len(cohort) > 1:
             slices = {a.client: self._own_mean(slices[a.client], a, cohort) for a in cohort}
         wanted = {a.client for a in cohort if a.batch.needs_grad}
@@ -143,10 +145,10 @@ def _join(tensors: Sequence[Tensor], head: Segment) -> Tensor:
     return moved[0].detach() if len(moved) == 1 else torch.cat(moved)
 
 
-def _seed(cohort: Sequence[Arrived], at: At) -> int:
+def _draw(cohort: Sequence[Arrived], at: At) -> Draw:
     """One draw for the cohort, whoever came first."""
     members = [n for a in sorted(cohort, key=lambda a: a.client) for n in (a.client, a.batch.step)]
-    return seed_of(at.seed, "head", at.round, *members)
+    return (at.seed, "head", at.round, *members)
 
 
 def _parts(logits: Tensor, y: Tensor, cohort: Sequence[Arrived]) -> list[tuple[Tensor, Tensor]]:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from sl_common.batch import Batch
 from sl_common.messages import Alive, Directive, Gradient, Smashed
-from sl_common.seeds import seed_of
+from sl_common.seeds import Draw
 from sl_common.segment import Bank
 from sl_common.value import Value
 
@@ -40,15 +40,15 @@ Exchange = Generator[Smashed | Await | Alive, Any, Tally]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draws:
-    """The seed of each forward pass on this client: (run.seed, segment, round, shard, step)."""
+    """What names each forward pass on this client: (run.seed, segment, round, shard, step)."""
 
     seed: int
     round: int
     shard: int
 
-    def of(self, part: str, step: int) -> int:
+    def of(self, part: str, step: int) -> Draw:
         """For one pass of one part."""
-        return seed_of(self.seed, part, self.round, self.shard, step)
+        return (self.seed, part, self.round, self.shard, step)
 
 
 class Split(Value):

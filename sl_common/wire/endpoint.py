@@ -14,11 +14,10 @@ from typing import Any, Literal
 from google.protobuf.message import DecodeError
 from torch import Tensor
 
-from sl_common.codec import Coding, Link, Packed, Scheme
+from sl_common.codec import Coding, Direction, Layout, Link, Packed, Scheme
 from sl_common.errors import Refused, WireError
 from sl_common.messages import Gradient, Message, Smashed, WireKind, kind_of
 from sl_common.proto import split_pb2 as pb
-from sl_common.seeds import seed_of
 from sl_common.wire import translate
 from sl_common.wire.assembly import Assembly
 from sl_common.wire.timing import Timing
@@ -28,7 +27,9 @@ MAX_CHUNK = 4 << 20
 GRPC_PREFIX = 5  # bytes that gRPC puts before each message: a flag and the length
 ACK_EVERY = 8 << 20  # received bytes after which a silent side owes a bare acknowledgement
 
-_CHUNK_TAG = bytes([15 << 3 | 2])  # field 15, length-delimited
+_REMEMBERED = 4096  # tensor headers that were checked
+_VARINT, _LENGTH_DELIMITED = 0, 2  # protobuf's wire types
+_CHUNK_TAG = 15 << 3 | _LENGTH_DELIMITED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -59,8 +60,7 @@ class Endpoint:
         self._out: Any
         self._in: Any
         self._out, self._in = (pb.ClientFrame, pb.ServerFrame) if side == "client" else (pb.ServerFrame, pb.ClientFrame)
-        self.link = link
-        self.limit_bytes = limit_bytes
+        self.agree(link, limit_bytes)
         self._chunk_bytes = chunk_bytes
         self.sent = 0  # number of the last frame we made
         self.received = 0  # number of the last frame we got in order
@@ -75,6 +75,12 @@ class Endpoint:
         self._labels = 0  # bytes of labels still to come in this message
         self._likes: dict[int, Tensor] = {}
 
+    def agree(self, link: Link, limit_bytes: int) -> None:
+        """From now on tensors travel by these codecs, and no body is larger than this. Nothing is under way meanwhile."""
+        self.link = link
+        self._limit_bytes = limit_bytes
+        self._agreed: dict[tuple[Direction, Layout], Scheme] = {}
+
     # --- out
 
     def pack(self, message: Message, *, timing: Timing | None = None) -> list[Frame]:
@@ -83,13 +89,13 @@ class Endpoint:
         self._remember(message, packed)
         kind = kind_of(message)
         labels = packed[0].layout.nbytes if kind == "smashed" else 0
+        first = {name: header} if timing is None else {name: header, "timing": timing.to_header()}
         frames, carried = [], 0
-        for number, pieces in enumerate(_chunks(packed, self._chunk_bytes)):
+        for pieces in _chunks(packed, self._chunk_bytes):
             self.sent += 1
-            head = self._out(seq=self.sent, ack=self.received, **({name: header} if number == 0 else {}))
-            if number == 0 and timing is not None:
-                head.timing.CopyFrom(timing.to_header())
+            head = self._out(seq=self.sent, ack=self.received, **first)
             data = _join(head.SerializeToString(), pieces)
+            first = {}
             before, carried = carried, carried + sum(len(piece) for piece in pieces)
             of_labels = min(carried, labels) - min(before, labels)
             frames.append(Frame(seq=self.sent, data=data, tally=_tally(kind, len(data), of_labels)))
@@ -124,8 +130,9 @@ class Endpoint:
 
         Raises Refused if the server says no.
         """
+        head, chunk = _split(data)
         try:
-            frame = self._in.FromString(data)
+            frame = self._in.FromString(head)
         except DecodeError as error:
             raise WireError(f"frame of {len(data)} bytes is not protobuf") from error
         name = frame.WhichOneof("header")
@@ -138,14 +145,13 @@ class Endpoint:
             return Received(tally=_tally("control", len(data), 0))
         if frame.seq != self.received + 1:
             raise WireError(f"frame {frame.seq} follows frame {self.received}")
-        return self._take(frame, name, len(data))
+        return self._take(frame, name, chunk or memoryview(frame.chunk), len(data))
 
-    def _take(self, frame: Any, name: str | None, nbytes: int) -> Received:
+    def _take(self, frame: Any, name: str | None, chunk: memoryview, nbytes: int) -> Received:
         if name is not None:
             self._start(name, getattr(frame, name))
         elif self._assembly is None:
             raise WireError(f"frame {frame.seq} has neither a header nor a message to go on with")
-        chunk = frame.chunk
         if len(chunk) > MAX_CHUNK:
             raise WireError(f"chunk of {len(chunk)} bytes, at most {MAX_CHUNK} are allowed")
         assert self._assembly is not None
@@ -165,19 +171,26 @@ class Endpoint:
             raise WireError(f"{name} begins while {self._assembly.missing} bytes of {self._name} are missing")
         layouts = translate.layouts_of(name, header)
         direction = translate.direction_of(name)
-        for layout in layouts:
-            if layout.decoded_nbytes > self.limit_bytes:
-                raise WireError(
-                    f"{name}: a tensor of {layout.decoded_nbytes} bytes, this run allows {self.limit_bytes}"
-                )
-        schemes = [self.link.agreed(direction, layout) for layout in layouts]
-        total = sum(layout.nbytes for layout in layouts)
-        if total > self.limit_bytes:
-            raise WireError(f"{name}: a body of {total} bytes, this run allows {self.limit_bytes}")
+        schemes = [self._scheme(name, direction, layout) for layout in layouts]
+        if len(layouts) > 1 and (total := sum(layout.decoded_nbytes for layout in layouts)) > self._limit_bytes:
+            raise WireError(f"{name}: tensors of {total} bytes, this run allows {self._limit_bytes}")
         self._name, self._header, self._kind = name, header, _kind_of_header(name, header)
         self._schemes = schemes
         self._assembly = Assembly(layouts)
         self._labels = layouts[0].nbytes if self._kind == "smashed" else 0
+
+    def _scheme(self, name: str, direction: Direction, layout: Layout) -> Scheme:
+        """The codec that a tensor header names, checked: once for each header, since a run has few different ones."""
+        scheme = self._agreed.get((direction, layout))
+        if scheme is not None:
+            return scheme
+        if layout.decoded_nbytes > self._limit_bytes:
+            raise WireError(f"{name}: a tensor of {layout.decoded_nbytes} bytes, this run allows {self._limit_bytes}")
+        scheme = self.link.agreed(direction, layout)
+        if len(self._agreed) >= _REMEMBERED:
+            self._agreed.clear()
+        self._agreed[direction, layout] = scheme
+        return scheme
 
     def _finish(self) -> Message:
         assert self._assembly is not None
@@ -195,11 +208,11 @@ class Endpoint:
     def _coding(self, message: Message) -> Coding:
         match message:
             case Smashed(round=r, wave=w, step=s, train=train):
-                return Coding(training=train, seed=seed_of("codec", r, w, s))
+                return Coding(training=train, draw=("codec", r, w, s))
             case Gradient(step=step):
-                return Coding(like=self._likes.pop(step, None), seed=seed_of("codec", self.sent))
+                return Coding(like=self._likes.pop(step, None), draw=("codec", self.sent))
             case _:
-                return Coding(seed=seed_of("codec", self.sent))
+                return Coding(draw=("codec", self.sent))
 
     def _remember(self, message: Message, packed: Sequence[Packed]) -> None:
         """Keep the activation as it goes over the wire, for a gradient codec that needs it."""
@@ -251,7 +264,38 @@ def _chunks(packed: Sequence[Packed], size: int) -> Iterator[list[memoryview]]:
 def _join(head: bytes, pieces: Sequence[memoryview]) -> bytes:
     """Append the chunk field by hand: protobuf fields concatenate, and this copies the tensor once instead of three times."""
     length = sum(len(piece) for piece in pieces)
-    return b"".join([head, _CHUNK_TAG, _varint(length), *pieces]) if length else head
+    return b"".join([head, bytes([_CHUNK_TAG]), _varint(length), *pieces]) if length else head
+
+
+def _split(data: bytes) -> tuple[bytes, memoryview]:
+    """A frame without its chunk, and the chunk where it lies: parsing it whole would copy the tensor twice.
+
+    Anything but a chunk at the very end is left to the parser, which then finds the chunk, or what is wrong.
+    """
+    at = 0
+    try:
+        while at < len(data):
+            tag = data[at]
+            if tag & 7 not in (_VARINT, _LENGTH_DELIMITED) or tag > 0x7F:
+                break
+            number, after = _read_varint(data, at + 1)
+            if tag == _CHUNK_TAG and after + number == len(data):
+                return data[:at], memoryview(data)[after:]
+            if tag == _CHUNK_TAG:
+                break
+            at = after + number if tag & 7 == _LENGTH_DELIMITED else after
+    except IndexError:
+        pass
+    return data, memoryview(b"")
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number that starts here, and where it ends. Raises IndexError if it does not."""
+    number = shift = 0
+    while (byte := data[at]) > 0x7F:
+        number |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+    return number | byte << shift, at + 1
 
 
 def _varint(number: int) -> bytes:

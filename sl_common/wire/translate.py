@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +17,7 @@ from sl_common.tensors import State
 
 _DTYPE_NUMBER = {dtype: number for number, dtype in enumerate(DTYPES, start=1)}
 _EXACT = Identity()
+_LAYOUTS = 4096  # tensor headers that are remembered: a step has the same few again and again
 
 
 def direction_of(name: str) -> Direction:
@@ -31,7 +33,7 @@ def encode(message: Message, link: Link, coding: Coding) -> tuple[str, Any, list
     name, header, tensors = _headers[type(message)](message)
     packed = [_encode(tensor, getattr(link, direction_of(name)), coding) for tensor in tensors]
     for slot, one in zip(_slots(name, header), packed, strict=True):
-        _write_layout(slot, one.layout)
+        slot.CopyFrom(_written(one.layout))
     return name, header, packed
 
 
@@ -39,12 +41,15 @@ def _encode(tensor: Tensor, scheme: Scheme, coding: Coding) -> Packed:
     return (scheme if tensor.is_floating_point() else _EXACT).encode(tensor, coding)
 
 
-def _write_layout(slot: pb.Tensor, layout: Layout) -> None:
-    slot.codec = layout.codec
-    slot.dtype = _DTYPE_NUMBER[layout.dtype]  # type: ignore[assignment]
-    slot.shape.extend(layout.shape)
-    slot.nbytes = layout.nbytes
-    slot.params = layout.params
+@lru_cache(maxsize=_LAYOUTS)
+def _written(layout: Layout) -> pb.Tensor:
+    return pb.Tensor(
+        codec=layout.codec,
+        dtype=_DTYPE_NUMBER[layout.dtype],  # type: ignore[arg-type]
+        shape=layout.shape,
+        nbytes=layout.nbytes,
+        params=layout.params,
+    )
 
 
 def _slots(name: str, header: Any) -> list[pb.Tensor]:
@@ -133,10 +138,12 @@ _headers: dict[type, Callable[[Any], tuple[str, Any, list[Tensor]]]] = {
 
 def layouts_of(name: str, header: Any) -> list[Layout]:
     """The tensor headers of a received message, in body order. Raises WireError on an unknown dtype or an absurd shape."""
-    return [_read_layout(slot) for slot in _slots(name, header)]
+    return [_read(slot.SerializeToString()) for slot in _slots(name, header)]
 
 
-def _read_layout(slot: pb.Tensor) -> Layout:
+@lru_cache(maxsize=_LAYOUTS)
+def _read(data: bytes) -> Layout:
+    slot = pb.Tensor.FromString(data)
     if not 1 <= slot.dtype <= len(DTYPES):
         raise WireError(f"tensor header has dtype number {slot.dtype}, known are 1 to {len(DTYPES)}")
     shape = tuple(slot.shape)
