@@ -1,0 +1,73 @@
+"""Codes of 1 to 8 bits, packed without gaps: code i takes bits i·b to i·b + b − 1, counted from the lowest bit of the first byte."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+BLOCK = 1 << 16  # codes worked on at a time, so that what lies between two passes stays in the cache
+
+
+def packed_nbytes(count: int, bits: int) -> int:
+    """⌈count·bits/8⌉."""
+    return (count * bits + 7) // 8
+
+
+def pack(codes: Bytes, bits: int) -> Bytes:
+    """(n,) codes below 2^bits -> ⌈n·bits/8⌉ bytes; the bits beyond the last code are 0."""
+    if bits == 8:
+        return codes
+    if bits == 1:
+        return np.packbits(codes, bitorder="little")
+    out = np.empty(packed_nbytes(len(codes), bits), np.uint8)
+    whole = len(codes) - len(codes) % 8
+    for start in range(0, whole, BLOCK):
+        block = codes[start : min(start + BLOCK, whole)]
+        at = start // 8 * bits
+        out[at : at + len(block) // 8 * bits].reshape(-1, bits)[:] = _fold(block, bits)
+    if whole < len(codes):
+        rest = np.zeros(8, np.uint8)
+        rest[: len(codes) - whole] = codes[whole:]
+        out[whole // 8 * bits :] = _fold(rest, bits)[0, : len(out) - whole // 8 * bits]
+    return out
+
+
+def _fold(codes: Bytes, bits: int) -> Bytes:
+    """(8·n,) codes -> (n, bits) bytes: neighbours move together, two, then four, then all eight of a 64-bit word."""
+    words = codes.view("<u8")
+    for lane, low in _lanes(bits):
+        gap = np.uint64(lane - lane * bits // 8)
+        words = (words & low) | ((words >> gap) & (low << np.uint64(lane * bits // 8)))
+    return words.view(np.uint8).reshape(-1, 8)[:, :bits]
+
+
+@cache
+def _lanes(bits: int) -> tuple[tuple[int, np.uint64], ...]:
+    """For lanes of 8, 16 and 32 bits: where the used bits of every second lane are."""
+    steps = []
+    for lane in (8, 16, 32):
+        used = (1 << lane * bits // 8) - 1
+        steps.append((lane, np.uint64(sum(used << at for at in range(0, 64, 2 * lane)))))
+    return tuple(steps)
+
+
+def unpack(data: Bytes, bits: int, count: int) -> Bytes:
+    """The first `count` codes that `pack` packed."""
+    if bits == 8:
+        return data[:count]
+    if bits == 1:
+        return np.unpackbits(data, count=count, bitorder="little")
+    groups = -(-count // 8)
+    padded = np.zeros((groups, 8), np.uint8)
+    whole = len(data) // bits
+    padded[:whole, :bits] = data[: whole * bits].reshape(-1, bits)
+    if whole < groups:
+        padded[whole, : len(data) - whole * bits] = data[whole * bits :]
+    words = padded.view("<u8")
+    for lane, low in reversed(_lanes(bits)):
+        used, gap = np.uint64(lane * bits // 8), np.uint64(lane - lane * bits // 8)
+        words = (words & low) | ((words & (low << used)) << gap)
+    return words.view(np.uint8).reshape(-1)[:count]
