@@ -121,7 +121,7 @@ class Runner:
         config = RunConfig.from_json(welcome.config)
         torch.set_num_threads(config.run.threads)
         seat = take_seat(welcome, data=self._data, allowed=self._allowed, span=self._watch.span)
-        self._endpoint.agree(config.codec, seat.limit_bytes)
+        self._endpoint.agree(config.codec, seat.limit_bytes, config.draw_of(welcome.shard))
         self.seat = seat
         self._show.seated(welcome, seat)
         return seat

@@ -17,6 +17,7 @@ from sl_common.optim import Training
 from sl_common.partition import Iid, Own, Partition
 from sl_common.presets import PRESETS
 from sl_common.protocol import Protocol
+from sl_common.seeds import Draw
 from sl_common.value import Value
 
 Natural = Annotated[int, Field(ge=0)]
@@ -161,6 +162,10 @@ class RunConfig(Value):
     def shards(self) -> int:
         """Into how many shards the data are dealt."""
         return self.data.shards or self.run.clients
+
+    def draw_of(self, shard: int) -> Draw:
+        """What every draw of one client's codecs begins with, on both sides."""
+        return (self.run.seed, shard)
 
     def to_json(self) -> str:
         """For the wire and the run directory; `from_json` reads it back to an equal object."""

@@ -73,8 +73,9 @@ class Sessions:
         if before is not None:
             before.replaced = True
             self._left(before, "a new life of the same client has come")
-        network = self.coordinator.network
-        endpoint = Endpoint("server", link=self.coordinator.config.codec, limit_bytes=network.limit_bytes)
+        network, config = self.coordinator.network, self.coordinator.config
+        draw = config.draw_of(shard)
+        endpoint = Endpoint("server", link=config.codec, limit_bytes=network.limit_bytes, draw=draw)
         session = Session(client=name, life=hello.life, endpoint=endpoint)
         self._handle(name, Joined(shard=shard, shards=hello.shards))
         self.by_client[name] = session

@@ -36,8 +36,9 @@ class SimulatedClient:
         self.flow = Flow(participate(self._sit))
         opened = sessions.open(Hello(life=number.to_bytes(16, "big"), shard=number))
         self.session: Session = opened.session
-        network, link = sessions.coordinator.network, sessions.coordinator.config.codec
-        self.endpoint = Endpoint("client", link=link, limit_bytes=network.limit_bytes)
+        network, config = sessions.coordinator.network, sessions.coordinator.config
+        draw = config.draw_of(number)
+        self.endpoint = Endpoint("client", link=config.codec, limit_bytes=network.limit_bytes, draw=draw)
 
     def _sit(self, welcome: object) -> Seat:
         self.seat = self._take_seat(welcome)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from sl_client.seat import take_seat
+from sl_common.codec import Link
 from sl_common.config import RunConfig
 from sl_common.facts import Fact
 from sl_common.messages import Advanced, Alive, Event, Welcome
@@ -76,12 +77,14 @@ class World:
         network = self.coordinator.network
         client = Client(
             session=opened.session,
-            endpoint=Endpoint("client", link=self.config.codec, limit_bytes=network.limit_bytes),
+            endpoint=Endpoint("client", link=Link(), limit_bytes=network.limit_bytes),
             life=life,
         )
 
         def sit(welcome: Welcome) -> Seat:
             client.seat = self.take_seat(welcome)
+            draw = self.config.draw_of(welcome.shard)
+            client.endpoint.agree(self.config.codec, client.seat.limit_bytes, draw)
             return client.seat
 
         client.flow = Flow(participate(sit))

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from sl_common.codec.deflate import Deflate
+from sl_common.codec.feedback import Feedback
+from sl_common.codec.float8 import Float8
+from sl_common.codec.half import BFloat16, Float16
 from sl_common.codec.identity import Identity
+from sl_common.codec.mask import Mask
+from sl_common.codec.masked import Masked
 from sl_common.codec.packed import Coding, Direction, Layout, Packed, Scheme
+from sl_common.codec.randtopk import RandTopK
+from sl_common.codec.topk import TopK
+from sl_common.codec.uniform import Uniform
 from sl_common.errors import WireError
 from sl_common.value import Value
 
 __all__ = ["Codec", "Coding", "Direction", "Identity", "Layout", "Link", "Packed", "Scheme"]
 
-# The registry. With a second member: Annotated[Identity | Float8 | …, Field(discriminator="kind")].
-Codec = Identity
+# The registry.
+Codec = Annotated[
+    Identity | Float16 | BFloat16 | Float8 | Uniform | Mask | TopK | RandTopK | Masked | Deflate | Feedback,
+    Field(discriminator="kind"),
+]
 
 _EXACT = Identity()
 
@@ -21,6 +37,17 @@ class Link(Value):
     up: Codec = Identity()  # activations
     down: Codec = Identity()  # cut gradients
     state: Codec = Identity()  # weights
+
+    @model_validator(mode="after")
+    def _where(self) -> Self:
+        if isinstance(self.up, Feedback):
+            raise ValueError(
+                "up.kind = 'feedback': activations are of other samples each time; it is for down and state"
+            )
+        for direction in ("up", "state"):
+            if getattr(self, direction).uses_like:
+                raise ValueError(f"{direction}.kind = 'masked': only a cut gradient (down) belongs to an activation")
+        return self
 
     def agreed(self, direction: Direction, layout: Layout) -> Scheme:
         """The codec for a received tensor; raises WireError if the peer used another one than this run says."""

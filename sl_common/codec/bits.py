@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,10 @@ def pack(codes: Bytes, bits: int) -> Bytes:
 
 def _fold(codes: Bytes, bits: int) -> Bytes:
     """(8·n,) codes -> (n, bits) bytes: neighbours move together, two, then four, then all eight of a 64-bit word."""
+    if bits == 2:  # four codes meet in the highest byte of a product
+        return (codes.view("<u4") * np.uint32(0x01041040)).view(np.uint8)[3::4].reshape(-1, bits)
+    if bits == 4:
+        return (codes.view("<u2") * np.uint16(0x0110)).view(np.uint8)[1::2].reshape(-1, bits)
     words = codes.view("<u8")
     for lane, low in _lanes(bits):
         gap = np.uint64(lane - lane * bits // 8)
@@ -54,12 +59,21 @@ def _lanes(bits: int) -> tuple[tuple[int, np.uint64], ...]:
     return tuple(steps)
 
 
+@cache
+def _codes_of_byte(bits: int) -> NDArray[np.unsignedinteger[Any]]:
+    """The 4 or 2 codes of each byte, as one word."""
+    codes = np.stack([np.arange(256) >> at & (1 << bits) - 1 for at in range(0, 8, bits)], axis=1)
+    return codes.astype(np.uint8).view("<u4" if bits == 2 else "<u2").reshape(-1)
+
+
 def unpack(data: Bytes, bits: int, count: int) -> Bytes:
     """The first `count` codes that `pack` packed."""
     if bits == 8:
         return data[:count]
     if bits == 1:
         return np.unpackbits(data, count=count, bitorder="little")
+    if bits in (2, 4):
+        return np.take(_codes_of_byte(bits), data, mode="clip").view(np.uint8)[:count]
     groups = -(-count // 8)
     padded = np.zeros((groups, 8), np.uint8)
     whole = len(data) // bits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import torch
@@ -18,6 +19,11 @@ class Identity(Value):
 
     kind: Literal["identity"] = "identity"
     uses_like: ClassVar[bool] = False
+
+    def sizes(self, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[int, int]:
+        """numel × itemsize."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        return nbytes, nbytes
 
     def encode(self, x: Tensor, coding: Coding) -> Packed:  # noqa: ARG002  (the interface)
         """A view of the tensor's own memory; the caller sends it before it changes the tensor."""

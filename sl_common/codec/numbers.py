@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,17 +13,19 @@ from torch import Tensor
 from sl_common.codec.bits import Bytes, unpack
 from sl_common.codec.packed import Buffer, Layout
 from sl_common.errors import Diverged, WireError
+from sl_common.tensors import raw_bytes
 
-Floats = NDArray[np.floating]
+Floats = NDArray[np.floating[Any]]
+Words = NDArray[np.unsignedinteger[Any]]
 PAIRS_FROM = 1 << 20  # codes from which a table over two bytes pays for itself
 _BLOCK = 1 << 15
-_INTEGER = {2: np.dtype(np.uint16), 4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
+_WORDS: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
 
 
 def flat(x: Tensor) -> Floats:
     """All elements in row-major order, float64 as it is and smaller types as float32; a view where that is possible."""
     x = x.detach()
-    return (x if x.dtype in (torch.float32, torch.float64) else x.float()).reshape(-1).numpy()  # type: ignore[no-any-return]
+    return (x if x.dtype in (torch.float32, torch.float64) else x.float()).reshape(-1).numpy()
 
 
 def extremes(x: Tensor, kind: str) -> tuple[float, float]:
@@ -49,30 +52,28 @@ def table_of(values: NDArray[np.float64], dtype: torch.dtype) -> Tensor:
 def look_up(table: Tensor, data: Buffer, bits: int, layout: Layout) -> Tensor:
     """The tensor whose element i is table[code i]; the codes lie packed in `data`."""
     count = math.prod(layout.shape)
-    entries = table.view(_TORCH_INTEGER[table.element_size()]).numpy().view(_INTEGER[table.element_size()])
+    if count == 0:
+        return torch.empty(layout.shape, dtype=layout.dtype)
+    entries = np.frombuffer(raw_bytes(table), _WORDS[table.element_size()])
     out = np.empty(count, entries.dtype)
     packed = np.frombuffer(data, np.uint8)
     if bits == 8 and count >= PAIRS_FROM and table.element_size() <= 4:
         _gather_pairs(entries, packed, out)
     else:
         _gather(entries, unpack(packed, bits, count), out)
-    return torch.from_numpy(out.view(_SIGNED[table.element_size()])).view(layout.dtype).view(layout.shape)
+    return torch.frombuffer(out, dtype=layout.dtype).view(layout.shape)
 
 
-_TORCH_INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-_SIGNED = {2: np.dtype(np.int16), 4: np.dtype(np.int32), 8: np.dtype(np.int64)}
-
-
-def _gather(entries: NDArray[np.unsignedinteger], codes: Bytes, out: NDArray[np.unsignedinteger]) -> None:
+def _gather(entries: Words, codes: Bytes, out: Words) -> None:
     full = np.zeros(256, entries.dtype)
     full[: len(entries)] = entries
     for start in range(0, len(codes), _BLOCK):
         np.take(full, codes[start : start + _BLOCK], out=out[start : start + _BLOCK], mode="clip")
 
 
-def _gather_pairs(entries: NDArray[np.unsignedinteger], codes: Bytes, out: NDArray[np.unsignedinteger]) -> None:
+def _gather_pairs(entries: Words, codes: Bytes, out: Words) -> None:
     """Two codes at a time: half as many look-ups, in a table that fits the second-level cache."""
-    wide = _INTEGER[2 * entries.itemsize]
+    wide = _WORDS[2 * entries.itemsize]
     pairs = np.empty((256, 256, 2), entries.dtype)  # [second code, first code]
     pairs[..., 0], pairs[..., 1] = entries[None, :], entries[:, None]
     table = pairs.view(wide).reshape(-1)
@@ -92,3 +93,21 @@ def checked(kind: str, layout: Layout, nbytes: int, params: int) -> None:
             f"codec {kind}: {layout.dtype} {layout.shape} takes {nbytes} bytes and {params} of parameters, "
             f"header says {layout.nbytes} and {len(layout.params)}"
         )
+
+
+def flat32(x: Tensor) -> NDArray[np.float32]:
+    """As `flat`, with float64 as the nearest float32 that is finite."""
+    values = flat(x)
+    if values.dtype == np.float32:
+        return values
+    top = np.finfo(np.float32).max
+    return np.clip(values, -top, top).astype(np.float32)
+
+
+def from_float32(values: NDArray[np.float32], layout: Layout) -> Tensor:
+    """Finite numbers as the tensor's type; what is too large for it saturates."""
+    x = torch.from_numpy(values).view(layout.shape)
+    if layout.dtype == torch.float32:
+        return x
+    top = largest_of(layout.dtype)
+    return x.clamp(-top, top).to(layout.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -60,6 +60,10 @@ class Coding:
     like: Tensor | None = None  # as it went over the wire; only for codecs with uses_like
     training: bool = True
     draw: Draw = ()
+    name: str = ""  # of the tensor, the same in every message that carries it
+    residuals: MutableMapping[str, Tensor] | None = (
+        None  # what earlier encodings lost, by name: the sender's, for feedback
+    )
 
     @property
     def seed(self) -> int:
@@ -78,8 +82,12 @@ class Scheme(Protocol):
         """Its name in configurations and tensor headers."""
         ...
 
+    def sizes(self, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[int, int]:
+        """The least and the most bytes that such a tensor takes; equal but where they depend on its values."""
+        ...
+
     def encode(self, x: Tensor, coding: Coding) -> Packed:
-        """Encode a CPU tensor. Raises ValueError on NaN or Inf where the scheme cannot carry them."""
+        """Encode a CPU tensor. Raises Diverged on NaN or Inf, which only identity carries."""
         ...
 
     def check(self, layout: Layout) -> None:

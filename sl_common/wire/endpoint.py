@@ -16,8 +16,9 @@ from torch import Tensor
 
 from sl_common.codec import Coding, Direction, Layout, Link, Packed, Scheme
 from sl_common.errors import Refused, WireError
-from sl_common.messages import Gradient, Message, Smashed, WireKind, kind_of
+from sl_common.messages import Begin, Done, Gradient, Message, Smashed, WireKind, kind_of
 from sl_common.proto import split_pb2 as pb
+from sl_common.seeds import Draw
 from sl_common.wire import translate
 from sl_common.wire.assembly import Assembly
 from sl_common.wire.timing import Timing
@@ -54,13 +55,22 @@ class Endpoint:
     """The wire's side of one client's session, on the client or on the server."""
 
     def __init__(
-        self, side: Literal["client", "server"], *, link: Link, limit_bytes: int, chunk_bytes: int = CHUNK_BYTES
+        self,
+        side: Literal["client", "server"],
+        *,
+        link: Link,
+        limit_bytes: int,
+        draw: Draw = (),
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
-        """`limit_bytes` bounds the body of a message that the peer may send: no header makes us allocate more."""
+        """`limit_bytes` bounds the tensors of a message that the peer may send: no header makes us allocate more.
+
+        `draw` names what codecs draw here: the run's seed and the client's shard.
+        """
         self._out: Any
         self._in: Any
         self._out, self._in = (pb.ClientFrame, pb.ServerFrame) if side == "client" else (pb.ServerFrame, pb.ClientFrame)
-        self.agree(link, limit_bytes)
+        self.agree(link, limit_bytes, draw)
         self._chunk_bytes = chunk_bytes
         self.sent = 0  # number of the last frame we made
         self.received = 0  # number of the last frame we got in order
@@ -74,17 +84,19 @@ class Endpoint:
         self._schemes: list[Scheme] = []  # of the tensors of the message on its way in
         self._labels = 0  # bytes of labels still to come in this message
         self._likes: dict[int, Tensor] = {}
+        self.residuals: dict[str, Tensor] = {}  # what encodings of our own lost, for a codec with feedback
 
-    def agree(self, link: Link, limit_bytes: int) -> None:
-        """From now on tensors travel by these codecs, and no body is larger than this. Nothing is under way meanwhile."""
+    def agree(self, link: Link, limit_bytes: int, draw: Draw) -> None:
+        """From now on tensors travel by these codecs, and none is larger than this. Nothing is under way meanwhile."""
         self.link = link
+        self._draw = (*draw, "codec")
         self._limit_bytes = limit_bytes
         self._agreed: dict[tuple[Direction, Layout], Scheme] = {}
 
     # --- out
 
     def pack(self, message: Message, *, timing: Timing | None = None) -> list[Frame]:
-        """Encode a message once, as frames to send now and to resend unchanged. Raises ValueError on NaN or Inf."""
+        """Encode a message once, as frames to send now and to resend unchanged. Raises Diverged on NaN or Inf, which only identity carries."""
         name, header, packed = translate.encode(message, self.link, self._coding(message))
         self._remember(message, packed)
         kind = kind_of(message)
@@ -208,11 +220,14 @@ class Endpoint:
     def _coding(self, message: Message) -> Coding:
         match message:
             case Smashed(round=r, wave=w, step=s, train=train):
-                return Coding(training=train, draw=("codec", r, w, s))
+                return Coding(training=train, draw=(*self._draw, "z", r, w, s))
             case Gradient(step=step):
-                return Coding(like=self._likes.pop(step, None), draw=("codec", self.sent))
+                like = self._likes.pop(step, None)
+                return Coding(like=like, draw=(*self._draw, "dz", self.sent), name="dz", residuals=self.residuals)
+            case Begin(round=r, wave=w) | Done(round=r, wave=w):
+                return Coding(draw=(*self._draw, type(message).__name__, r, w), residuals=self.residuals)
             case _:
-                return Coding(draw=("codec", self.sent))
+                return Coding()
 
     def _remember(self, message: Message, packed: Sequence[Packed]) -> None:
         """Keep the activation as it goes over the wire, for a gradient codec that needs it."""

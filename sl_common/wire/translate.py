@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -29,9 +30,15 @@ def direction_of(name: str) -> Direction:
 
 
 def encode(message: Message, link: Link, coding: Coding) -> tuple[str, Any, list[Packed]]:
-    """The header field's name, the header, and its tensors in body order. Raises ValueError on NaN or Inf."""
+    """The header field's name, the header, and its tensors in body order. Raises Diverged on NaN or Inf."""
     name, header, tensors = _headers[type(message)](message)
-    packed = [_encode(tensor, getattr(link, direction_of(name)), coding) for tensor in tensors]
+    scheme: Scheme = getattr(link, direction_of(name))
+    if name in ("begin", "done"):
+        names = [f"{named.part}/{named.name}" for named in header.weights]
+        codings = [replace(coding, name=own, draw=(*coding.draw, own)) for own in names]
+        packed = [_encode(tensor, scheme, own) for tensor, own in zip(tensors, codings, strict=True)]
+    else:
+        packed = [_encode(tensor, scheme, coding) for tensor in tensors]
     for slot, one in zip(_slots(name, header), packed, strict=True):
         slot.CopyFrom(_written(one.layout))
     return name, header, packed

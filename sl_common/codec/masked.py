@@ -1,0 +1,68 @@
+"""A gradient at the places where its activation arrived as non-zero, zero elsewhere: values alone, for both sides know the places.
+
+So the cut gradient of Top-k travels in RandTop-k's code (Zheng et al., IJCAI 2023); a dense straight-through gradient is another codec
+for `down`. `of` encodes the (n,) values, n of them non-zero in the activation. Bytes and parameters: those of `of` for n values.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from sl_common.codec.identity import Identity
+from sl_common.codec.kinds import Plain
+from sl_common.codec.packed import Coding, Layout, Packed, make_layout
+from sl_common.errors import WireError
+from sl_common.value import Value
+
+
+class Masked(Value):
+    """Only for `down`: it needs the activation."""
+
+    kind: Literal["masked"] = "masked"
+    of: Plain = Identity()
+    uses_like: ClassVar[bool] = True
+
+    def sizes(self, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[int, int]:
+        """From no values to all."""
+        return 0, self.of.sizes(dtype, (math.prod(shape),))[1]
+
+    def encode(self, x: Tensor, coding: Coding) -> Packed:
+        """The values where `coding.like` is not zero."""
+        packed = self.of.encode(x.detach()[_places(x.shape, coding)], coding)
+        layout = make_layout(self.kind, x, packed.layout.nbytes, packed.layout.params)
+        return Packed(layout=layout, data=packed.data)
+
+    def check(self, layout: Layout) -> None:
+        """At most the bytes of a dense gradient; how many exactly, the activation says later."""
+        most = self.sizes(layout.dtype, layout.shape)[1]
+        if not layout.dtype.is_floating_point or layout.nbytes > most:
+            raise WireError(
+                f"codec masked: {layout.dtype} {layout.shape} takes at most {most} bytes, header says {layout.nbytes}"
+            )
+
+    def decode(self, packed: Packed, coding: Coding) -> Tensor:
+        """Raises WireError if there are not as many values as the activation has places."""
+        layout = packed.layout
+        places = _places(layout.shape, coding)
+        inner = Layout(
+            codec=self.of.kind,
+            dtype=layout.dtype,
+            shape=(int(places.sum()),),
+            nbytes=layout.nbytes,
+            params=layout.params,
+        )
+        self.of.check(inner)
+        x = torch.zeros(layout.shape, dtype=layout.dtype)
+        x[places] = self.of.decode(Packed(layout=inner, data=packed.data), coding)
+        return x
+
+
+def _places(shape: tuple[int, ...], coding: Coding) -> Tensor:
+    if coding.like is None or coding.like.shape != shape:
+        there = None if coding.like is None else tuple(coding.like.shape)
+        raise WireError(f"codec masked: a gradient {tuple(shape)} for an activation {there}")
+    return coding.like != 0

@@ -1,0 +1,59 @@
+"""The k largest of each row, exactly k of them: of equal ones those at the lowest positions. Fast by thresholds, never by sorting."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scope = Literal["batch", "sample"]
+Positions = NDArray[np.intp]
+_GUESS_FROM = 1 << 13  # elements of a row from which a sample is asked for a threshold first
+
+
+def rows_of(shape: tuple[int, ...], scope: Scope) -> tuple[int, int]:
+    """(rows, elements of each) among which k are chosen: the whole tensor, or each sample of a batch."""
+    if scope == "batch" or not shape:
+        return 1, math.prod(shape)
+    return shape[0], math.prod(shape[1:])
+
+
+def kept_of(elements: int, r: float) -> int:
+    """k = d − ⌈r·d⌉ of d elements, with r as the decimal that it is written as; at least 1 of any."""
+    return max(1, elements - math.ceil(Fraction(Decimal(repr(r))) * elements)) if elements else 0
+
+
+def largest(rows: NDArray[np.floating[Any]], k: int) -> Positions:
+    """(R, d) -> (R·k,) positions in the flattened array, ascending."""
+    count, width = rows.shape
+    if k == width:
+        return np.arange(count * width)
+    if width >= _GUESS_FROM:
+        return np.concatenate([_by_sample(row, k) + number * width for number, row in enumerate(rows)])
+    threshold = np.partition(rows, width - k, axis=1)[:, width - k, None]
+    above, at = rows > threshold, rows == threshold
+    wanted = k - above.sum(axis=1, keepdims=True)
+    if (at.sum(axis=1, keepdims=True) > wanted).any():
+        at &= at.cumsum(axis=1) <= wanted
+    return np.flatnonzero(above | at)
+
+
+def _by_sample(row: NDArray[np.floating[Any]], k: int) -> Positions:
+    """Let a sample say what is surely not among them; the rest is small. A bad guess costs time only."""
+    sample = row[:: min(64, len(row) // 1024)]
+    expected = k * len(sample) / len(row)
+    rank = min(len(sample), math.ceil(expected + 4 * math.sqrt(expected) + 8))
+    guess = np.partition(sample, len(sample) - rank)[len(sample) - rank]
+    candidates = np.flatnonzero(row >= guess)
+    if len(candidates) < k or len(candidates) >= len(row) // 2:
+        candidates = np.arange(len(row))
+    values = row[candidates]
+    threshold = np.partition(values, len(values) - k)[len(values) - k]
+    above, at = values > threshold, values == threshold
+    at[np.flatnonzero(at)[k - np.count_nonzero(above) :]] = False
+    found: Positions = candidates[above | at]
+    return found

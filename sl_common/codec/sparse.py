@@ -1,0 +1,125 @@
+"""What sparse codecs share: kept values in full, and where they were — as a bitmap or as indices, whichever is smaller.
+
+The body is values, then positions. Indices count within their row and take ⌈log2 d⌉ bits each.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sl_common.codec.bits import Bytes, packed_nbytes
+from sl_common.codec.numbers import checked, from_float32
+from sl_common.codec.packed import Layout, Packed, make_layout
+from sl_common.codec.select import Positions
+from sl_common.errors import WireError
+
+Precision = Literal["float32", "float16"]
+_PARAMS = struct.Struct("<Q")
+_TOP16 = np.float32(65504)
+
+
+def value_nbytes(precision: Precision) -> int:
+    """Bytes of one kept value."""
+    return 4 if precision == "float32" else 2
+
+
+def write_values(values: NDArray[np.float32], precision: Precision) -> tuple[Bytes, NDArray[np.float32]]:
+    """The bytes of values, and the values as they will arrive."""
+    if precision == "float32":
+        return np.ascontiguousarray(values).view(np.uint8), values
+    half = np.clip(values, -_TOP16, _TOP16).astype("<f2")
+    return half.view(np.uint8), half.astype(np.float32)
+
+
+def read_values(kind: str, body: Bytes, count: int, precision: Precision) -> tuple[NDArray[np.float32], Bytes]:
+    """(`count` values, the bytes after them). Raises WireError if one is not finite."""
+    end = count * value_nbytes(precision)
+    values = body[:end].view("<f4" if precision == "float32" else "<f2").astype(np.float32, copy=False)
+    if not np.isfinite(values).all():
+        raise WireError(f"codec {kind}: NaN or Inf among the values")
+    return values, body[end:]
+
+
+def index_bits(width: int) -> int:
+    """⌈log2 d⌉."""
+    return max(width - 1, 0).bit_length()
+
+
+def positions_nbytes(rows: int, width: int, k: int) -> int:
+    """Bytes of a bitmap or of indices, whichever is smaller."""
+    return min(packed_nbytes(rows * width, 1), packed_nbytes(rows * k, index_bits(width)))
+
+
+def _is_bitmap(rows: int, width: int, k: int) -> bool:
+    return packed_nbytes(rows * width, 1) <= packed_nbytes(rows * k, index_bits(width))
+
+
+def write_positions(at: Positions, rows: int, width: int, k: int) -> Bytes:
+    """Ascending positions in the flattened rows, k in each."""
+    if _is_bitmap(rows, width, k):
+        plane = np.zeros(rows * width, np.uint8)
+        plane[at] = 1
+        return np.packbits(plane, bitorder="little")
+    within = (at % width).astype("<u8")
+    bits = np.unpackbits(within.view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")[:, : index_bits(width)]
+    return np.packbits(bits.reshape(-1), bitorder="little")
+
+
+def read_positions(kind: str, data: Bytes, rows: int, width: int, k: int) -> Positions:
+    """The positions again. Raises WireError unless there are k in each row, ascending and inside it."""
+    if _is_bitmap(rows, width, k):
+        at = np.flatnonzero(np.unpackbits(data, count=rows * width, bitorder="little"))
+        within = at % max(width, 1)
+    else:
+        plane = np.unpackbits(data, count=rows * k * index_bits(width), bitorder="little")
+        bits = np.zeros((rows * k, 64), np.uint8)
+        bits[:, : index_bits(width)] = plane.reshape(rows * k, -1)
+        within = np.packbits(bits, axis=1, bitorder="little").view("<u8").reshape(-1).astype(np.intp)
+        at = within + np.repeat(np.arange(rows) * width, k)
+    if (
+        len(at) != rows * k
+        or (within >= max(width, 1)).any()
+        or (at.reshape(rows, k) // max(width, 1) != np.arange(rows)[:, None]).any()
+        or (np.diff(at.reshape(rows, k), axis=1) <= 0).any()
+    ):
+        raise WireError(f"codec {kind}: positions are not {k} ascending ones in each of {rows} rows of {width}")
+    return at
+
+
+# --- a whole tensor: k values of each row, zero elsewhere
+
+
+def sparse_nbytes(rows: int, width: int, k: int, precision: Precision) -> int:
+    """Encoded bytes of a tensor."""
+    return rows * k * value_nbytes(precision) + positions_nbytes(rows, width, k)
+
+
+def encode_sparse(
+    kind: str, x: Tensor, rows: NDArray[np.float32], at: Positions, k: int, precision: Precision
+) -> Packed:
+    """x, whose elements lie in `rows`, by its elements at these positions."""
+    values, _ = write_values(rows.reshape(-1)[at], precision)
+    body = np.concatenate([values, write_positions(at, rows.shape[0], rows.shape[1], k)])
+    return Packed(layout=make_layout(kind, x, len(body), _PARAMS.pack(k)), data=body.data)
+
+
+def check_sparse(kind: str, layout: Layout, rows: int, width: int, k: int, precision: Precision) -> None:
+    """Raise WireError unless the header has this k and the bytes that follow from it."""
+    checked(kind, layout, sparse_nbytes(rows, width, k, precision), _PARAMS.size)
+    (said,) = _PARAMS.unpack(layout.params)
+    if said != k:
+        raise WireError(f"codec {kind}: header has k = {said}, this run k = {k} of {width}")
+
+
+def decode_sparse(kind: str, packed: Packed, rows: int, width: int, precision: Precision) -> Tensor:
+    """The tensor. Raises WireError if the body contradicts its header."""
+    (k,) = _PARAMS.unpack(packed.layout.params)
+    values, rest = read_values(kind, np.frombuffer(packed.data, np.uint8), rows * k, precision)
+    out = np.zeros(rows * width, np.float32)
+    out[read_positions(kind, rest, rows, width, k)] = values
+    return from_float32(out, packed.layout)

@@ -1,0 +1,99 @@
+"""Uniform quantisation (QU): b bits an element, ⌈b·numel/8⌉ bytes; parameters: least and greatest element in the tensor's precision.
+
+`ends`: L = 2^b − 1 steps whose end points are exact, q = round((x − min)·L/(max − min)) half to even, x̂ = min + q·(max − min)/L.
+`middle`: 2^b equal bins, x̂ = the bin's mid-point (Zheng et al., RandTop-k's repository); end points are not exact then.
+`stochastic` rounding (QSGD, Alistarh et al. 2017) draws up or down so that `ends` is unbiased. Equal elements: all codes 0, x̂ exact.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sl_common.codec.bits import BLOCK, Bytes, pack, packed_nbytes
+from sl_common.codec.numbers import Floats, checked, extremes, flat, largest_of, look_up, table_of
+from sl_common.codec.packed import Coding, Layout, Packed, make_layout
+from sl_common.errors import WireError
+from sl_common.value import Value
+
+_SANE = 1e30  # magnitudes that float32 arithmetic handles without overflow
+
+
+class Uniform(Value):
+    """Equal steps between the least and the greatest element."""
+
+    kind: Literal["uniform"] = "uniform"
+    bits: Annotated[int, Field(ge=1, le=8)] = 8
+    point: Literal["ends", "middle"] = "ends"
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    uses_like: ClassVar[bool] = False
+
+    def sizes(self, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[int, int]:  # noqa: ARG002  (the interface)
+        """⌈b·numel/8⌉."""
+        nbytes = packed_nbytes(math.prod(shape), self.bits)
+        return nbytes, nbytes
+
+    def encode(self, x: Tensor, coding: Coding) -> Packed:
+        """Codes of all elements. Raises Diverged on NaN or Inf."""
+        low, high = extremes(x, self.kind)
+        codes = self._codes(flat(x), low, high, coding) if high > low else np.zeros(x.numel(), np.uint8)
+        data = pack(codes, self.bits)
+        layout = make_layout(self.kind, x, len(data), _params(x.dtype).pack(low, high))
+        return Packed(layout=layout, data=data.data)
+
+    def _codes(self, values: Floats, low: float, high: float, coding: Coding) -> Bytes:
+        steps = (1 << self.bits) - (1 if self.point == "ends" else 0)
+        draw = np.random.Generator(np.random.PCG64(coding.seed)) if self.rounding == "stochastic" else None
+        if values.dtype == np.float32 and max(-low, high) < _SANE and high - low > 1 / _SANE:
+            return self._levels(values, np.float32(low), np.float32(steps / (high - low)), draw)
+        half = (high * 0.5 - low * 0.5) / steps  # at half the size no difference overflows
+        return self._levels(values.astype(np.float64) * 0.5, np.float64(low * 0.5), np.float64(1 / half), draw)
+
+    def _levels(self, values: Floats, low: Any, scale: Any, draw: np.random.Generator | None) -> Bytes:
+        """(x − low)·scale, made whole."""
+        codes = np.empty(len(values), np.uint8)
+        scratch = np.empty(min(BLOCK, len(values)), values.dtype)
+        for start in range(0, len(values), BLOCK):
+            block = values[start : start + BLOCK]
+            level = scratch[: len(block)]
+            np.subtract(block, low, out=level)
+            np.multiply(level, scale, out=level)
+            if self.point == "ends" and draw is None:
+                np.rint(level, out=level)
+            else:
+                if self.point == "ends" and draw is not None:
+                    np.add(level, draw.random(len(level), dtype=values.dtype.type), out=level)
+                np.floor(level, out=level)
+            np.minimum(level, (1 << self.bits) - 1, out=level)
+            np.copyto(codes[start : start + len(block)], level, casting="unsafe")
+        return codes
+
+    def check(self, layout: Layout) -> None:
+        """The byte count must be the tensor's, the end points finite and in order."""
+        if not layout.dtype.is_floating_point:
+            raise WireError(f"codec uniform is for floating point, the header says {layout.dtype}")
+        params = _params(layout.dtype)
+        checked(self.kind, layout, packed_nbytes(math.prod(layout.shape), self.bits), params.size)
+        low, high = params.unpack(layout.params)
+        top = largest_of(layout.dtype)
+        if not -top <= low <= high <= top:
+            raise WireError(f"codec uniform: header has end points {low} and {high}")
+
+    def decode(self, packed: Packed, coding: Coding) -> Tensor:  # noqa: ARG002  (the interface)
+        """A table of 2^b values."""
+        layout = packed.layout
+        low, high = _params(layout.dtype).unpack(layout.params)
+        codes = np.arange(1 << self.bits)
+        share = codes / (len(codes) - 1) if self.point == "ends" else (codes + 0.5) / len(codes)
+        values = low * (1 - share) + high * share if high > low else np.full(len(codes), low)
+        return look_up(table_of(values, layout.dtype), packed.data, self.bits, layout)
+
+
+def _params(dtype: torch.dtype) -> struct.Struct:
+    return struct.Struct("<dd" if dtype == torch.float64 else "<ff")
