@@ -1,7 +1,7 @@
 """What a configuration means before it is run: the cuts, a step's exact bytes, the client's memory.
 
-Bytes are those of real frames, made by the same endpoint that a run uses: a full batch of zeros as the second of a wave. In a
-long run the numbers of frame, step and round take a few bytes more, and a client on the network adds its timings (about 50).
+Bytes are those of real frames, made by the same endpoint that a run uses: a full batch of noise through the untrained network, as
+the second of a wave. Where a codec's bytes depend on the values, its bounds stand beside them. In a long run the numbers of frame, step and round take a few bytes more, and a client on the network adds its timings (about 50).
 """
 
 from __future__ import annotations
@@ -17,14 +17,37 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from sl_common.codec import Codec, Coding
+from sl_common.codec.words import words
 from sl_common.config import RunConfig
-from sl_common.messages import Gradient, Message, Smashed
+from sl_common.messages import Gradient, Smashed
 from sl_common.models import Block, join
 from sl_common.network import Network
 from sl_common.presets import PRESETS
-from sl_common.wire import Endpoint
+from sl_common.seeds import torch_generator
+from sl_common.wire import Endpoint, Frame
 from sl_common.wire.endpoint import GRPC_PREFIX
 from sl_server.show import size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Traffic:
+    """One step's tensor in one direction, encoded from random input through the untrained network."""
+
+    codec: str
+    plain: int  # bytes as float32
+    encoded: int  # bytes of the codec alone
+    least: int  # the codec's bounds; equal to `encoded` where nothing depends on the values
+    most: int
+    wire: int  # serialized gRPC messages with their 5-byte prefixes; labels included
+
+    @property
+    def exact(self) -> bool:
+        """The same for every batch of this size."""
+        return self.least == self.most
+
+    def __str__(self) -> str:
+        return ("" if self.exact else "≈ ") + size(self.wire)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,8 +57,8 @@ class Cut:
     cut: int
     after: str
     shape: tuple[int, ...]  # of one sample
-    up: int  # wire bytes of one step's Smashed
-    down: int  # wire bytes of its Gradient
+    up: Traffic  # one step's Smashed
+    down: Traffic  # its Gradient
     lower_bytes: int
     client_memory: int  # weights, gradients, optimiser state and what autograd keeps of one batch
 
@@ -76,14 +99,15 @@ class Report:
                 f"{mark}{c.cut}",
                 c.after,
                 str(c.shape),
-                size(c.up),
-                size(c.down),
+                str(c.up),
+                str(c.down),
                 size(c.lower_bytes),
                 size(c.client_memory),
             )
         console.print(table)
         own = next(cut for cut in self.cuts if cut.cut == self.chosen)
-        console.print(f"a step sends {own.up:,} bytes up and {own.down:,} down; the head has {size(self.head_bytes)}")
+        console.print(_traffic_table(own))
+        console.print(f"the head has {size(self.head_bytes)}")
         if not self.config.protocol.timing_free:
             console.print(
                 "note: barrier each on a shared head: the result depends on the order in which batches arrive"
@@ -91,6 +115,24 @@ class Report:
         preset = PRESETS.get(config.preset or "")
         if preset is not None:
             console.print(f"traffic of one pass over the data: {preset.traffic}")
+
+
+def _traffic_table(cut: Cut) -> Table:
+    table = Table(title=Text("one step's traffic at this cut, bytes"))
+    for column in ("", "codec", "as float32", "encoded", "ratio", "on the wire"):
+        table.add_column(column, justify="left" if column in ("", "codec") else "right")
+    for direction, t in (("up", cut.up), ("down", cut.down)):
+        encoded = f"{t.encoded:,}" if t.exact else f"≈ {t.encoded:,} ({t.least:,} to {t.most:,})"
+        mark = "" if t.exact else "≈ "
+        table.add_row(
+            direction,
+            t.codec,
+            f"{t.plain:,}",
+            encoded,
+            f"{mark}{t.plain / max(t.encoded, 1):.2f}×",
+            f"{mark}{t.wire:,}",
+        )
+    return table
 
 
 def inspect(config: RunConfig) -> Report:
@@ -104,7 +146,7 @@ def inspect(config: RunConfig) -> Report:
 def _cut(blocks: list[Block], cut: int, config: RunConfig, limit: int) -> Cut | None:
     """None where more than one tensor passes from block to block, or one without gradients: no cut there."""
     lower = copy.deepcopy(join(blocks[:cut]))
-    x = torch.zeros(config.data.batch_size, *config.input)
+    x = torch.randn(config.data.batch_size, *config.input, generator=torch_generator(config.run.seed, "check"))
     kept = 0
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -124,18 +166,47 @@ def _cut(blocks: list[Block], cut: int, config: RunConfig, limit: int) -> Cut | 
         cut=cut,
         after=blocks[cut - 1][0],
         shape=tuple(z.shape[1:]),
-        up=_wire_bytes("client", Smashed(step=1, z=z, y=y), config, limit),
-        down=_wire_bytes("server", Gradient(step=1, loss=1.0, dz=z), config, limit),
+        up=_up(Smashed(step=1, z=z, y=y), config, limit),
+        down=_down(z, config, limit),
         lower_bytes=_nbytes(lower),
         client_memory=_nbytes(lower) + parameters * (1 + states) + kept + z.numel() * z.element_size(),
     )
 
 
-def _wire_bytes(side: Any, message: Message, config: RunConfig, limit: int) -> int:
-    endpoint = Endpoint(side, link=config.codec, limit_bytes=limit)
-    endpoint.sent = endpoint.received = 3  # welcome, begin and the first batch have been exchanged
-    frames = endpoint.pack(message)
-    return sum(len(frame.data) + GRPC_PREFIX for frame in frames)
+def _up(batch: Smashed, config: RunConfig, limit: int) -> Traffic:
+    client, _ = _ends(config, limit)
+    return _traffic(config.codec.up, batch.z, Coding(), client.pack(batch))
+
+
+def _down(z: torch.Tensor, config: RunConfig, limit: int) -> Traffic:
+    """A gradient of random numbers, for the same batch."""
+    client, server = _ends(config, limit)
+    received = [
+        server.feed(f.data) for f in client.pack(Smashed(step=1, z=z, y=torch.zeros(len(z), dtype=torch.int64)))
+    ]
+    batch = received[-1].message
+    assert isinstance(batch, Smashed)
+    dz = torch.randn(z.shape, generator=torch_generator(config.run.seed, "check", "dz")).to(z.dtype)
+    return _traffic(config.codec.down, dz, Coding(like=batch.z), server.pack(Gradient(step=1, loss=1.0, dz=dz)))
+
+
+def _ends(config: RunConfig, limit: int) -> tuple[Endpoint, Endpoint]:
+    """Client's and server's, after welcome, begin and the first batch have been exchanged."""
+    client, server = (Endpoint(side, link=config.codec, limit_bytes=limit) for side in ("client", "server"))
+    client.sent = client.received = server.sent = server.received = 3
+    return client, server
+
+
+def _traffic(scheme: Codec, tensor: torch.Tensor, coding: Coding, frames: list[Frame]) -> Traffic:
+    least, most = scheme.sizes(tensor.dtype, tuple(tensor.shape))
+    return Traffic(
+        codec=words(scheme),
+        plain=4 * tensor.numel(),
+        encoded=scheme.encode(tensor, coding).layout.nbytes,
+        least=least,
+        most=most,
+        wire=sum(len(frame.data) + GRPC_PREFIX for frame in frames),
+    )
 
 
 def _nbytes(module: nn.Module) -> int:

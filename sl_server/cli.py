@@ -210,6 +210,33 @@ def presets(as_json: Json = False) -> None:
 
 
 @app.command()
+def codecs(
+    config_file: Annotated[
+        Path | None,
+        typer.Argument(help="A run's configuration; by default the embedded model and data.", metavar="[RUN.toml]"),
+    ] = None,
+    on: Annotated[
+        str, typer.Option("--on", help="activation, or gradient for the cut gradient.", envvar="SL_ON")
+    ] = "activation",
+    data: Annotated[Path | None, typer.Option(help="Where data sets lie.", envvar="SL_DATA")] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """What each codec makes of a real tensor of a run: bytes, ratio, error, time. → marks the configured one."""
+    from sl_common.config import RunConfig
+    from sl_server.comparison import compare
+
+    if on not in ("activation", "gradient"):
+        raise ConfigError(f"--on {on!r}: activation or gradient")
+    config = read_config(config_file, overrides) if config_file else RunConfig.from_toml("", overrides or ())
+    found = compare(config, on="gradient" if on == "gradient" else "activation", data=data)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+    else:
+        found.show(Console(highlight=False, markup=False, soft_wrap=True), config)
+
+
+@app.command()
 def export(
     run_directory: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUNDIR")],
     to: Annotated[

@@ -224,8 +224,8 @@ def test_checks_bytes_are_those_of_a_step(ended: dict, simulated: tuple[Process,
     own = report["cuts"][report["cut"] - 1]
     for direction in ("up", "down"):
         first, *rest = sorted(sent[direction])[1:]  # there are two clients, and so two first batches
-        assert set(rest) == {own[direction]}
-        assert own[direction] - 2 == first
+        assert set(rest) == {own[direction]["wire"]}
+        assert own[direction]["wire"] - 2 == first
     assert own["shape"] == [16]
     assert own["lower_bytes"] == 4 * (64 * 16 + 16)
     assert report["head_bytes"] == 4 * (16 * 10 + 10)

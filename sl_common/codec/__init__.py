@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from sl_common.codec.deflate import Deflate
 from sl_common.codec.feedback import Feedback
@@ -20,7 +20,26 @@ from sl_common.codec.uniform import Uniform
 from sl_common.errors import WireError
 from sl_common.value import Value
 
-__all__ = ["Codec", "Coding", "Direction", "Identity", "Layout", "Link", "Packed", "Scheme"]
+__all__ = [
+    "BFloat16",
+    "Codec",
+    "Coding",
+    "Deflate",
+    "Direction",
+    "Feedback",
+    "Float8",
+    "Float16",
+    "Identity",
+    "Layout",
+    "Link",
+    "Mask",
+    "Masked",
+    "Packed",
+    "RandTopK",
+    "Scheme",
+    "TopK",
+    "Uniform",
+]
 
 # The registry.
 Codec = Annotated[
@@ -38,16 +57,21 @@ class Link(Value):
     down: Codec = Identity()  # cut gradients
     state: Codec = Identity()  # weights
 
-    @model_validator(mode="after")
-    def _where(self) -> Self:
-        if isinstance(self.up, Feedback):
+    @field_validator("up", "state")
+    @classmethod
+    def _has_no_activation(cls, codec: Codec) -> Codec:
+        if codec.uses_like:
             raise ValueError(
-                "up.kind = 'feedback': activations are of other samples each time; it is for down and state"
+                f"kind {codec.kind!r} is for down alone: it needs the activation that a cut gradient belongs to"
             )
-        for direction in ("up", "state"):
-            if getattr(self, direction).uses_like:
-                raise ValueError(f"{direction}.kind = 'masked': only a cut gradient (down) belongs to an activation")
-        return self
+        return codec
+
+    @field_validator("up")
+    @classmethod
+    def _are_other_samples(cls, codec: Codec) -> Codec:
+        if isinstance(codec, Feedback):
+            raise ValueError("kind 'feedback' is for down and state: activations are of other samples each time")
+        return codec
 
     def agreed(self, direction: Direction, layout: Layout) -> Scheme:
         """The codec for a received tensor; raises WireError if the peer used another one than this run says."""

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from sl_common.codec.float8 import Float8
 from sl_common.codec.kinds import Lossy
 from sl_common.codec.packed import Coding, Layout, Packed
 from sl_common.value import Value
@@ -22,7 +23,7 @@ class Feedback(Value):
     """`of` is any lossy codec."""
 
     kind: Literal["feedback"] = "feedback"
-    of: Lossy
+    of: Lossy = Float8()
     uses_like: ClassVar[bool] = False
 
     def sizes(self, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[int, int]:

@@ -58,7 +58,7 @@ class Float8(Value):
     def _format(self, values: Floats, greatest: float) -> tuple[int, int]:
         """(exponent bits, bias) for these values."""
         if self.format == "searched":
-            return _search(values[:: -(-len(values) // SAMPLE) or 1], greatest)
+            return _search(values[:: _stride(len(values))], greatest)
         bits, top = _OCP[self.format]
         return bits, _widest_bias(bits, top, greatest)
 
@@ -115,6 +115,15 @@ def _values(bits: int, bias: int) -> NDArray[np.float64]:
 
 
 # --- choosing the format
+
+
+@lru_cache(maxsize=256)
+def _stride(count: int) -> int:
+    """The least prime that leaves at most SAMPLE of `count` elements: no side of a tensor is a multiple of it by accident."""
+    stride = max(1, -(-count // SAMPLE))
+    while any(stride % divisor == 0 for divisor in range(2, math.isqrt(stride) + 1)):
+        stride += 1
+    return stride
 
 
 def _widest_bias(bits: int, top: int, greatest: float) -> int:
