@@ -67,7 +67,8 @@ def _codes_of_byte(bits: int) -> NDArray[np.unsignedinteger[Any]]:
 
 
 def unpack(data: Bytes, bits: int, count: int) -> Bytes:
-    """The first `count` codes that `pack` packed."""
+    """The first `count` codes that `pack` packed; there may be more bytes."""
+    data = data[: packed_nbytes(count, bits)]
     if bits == 8:
         return data[:count]
     if bits == 1:

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from sl_common.codec.numbers import checked, extremes, largest_of
+from sl_common.codec.numbers import checked, extremes, largest_of, narrowed
 from sl_common.codec.packed import Coding, Layout, Packed, make_layout
 from sl_common.errors import WireError
 from sl_common.tensors import all_finite, raw_bytes
@@ -67,8 +67,8 @@ class BFloat16(Value):
 def _encode(kind: str, half: torch.dtype, x: Tensor) -> Packed:
     low, high = extremes(x, kind)
     top = largest_of(half)
-    fitting = x.detach().clamp(-top, top) if max(-low, high) > top else x.detach()
-    data = raw_bytes(fitting.float().to(half) if x.dtype == torch.float64 else fitting.to(half))
+    wide = x.detach() if x.dtype == torch.float64 else x.detach().float()
+    data = raw_bytes((wide.clamp(-top, top) if max(-low, high) > top else wide).float().to(half))
     return Packed(layout=make_layout(kind, x, data.nbytes), data=data)
 
 
@@ -80,5 +80,4 @@ def _decode(kind: str, half: torch.dtype, packed: Packed) -> Tensor:
     wide = x.float()
     if not all_finite(wide):
         raise WireError(f"codec {kind}: NaN or Inf among the values")
-    top = largest_of(layout.dtype)
-    return wide if layout.dtype == torch.float32 else wide.clamp(-top, top).to(layout.dtype)
+    return narrowed(wide, layout.dtype)

@@ -113,11 +113,13 @@ class Mask(Value):
         layout = packed.layout
         k, signed = _PARAMS.unpack(layout.params)
         rows, width = rows_of(layout.shape, self.scope)
+        if rows * width == 0:
+            return torch.empty(layout.shape, dtype=layout.dtype)
         body = np.frombuffer(packed.data, np.uint8)
         kept, rest = read_values(self.kind, body, rows * k, self.values)
         codes = unpack(rest, self.b, rows * width)
         at = self._marked(codes, rows, width, k)
-        smallest = np.maximum(kept.reshape(rows, k).min(axis=1, initial=np.inf), 0)
+        smallest = np.maximum(kept.reshape(rows, k).min(axis=1), 0)
         out = np.empty(rows * width, np.float32)
         table = np.zeros(256, np.float32)
         for row in range(rows):
@@ -134,7 +136,7 @@ class Mask(Value):
 
     def _marked(self, codes: Bytes, rows: int, width: int, k: int) -> Positions:
         at = np.flatnonzero(codes == (1 << self.b) - 1)
-        if len(at) != rows * k or (at.reshape(rows, k) // max(width, 1) != np.arange(rows)[:, None]).any():
+        if len(at) != rows * k or (at.reshape(rows, k) // width != np.arange(rows)[:, None]).any():
             raise WireError(
                 f"codec mask: {len(at)} elements are marked as kept, the header says {k} in each of {rows} rows"
             )

@@ -106,8 +106,12 @@ def flat32(x: Tensor) -> NDArray[np.float32]:
 
 def from_float32(values: NDArray[np.float32], layout: Layout) -> Tensor:
     """Finite numbers as the tensor's type; what is too large for it saturates."""
-    x = torch.from_numpy(values).view(layout.shape)
-    if layout.dtype == torch.float32:
-        return x
-    top = largest_of(layout.dtype)
-    return x.clamp(-top, top).to(layout.dtype)
+    return narrowed(torch.from_numpy(values).view(layout.shape), layout.dtype)
+
+
+def narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 numbers as another type; what is too large for it saturates."""
+    if dtype in (torch.float32, torch.float64):
+        return x.to(dtype)
+    top = largest_of(dtype)
+    return x.clamp(-top, top).to(dtype)

@@ -22,6 +22,7 @@ from sl_common.codec.packed import Coding, Layout, Packed, make_layout
 from sl_common.errors import WireError
 from sl_common.value import Value
 
+_HUGE = 1e300
 _SANE = 1e30  # magnitudes that float32 arithmetic handles without overflow
 
 
@@ -52,8 +53,9 @@ class Uniform(Value):
         draw = np.random.Generator(np.random.PCG64(coding.seed)) if self.rounding == "stochastic" else None
         if values.dtype == np.float32 and max(-low, high) < _SANE and high - low > 1 / _SANE:
             return self._levels(values, np.float32(low), np.float32(steps / (high - low)), draw)
-        half = (high * 0.5 - low * 0.5) / steps  # at half the size no difference overflows
-        return self._levels(values.astype(np.float64) * 0.5, np.float64(low * 0.5), np.float64(1 / half), draw)
+        half = 0.5 if max(-low, high) > _HUGE else 1.0  # so that no difference overflows
+        wide, low, high = values.astype(np.float64) * half, low * half, high * half
+        return self._levels((wide - low) / (high - low), np.float64(0), np.float64(steps), draw)
 
     def _levels(self, values: Floats, low: Any, scale: Any, draw: np.random.Generator | None) -> Bytes:
         """(x − low)·scale, made whole."""
