@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all check format proto bench
+.PHONY: install demo test test-all check format proto fuzz bench bench-codecs bench-link
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
@@ -32,6 +32,15 @@ proto: install  ## regenerate sl_common/proto from protos/
 	@mkdir -p build
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=build --pyi_out=build sl/v1/split.proto
 	cp build/sl/v1/split_pb2.py build/sl/v1/split_pb2.pyi sl_common/proto/
+
+fuzz: install  ## a million hostile inputs into every decoder, about six minutes
+	@$(BIN)/python tests/fuzz_codecs.py
+
+bench-codecs: install  ## measure every codec against a copy; writes benchmarks/results/codecs.md
+	@$(BIN)/python -m benchmarks.codecs
+
+bench-link: install  ## a step over 20 Mbit/s (Linux, root); writes benchmarks/results/link.md
+	@$(BIN)/python -m benchmarks.shaped
 
 bench: install  ## measure; writes benchmarks/results
 	@$(BIN)/python -m benchmarks.step

@@ -120,10 +120,11 @@ def ours(workload: Workload, steps: int) -> Result:
             with started(command) as client:
                 client.finish(2 * _limit_s(steps))
             server.finish(START_S)
-        return {"steps_per_s": steps / _seconds(out), "phases": scrapes.phases(), **_overhead(out)}
+        return {"steps_per_s": steps / second_round_seconds(out), "phases": scrapes.phases(), **_overhead(out)}
 
 
-def _seconds(out: Path) -> float:
+def second_round_seconds(out: Path) -> float:
+    """From the second wave's begin to its round's end, by the server's clock."""
     lines = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
     at = {
         (line["event"], line["round"]): line["seconds"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,7 @@ class Masked(Value):
 
     def encode(self, x: Tensor, coding: Coding) -> Packed:
         """The values where `coding.like` is not zero."""
-        packed = self.of.encode(x.detach()[_places(x.shape, coding)], coding)
+        packed = self.of.encode(x.detach().reshape(-1)[_places(x.shape, coding)], coding)
         layout = make_layout(self.kind, x, packed.layout.nbytes, packed.layout.params)
         return Packed(layout=layout, data=packed.data)
 
@@ -51,18 +52,19 @@ class Masked(Value):
         inner = Layout(
             codec=self.of.kind,
             dtype=layout.dtype,
-            shape=(int(places.sum()),),
+            shape=(len(places),),
             nbytes=layout.nbytes,
             params=layout.params,
         )
         self.of.check(inner)
-        x = torch.zeros(layout.shape, dtype=layout.dtype)
+        x = torch.zeros(math.prod(layout.shape), dtype=layout.dtype)
         x[places] = self.of.decode(Packed(layout=inner, data=packed.data), coding)
-        return x
+        return x.view(layout.shape)
 
 
 def _places(shape: tuple[int, ...], coding: Coding) -> Tensor:
+    """(n,) positions in the flattened activation."""
     if coding.like is None or coding.like.shape != shape:
         there = None if coding.like is None else tuple(coding.like.shape)
         raise WireError(f"codec masked: a gradient {tuple(shape)} for an activation {there}")
-    return coding.like != 0
+    return torch.from_numpy(np.flatnonzero((coding.like != 0).numpy()))
