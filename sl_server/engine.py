@@ -14,17 +14,17 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Protocol
 
 import torch
 
 from sl_common.errors import CutlayerError, Refused, WireError
 from sl_common.facts import Fact
-from sl_common.messages import Gradient, Smashed, Tick, ToClient
-from sl_common.wire import Frame, Hello, Received, Refusal, Timing
+from sl_common.messages import Tick
+from sl_common.wire import Frame, Hello, Refusal
 from sl_server.coordinator import Coordinator
 from sl_server.ledger import Ledger
+from sl_server.meter import Clock, Meter, Span
 from sl_server.metrics import Metrics
 from sl_server.sessions import Opened, Session, Sessions
 
@@ -55,12 +55,7 @@ class _Link:
     session: Session
     stream: Stream | None
     away_since: float = 0.0
-    arrived: float = 0.0  # when the last batch was whole
-    decoded: float = 0.0  # and decoded
-    queued_s: float = 0.0  # in the inbox
-    decode_s: float = 0.0
-    encode_s: float = 0.0
-    residence_s: dict[int, float] = field(default_factory=dict)  # step -> arrival of the batch to reply handed over
+    clock: Clock = field(default_factory=Clock)
 
 
 class Engine:
@@ -79,7 +74,7 @@ class Engine:
         self.coordinator = coordinator
         self.sessions = Sessions(coordinator, incarnation=secrets.randbits(63))
         self.failure: str | None = None
-        self._ledger = ledger
+        self._meter = Meter(ledger, metrics)
         self._metrics = metrics
         self._on_fact = on_fact
         self._on_end = on_end
@@ -87,7 +82,6 @@ class Engine:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._links: dict[Session, _Link] = {}
         self._by_stream: dict[Stream, _Link] = {}
-        self._later: list[Callable[[], object]] = []
         self._started = time.monotonic()
         self._ended_at: float | None = None
         self._next_tick = 0.0
@@ -151,28 +145,16 @@ class Engine:
             link = self._links[session]
             before = time.perf_counter()
             frames = session.endpoint.pack(message)
-            now = time.perf_counter()
+            span = Span(started=started, computed=computed, encoding=before, encoded=time.perf_counter())
             self._send(link, frames)
-            self._later.append(partial(self._said, link, message, now - before, started, computed, now))
+            self._meter.said(link.clock, message, span)
         self.coordinator.settle()
         self._tell()
         return True
 
-    def _said(
-        self, link: _Link, message: ToClient, encode_s: float, started: float, computed: float, now: float
-    ) -> None:
-        self._ledger.message("down", message)
-        if isinstance(message, Gradient) and message.dz is not None:
-            self._metrics.observe("queue_wait", link.queued_s + started - link.decoded)
-            self._metrics.observe("server_compute", computed - started)
-            link.encode_s = encode_s
-            link.residence_s = {message.step: now - link.arrived}
-
     def _tell(self) -> None:
         """What was put off until the replies were on their way: counts, metrics, facts."""
-        later, self._later = self._later, []
-        for count in later:
-            count()
+        self._meter.settle()
         for fact in self.coordinator.facts():
             self._metrics.fact(fact)
             self._on_fact(fact)
@@ -181,7 +163,7 @@ class Engine:
         if link.stream is None:
             return
         link.stream.send([frame.data for frame in frames])
-        self._later += [partial(self._ledger.tally, "down", frame.tally) for frame in frames]
+        self._meter.sent(frames)
 
     def _is_over(self) -> bool:
         if self.coordinator.ended is None or self.coordinator.advance_pending:
@@ -258,35 +240,13 @@ class Engine:
             self._drop(link)
             self._refuse(stream, "protocol", str(error))
             return
-        self._later.append(partial(self._took, link, received, arrived, fed, time.perf_counter()))
+        self._meter.took(link.clock, received, arrived=arrived, fed=fed, decoded=time.perf_counter())
         bare = link.session.endpoint.acknowledgement()
         if bare is not None:
             self._send(link, [bare])
         if link.session.closed:  # it said Leave
             self._drop(link)
             stream.close()
-
-    def _took(self, link: _Link, received: Received, arrived: float, fed: float, decoded: float) -> None:
-        self._ledger.tally("up", received.tally)
-        if received.timing is not None:
-            self._complete(link, received.timing)
-        if received.message is None:
-            return
-        self._ledger.message("up", received.message)
-        if isinstance(received.message, Smashed):
-            link.arrived, link.decoded = arrived, decoded
-            link.queued_s, link.decode_s = fed - arrived, decoded - fed
-
-    def _complete(self, link: _Link, client: Timing) -> None:
-        """The client's measures of its last step complete ours of the same step."""
-        residence = link.residence_s.pop(client.step, None)
-        if residence is None:
-            return
-        self._metrics.observe("client_forward", client.forward)
-        self._metrics.observe("client_backward", client.backward)
-        self._metrics.observe("encode", client.encode + link.encode_s)
-        self._metrics.observe("decode", client.decode + link.decode_s)
-        self._metrics.observe("wire", client.round_trip - residence)
 
     def _lose(self, stream: Stream) -> None:
         link = self._by_stream.pop(stream, None)

@@ -1,0 +1,94 @@
+"""What the engine measures of each step: bytes into the ledger, phases into the metrics.
+
+Law: nothing is counted while a reply waits for it. Counting is put off, in order, until `settle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+
+from sl_common.messages import Gradient, Smashed, ToClient
+from sl_common.wire import Frame, Received, Timing
+from sl_server.ledger import Ledger
+from sl_server.metrics import Metrics
+
+
+@dataclass(kw_only=True, slots=True)
+class Clock:
+    """The times of one client's last batch, in seconds; kept with its session."""
+
+    arrived: float = 0.0  # when it was whole
+    decoded: float = 0.0
+    queued_s: float = 0.0  # in the inbox
+    decode_s: float = 0.0
+    encode_s: float = 0.0  # of its reply
+    residence_s: dict[int, float] = field(default_factory=dict)  # step -> arrival of the batch to reply handed over
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """When a stretch of the coordinator's work began, when it was computed, and one reply's encoding."""
+
+    started: float
+    computed: float
+    encoding: float  # when it began
+    encoded: float
+
+
+class Meter:
+    """Counts for one run."""
+
+    def __init__(self, ledger: Ledger, metrics: Metrics) -> None:
+        self._ledger = ledger
+        self._metrics = metrics
+        self._later: list[Callable[[], object]] = []
+
+    def sent(self, frames: Iterable[Frame]) -> None:
+        """Frames went out."""
+        self._later += [partial(self._ledger.tally, "down", frame.tally) for frame in frames]
+
+    def took(self, clock: Clock, received: Received, *, arrived: float, fed: float, decoded: float) -> None:
+        """A frame came in."""
+        self._later.append(partial(self._took, clock, received, arrived, fed, decoded))
+
+    def said(self, clock: Clock, message: ToClient, span: Span) -> None:
+        """A message was encoded."""
+        self._later.append(partial(self._said, clock, message, span))
+
+    def settle(self) -> None:
+        """Count what was put off."""
+        later, self._later = self._later, []
+        for count in later:
+            count()
+
+    def _took(self, clock: Clock, received: Received, arrived: float, fed: float, decoded: float) -> None:
+        self._ledger.tally("up", received.tally)
+        if received.timing is not None:
+            self._complete(clock, received.timing)
+        if received.message is None:
+            return
+        self._ledger.message("up", received.message)
+        if isinstance(received.message, Smashed):
+            clock.arrived, clock.decoded = arrived, decoded
+            clock.queued_s, clock.decode_s = fed - arrived, decoded - fed
+
+    def _said(self, clock: Clock, message: ToClient, span: Span) -> None:
+        self._ledger.message("down", message)
+        if isinstance(message, Gradient) and message.dz is not None:
+            self._metrics.observe("queue_wait", clock.queued_s + span.started - clock.decoded)
+            self._metrics.observe("server_compute", span.computed - span.started)
+            clock.encode_s = span.encoded - span.encoding
+            clock.residence_s = {message.step: span.encoded - clock.arrived}
+
+    def _complete(self, clock: Clock, client: Timing) -> None:
+        """The client's measures of its last step complete ours of the same step."""
+        residence = clock.residence_s.pop(client.step, None)
+        if residence is None:
+            return
+        self._metrics.observe("client_forward", client.forward)
+        self._metrics.observe("client_backward", client.backward)
+        self._metrics.observe("encode", client.encode + clock.encode_s)
+        self._metrics.observe("decode", client.decode + clock.decode_s)
+        self._metrics.observe("wire", client.round_trip - residence)
