@@ -19,7 +19,7 @@ from sl_client.show import Show
 from sl_common import __version__
 from sl_common.codec import Link
 from sl_common.config import RunConfig
-from sl_common.errors import ConfigError, CutlayerError, PeerLost, Refused
+from sl_common.errors import ConfigError, CutlayerError, Diverged, PeerLost, Refused
 from sl_common.messages import Alive, Begin, Bye, Done, Gradient, Leave, Smashed, ToClient, ToServer, Welcome
 from sl_common.participate import Flow, Seat, participate
 from sl_common.wire import Endpoint, Frame, Hello, Refusal, Timing, read_answer
@@ -154,6 +154,9 @@ class Runner:
             raise
         except Interrupted:
             self._leave_anew("stopped by its user")
+            raise
+        except Diverged as error:
+            self._say_leave(f"failed: {error}")
             raise
         except CutlayerError:
             raise

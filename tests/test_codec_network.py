@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from live import ClientThread, FlakyCarrier, serving
-from test_network import federation, simulated
+from test_network import BAD_BATCHES, federation, poison, simulated
 from world import World, make_config, run_world
 
 from sl_client.data import fashion_mnist
 from sl_common.codec import Codec, Deflate, Float8, Link, Mask
-from sl_common.facts import Evaluated
+from sl_common.errors import Diverged
+from sl_common.facts import ClientLeft, Evaluated
 from sl_common.messages import Epoch, Smashed
 from sl_common.protocol import At
 from sl_common.wire import Endpoint
@@ -70,6 +71,20 @@ def test_any_timing_and_any_cut_give_the_same_bits(name: str, every: int) -> Non
     assert world.coordinator.ended is not None
     assert world.coordinator.ended.finished
     assert world.coordinator.weights_sha256() == simulated(config).coordinator.weights_sha256()
+
+
+def test_a_client_whose_activations_are_not_finite_leaves_and_the_others_go_on() -> None:
+    """A codec that cannot carry NaN raises on the side whose fault it is, and the server need not wait for its silence."""
+    config = config_with(LINKS["float8"], "parallel", client__wave="{ steps = 4 }")
+    change, _ = BAD_BATCHES["nan"]
+    with serving(config) as live:
+        clients = [ClientThread(live.address), ClientThread(live.address), poison(change)(live.address)]
+        for client in clients:
+            client.join(60)
+    assert [client.bye.finished for client in clients[:2]] == [True, True]
+    assert isinstance(clients[2].error, Diverged)
+    (left,) = [fact for fact in live.facts if isinstance(fact, ClientLeft)]
+    assert "codec float8: a tensor (32, 16) to be encoded holds NaN or Inf" in left.reason
 
 
 def test_two_clients_draw_differently() -> None:
