@@ -25,7 +25,13 @@ def take_seat(welcome: Welcome, *, data: Path | None, allowed: Collection[str] |
     mine = load(config.data.name, data, allowed)
     mine.check(config.input, config.classes)
     loader = make_loader(
-        mine, config.data.partition, welcome.shards, welcome.shard, config.data.batch_size, config.run.seed
+        mine,
+        config.data.partition,
+        welcome.shards,
+        welcome.shard,
+        config.data.batch_size,
+        config.run.seed,
+        drop_last=config.protocol.head.scatter.equal_batches,
     )
     network = Network.build(config, allowed)
     modules = {"lower": network.lower, "head": network.head}

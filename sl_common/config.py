@@ -16,7 +16,7 @@ from sl_common.imports import is_user_code
 from sl_common.optim import Training
 from sl_common.partition import Iid, Own, Partition
 from sl_common.presets import PRESETS
-from sl_common.protocol import Protocol
+from sl_common.protocol import Averaged, Protocol
 from sl_common.seeds import Draw
 from sl_common.value import Value
 
@@ -162,6 +162,24 @@ class RunConfig(Value):
     def shards(self) -> int:
         """Into how many shards the data are dealt."""
         return self.data.shards or self.run.clients
+
+    @property
+    def cautions(self) -> list[str]:
+        """What is allowed and has gone wrong for others, one sentence each."""
+        head, clients = self.protocol.head, self.run.clients
+        said = []
+        if head.lr_power >= 1.5 and clients >= 8:
+            said.append(
+                f"head.lr_power = {head.lr_power:g} with {clients} clients: the head's learning rate is {clients}^{head.lr_power:g} "
+                "times the configured one; training collapsed there in the paper (arXiv:2112.05929, Table 1)"
+            )
+        scatter = head.scatter
+        if isinstance(scatter, Averaged) and scatter.fraction > 0.75 and scatter.phase == "always" and clients >= 8:
+            said.append(
+                f"head.scatter.fraction = {scatter.fraction:g} in every round with {clients} clients: harmful in the paper "
+                "(arXiv:2112.05929, Table 3); at most 0.75, or a phase"
+            )
+        return said
 
     def draw_of(self, shard: int) -> Draw:
         """What every draw of one client's codecs begins with, on both sides."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sl_common.protocol import (
     All,
     Average,
+    Averaged,
     Handoff,
     Head,
     InTurn,
@@ -38,6 +39,11 @@ PRESETS: dict[str, Preset] = {
         protocol=Protocol(barrier=All()),
         source="Jeon & Kim 2020, Privacy-sensitive parallel split learning (PSL)",
         traffic="2|D|S",
+    ),
+    "sglr": Preset(
+        protocol=Protocol(barrier=All(), head=Head(scatter=Averaged(fraction=0.5), lr_power=0.5)),
+        source="Pal et al. 2021, Server-side local gradient averaging and learning rate acceleration (SGLR), arXiv:2112.05929",
+        traffic="2|D|S (the paper counts one broadcast to those that share: (2 - fraction)|D|S + S)",
     ),
     "splitfed_v1": Preset(
         protocol=Protocol(head=Head(copies="per_client"), merge=Average(parts=("lower", "head"))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from sl_common.presets import PRESETS
 from sl_common.protocol import Protocol
+from sl_common.value import Value
 
 Hooks = dict[str, dict[str, Any]]
 
@@ -22,11 +24,17 @@ def catalogue() -> dict[str, dict[str, Any]]:
 def hooks(protocol: Protocol) -> Hooks:
     """What is not the default, as it could stand under [protocol]."""
     default = Protocol()
+    return {name: _changed(value) for name, value in protocol if value != getattr(default, name)}
+
+
+def _changed(value: Value) -> dict[str, Any]:
+    """Its kind and what is not the default, down to the values that it is made of."""
+    fields = type(value).model_fields
+    own = value.model_dump(mode="json")
     return {
-        name: {key: value.kind for key in ("kind",) if hasattr(value, key)}
-        | value.model_dump(mode="json", exclude_defaults=True)
-        for name, value in protocol
-        if value != getattr(default, name)
+        name: _changed(field) if isinstance(field, Value) else own[name]
+        for name, field in value
+        if name == "kind" or field != fields[name].default
     }
 
 
@@ -47,6 +55,16 @@ def _words(changed: Hooks) -> str:
     """waves sequential; merge average, parts lower and head."""
     phrases = []
     for hook, fields in changed.items():
-        rest = [f"{k} {' and '.join(v) if isinstance(v, list) else v}" for k, v in fields.items() if k != "kind"]
-        phrases.append(f"{hook} " + ", ".join([fields["kind"], *rest] if "kind" in fields else rest))
+        phrases.append(f"{hook} {_phrase(fields)}")
     return "; ".join(phrases) or "all defaults"
+
+
+def _phrase(fields: Mapping[str, Any]) -> str:
+    rest = [f"{name} {_phrase_of(value)}" for name, value in fields.items() if name != "kind"]
+    return ", ".join([fields["kind"], *rest] if "kind" in fields else rest)
+
+
+def _phrase_of(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"({_phrase(value)})" if len(value) > 1 else _phrase(value)
+    return " and ".join(value) if isinstance(value, list) else str(value)

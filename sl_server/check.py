@@ -24,6 +24,7 @@ from sl_common.messages import Gradient, Smashed
 from sl_common.models import Block, join
 from sl_common.network import Network
 from sl_common.presets import PRESETS
+from sl_common.protocol import At, Averaged
 from sl_common.seeds import torch_generator
 from sl_common.wire import Endpoint, Frame
 from sl_common.wire.endpoint import GRPC_PREFIX
@@ -77,6 +78,7 @@ class Report:
         return {
             "config": self.config.model_dump(mode="json"),
             "cuts": [asdict(cut) for cut in self.cuts],
+            "cautions": self.config.cautions,
             "cut": self.chosen,
             "head_bytes": self.head_bytes,
         }
@@ -112,9 +114,23 @@ class Report:
             console.print(
                 "note: barrier each on a shared head: the result depends on the order in which batches arrive"
             )
+        for text in self.config.cautions:
+            console.print(f"warning: {text}")
+        if isinstance(scatter := config.protocol.head.scatter, Averaged):
+            console.print(_broadcast(scatter, own.down.wire, config.run.clients))
         preset = PRESETS.get(config.preset or "")
         if preset is not None:
             console.print(f"traffic of one pass over the data: {preset.traffic}")
+
+
+def _broadcast(scatter: Averaged, down: int, clients: int) -> str:
+    """The accounting of the paper, which no unicast stream can have."""
+    sharing = len(scatter.sharing(list(range(clients)), At(seed=0)))
+    messages = clients - sharing + 1 if sharing > 1 else clients
+    return (
+        f"{sharing} of {clients} clients share a gradient: a step sends {clients * down:,} bytes down to all of them; "
+        f"with one broadcast to those that share, as the paper counts, {messages * down:,}"
+    )
 
 
 def _traffic_table(cut: Cut) -> Table:

@@ -157,6 +157,8 @@ def simulate(
     directory = RunDirectory(where, config, ledger)
     show = make_show(ledger, config.run.rounds, as_json=as_json)
     scribe = Scribe(simulation.coordinator, directory, show)
+    for text in config.cautions:
+        show.warn(text)
     failure: CutlayerError | KeyboardInterrupt | None = None
     try:
         for fact in simulation.facts():

@@ -16,7 +16,6 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from sl_client.seat import take_seat
 from sl_common.codec import (
     BFloat16,
     Codec,
@@ -35,9 +34,9 @@ from sl_common.codec import (
 )
 from sl_common.codec.words import words
 from sl_common.config import RunConfig
-from sl_common.messages import Welcome
 from sl_common.network import Network
 from sl_common.tensors import aligned_buffer
+from sl_server.simulate import first_seat
 
 On = Literal["activation", "gradient"]
 SHOWN: tuple[Codec, ...] = (
@@ -131,8 +130,7 @@ def compare(config: RunConfig, *, on: On, data: Path | None, allowed: Collection
 
 def _tensors(config: RunConfig, data: Path | None, allowed: Collection[str] | None) -> tuple[Tensor, Tensor]:
     """(activation, d(mean loss)/d(activation)) of one batch."""
-    welcome = Welcome(config=config.to_json(), client="c0", shard=0, shards=config.shards)
-    seat = take_seat(welcome, data=data, allowed=allowed)
+    seat = first_seat(config, data, allowed)
     batch = next(iter(seat.data.train(0, 1)))
     z = seat.bank.get("lower").forward(batch.x, grad=False) if "lower" in seat.bank else batch.x
     head = Network.build(config, allowed).head

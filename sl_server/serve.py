@@ -79,6 +79,8 @@ async def _serve(
         if metrics_at is not None:
             at = metrics.serve(*metrics_at)
             show.say("metrics", f"metrics at http://{metrics_at[0]}:{at}/metrics", port=at)
+        for text in config.cautions:
+            show.warn(text)
         stopped = _on_signals(loop, engine, show)
         engine.start()
         await over.wait()

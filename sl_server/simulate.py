@@ -14,7 +14,7 @@ import torch
 from sl_client.seat import take_seat
 from sl_common.config import RunConfig
 from sl_common.facts import Fact
-from sl_common.messages import Alive, Message
+from sl_common.messages import Alive, Message, Welcome
 from sl_common.network import Network
 from sl_common.participate import Flow, Seat, participate
 from sl_common.wire import Endpoint, Frame, Hello
@@ -65,6 +65,12 @@ class SimulatedClient:
                 self._count("up", frame)
                 self._sessions.feed(self.session, frame.data)
         return said
+
+
+def first_seat(config: RunConfig, data: Path | None, allowed: Collection[str] | None) -> Seat:
+    """The place of the client that has the first shard. Raises ConfigError or DataError if it could not take part."""
+    welcome = Welcome(config=config.to_json(), client="c0", shard=0, shards=config.shards)
+    return take_seat(welcome, data=data, allowed=allowed)
 
 
 class Simulation:

@@ -67,12 +67,13 @@ def json_lines(path: Path) -> list[dict]:
 
 # fmt: off
 OPTIONS = {
-    ("sl-server",): ["--version", "run", "simulate", "check", "presets", "export"],
+    ("sl-server",): ["--version", "run", "simulate", "check", "codecs", "presets", "export"],
     ("sl-server", "run"): ["RUN.toml", "--listen", "--metrics", "--out", "--set", "--insecure", "--record", "--json",
                            "SL_LISTEN", "SL_METRICS", "SL_OUT", "SL_SET", "SL_INSECURE", "SL_RECORD", "SL_JSON",
                            "127.0.0.1:50051", "runs/NAME-TIME"],
     ("sl-server", "simulate"): ["RUN.toml", "--data", "--out", "--set", "--json", "SL_DATA", "SL_OUT", "SL_SET", "SL_JSON"],
     ("sl-server", "check"): ["RUN.toml", "--set", "--resolved", "--json", "SL_SET", "SL_RESOLVED", "SL_JSON"],
+    ("sl-server", "codecs"): ["RUN.toml", "--on", "--data", "--set", "--json", "SL_ON", "SL_DATA", "SL_SET", "SL_JSON"],
     ("sl-server", "presets"): ["--json", "SL_JSON"],
     ("sl-server", "export"): ["RUNDIR", "--to", "--lower", "--head", "SL_TO", "SL_LOWER", "SL_HEAD"],
     ("sl-client",): ["--version", "run", "doctor"],
@@ -193,7 +194,7 @@ def test_presets_for_programs(ended: dict) -> None:
     """Each preset's hooks, put under [protocol], make the preset."""
     process, _ = ended["presets --json"]
     rows = json.loads(process.out)
-    assert list(rows) == ["sequential", "parallel", "splitfed_v1", "splitfed_v2", "fedavg"]
+    assert list(rows) == ["sequential", "parallel", "sglr", "splitfed_v1", "splitfed_v2", "fedavg"]
     for name, row in rows.items():
         assert RunConfig.from_json(json.dumps({"protocol": row["hooks"]})).protocol == PRESETS[name].protocol
         assert row["source"]
@@ -206,6 +207,46 @@ def test_check_for_people(small: Path) -> None:
     assert "→ 1 │ hidden1 │ (16,)" in shown
     assert '"grace_s": 30.0' in shown  # --resolved
     assert "traffic of one pass over the data: 2|D|S + 2C|w_lower|" in shown
+
+
+CODECS = (
+    "--set",
+    'codec.up={ kind = "mask", r = 0.9, signed = false }',
+    "--set",
+    'codec.down={ kind = "deflate", of = { kind = "float8" } }',
+)
+
+
+def test_check_shows_each_directions_bytes_and_ratio(small: Path) -> None:
+    shown = in_a_pipe("check", small, *CODECS)
+    assert "│ up   │ mask r=0.9 b=2" in shown
+    assert "6.17×" in shown
+    assert "≈" in next(line for line in shown.splitlines() if line.startswith("│ down"))
+    (row,) = [row for row in json.loads(in_a_pipe("check", small, *CODECS, "--json"))["cuts"] if row["cut"] == 1]
+    d = 32 * 16  # batch and cut
+    assert row["up"]["encoded"] == 4 * (d // 10) + 2 * d // 8
+    assert row["up"]["least"] == row["up"]["most"]
+    assert (row["down"]["least"], row["down"]["most"]) == (1, d)
+
+
+def test_codecs_compares_all_of_them_on_real_data(small: Path) -> None:
+    shown = in_a_pipe("codecs", small, *CODECS)
+    assert "→ mask r=0.9 b=2 signed=false" in shown
+    assert "a batch's activation: mlp on digits at cut 1, untrained, (32, 16)" in shown
+    found = json.loads(in_a_pipe("codecs", small, *CODECS, "--on", "gradient", "--json"))
+    rows = {row["codec"]: row for row in found["rows"]}
+    assert rows["identity"]["error"] == 0
+    assert rows["identity"]["ratio"] == 1
+    assert rows["deflate of float8"]["configured"]
+    assert {row["config"]["kind"] for row in found["rows"]} >= {
+        "float8",
+        "mask",
+        "topk",
+        "randtopk",
+        "uniform",
+        "masked",
+    }
+    assert 0 < rows["float8"]["error"] < rows["uniform bits=4"]["error"] < rows["topk r=0.99"]["error"] < 1
 
 
 def test_checks_bytes_are_those_of_a_step(ended: dict, simulated: tuple[Process, Path]) -> None:

@@ -48,7 +48,15 @@ def halves(model: nn.Sequential, cut: int) -> tuple[nn.Sequential, nn.Sequential
 def loaders(config: RunConfig) -> list[Loader]:
     data = load(config.data.name, None, ())
     return [
-        make_loader(data, config.data.partition, config.shards, shard, config.data.batch_size, config.run.seed)
+        make_loader(
+            data,
+            config.data.partition,
+            config.shards,
+            shard,
+            config.data.batch_size,
+            config.run.seed,
+            drop_last=config.protocol.head.scatter.equal_batches,
+        )
         for shard in range(config.run.clients)
     ]
 

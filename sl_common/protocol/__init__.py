@@ -12,6 +12,7 @@ from sl_common.protocol.gate import Always, Gate
 from sl_common.protocol.head import Arrived, Head
 from sl_common.protocol.learner import Await, Draws, Learner, Local, Split, Tally
 from sl_common.protocol.merge import Average, Handoff, Keep, Merge, Record
+from sl_common.protocol.scatter import Averaged, Own
 from sl_common.protocol.waves import Parallel, Sequential, Waves
 from sl_common.value import Value
 
@@ -21,6 +22,7 @@ __all__ = [
     "Arrived",
     "At",
     "Average",
+    "Averaged",
     "Await",
     "Draws",
     "Each",
@@ -29,6 +31,7 @@ __all__ = [
     "InTurn",
     "Keep",
     "Local",
+    "Own",
     "Parallel",
     "Protocol",
     "Record",

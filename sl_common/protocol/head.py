@@ -18,6 +18,7 @@ from torch import Tensor
 from sl_common.errors import Diverged
 from sl_common.messages import Gradient, Smashed
 from sl_common.protocol.at import At
+from sl_common.protocol.scatter import Own, Scatter
 from sl_common.seeds import Draw
 from sl_common.segment import Bank, Segment
 from sl_common.tensors import all_finite
@@ -43,19 +44,8 @@ class Unmixed(Value):
         return None
 
 
-class Own(Value):
-    """Every client gets the gradient of its own samples."""
-
-    kind: Literal["own"] = "own"
-
-    def scatter(self, gradients: Mapping[int, Tensor], at: At) -> Mapping[int, Tensor]:  # noqa: ARG002
-        """What each client receives in place of its own dz (B, *cut)."""
-        return gradients
-
-
-# The registries. With a second member: Annotated[Unmixed | …, Field(discriminator="kind")].
+# The registry. With a second member: Annotated[Unmixed | …, Field(discriminator="kind")].
 Mix = Unmixed
-Scatter = Own
 
 
 class Head(Value):

@@ -1,0 +1,88 @@
+"""Which gradient each client gets back: `scatter(gradients, at)` may replace a client's own by another one of the same shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+from fractions import Fraction
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sl_common.errors import ConfigError
+from sl_common.protocol.at import At
+from sl_common.seeds import numpy_generator
+from sl_common.value import Value
+
+
+class Own(Value):
+    """Every client gets the gradient of its own samples."""
+
+    kind: Literal["own"] = "own"
+    equal_batches: ClassVar[bool] = False
+
+    def scatter(self, gradients: Mapping[int, Tensor], at: At) -> Mapping[int, Tensor]:  # noqa: ARG002
+        """What each client receives in place of its own dz (B, *cut)."""
+        return gradients
+
+
+class Averaged(Value):
+    """SplitAvg (Pal et al. 2021, arXiv:2112.05929): some clients, drawn anew for each step, all get the mean of theirs.
+
+    ⌊fraction·C⌋ clients of the cohort share; one alone changes nothing. The mean (Eq. 15 prints a sum; text, name and the authors'
+    code average) is by position in the batch, which mixes unrelated samples and needs batches of one size: clients then drop their
+    last, smaller batch. With `unequal = "mean"` it is instead the mean over each batch's samples, then over the sharing clients,
+    for every sample of each. `phase` restricts it to the first or last `share` of the rounds: fraction 1 throughout is harmful for
+    many clients (Table 3).
+    """
+
+    kind: Literal["averaged"] = "averaged"
+    fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
+    phase: Literal["always", "first", "last"] = "always"
+    share: Annotated[float, Field(ge=0, le=1)] = 0.6  # of the rounds, with phase first or last
+    unequal: Literal["error", "mean"] = "error"
+
+    @property
+    def equal_batches(self) -> bool:
+        """Clients must send batches of one size."""
+        return self.unequal == "error"
+
+    def scatter(self, gradients: Mapping[int, Tensor], at: At) -> Mapping[int, Tensor]:
+        """Each dz is (B, *cut). Raises ConfigError if batches differ in size and `unequal` is error."""
+        sharing = self.sharing(sorted(gradients), at)
+        if len(sharing) < 2:
+            return gradients
+        common = self._common([gradients[client] for client in sharing])
+        return {**gradients, **{client: common.expand_as(gradients[client]).contiguous() for client in sharing}}
+
+    def sharing(self, clients: list[int], at: At) -> list[int]:
+        """Who shares in this step: a draw that depends on nothing but seed, step and who is there."""
+        count = math.floor(_exact(self.fraction) * len(clients)) if self._is_on(at) else 0
+        draw = numpy_generator(at.seed, "scatter", at.round, at.wave, at.step)
+        return sorted(int(client) for client in draw.choice(clients, count, replace=False))
+
+    def _is_on(self, at: At) -> bool:
+        part = _exact(self.share) * at.rounds
+        return {"always": True, "first": at.round < part, "last": at.round >= at.rounds - part}[self.phase]
+
+    def _common(self, gradients: list[Tensor]) -> Tensor:
+        if self.unequal == "mean":
+            return torch.stack([g.mean(dim=0) for g in gradients]).mean(dim=0, keepdim=True)
+        sizes = sorted({len(g) for g in gradients})
+        if len(sizes) > 1:
+            raise ConfigError(
+                f"head.scatter.unequal = 'error': batches of {sizes[0]} and {sizes[-1]} samples cannot be averaged by position; "
+                "set it to 'mean', or let every client have at least one full batch"
+            )
+        return torch.stack(gradients).mean(dim=0)
+
+
+def _exact(number: float) -> Fraction:
+    """As the decimal that it is written as: 0.29 of 100 clients are 29."""
+    return Fraction(Decimal(repr(number)))
+
+
+Scatter = Annotated[Own | Averaged, Field(discriminator="kind")]
