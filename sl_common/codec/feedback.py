@@ -34,7 +34,8 @@ class Feedback(Value):
         """Encode x plus what the last encoding lost, and keep what this one loses."""
         x = x.detach()
         lost = None if coding.residuals is None else coding.residuals.get(coding.name)
-        whole = x if lost is None or lost.shape != x.shape else x + lost
+        top = torch.finfo(x.dtype).max
+        whole = x if lost is None or lost.shape != x.shape else (x + lost).clamp(-top, top)
         packed = self.of.encode(whole, coding)
         if coding.residuals is not None:
             coding.residuals[coding.name] = whole - self.of.decode(packed, coding)

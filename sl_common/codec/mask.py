@@ -91,7 +91,8 @@ class Mask(Value):
         highest = (1 << self.b) - 1
         precise = np.float32 if smallest.size and (smallest >= _TINY).all() else np.float64
         scale = np.divide(highest, smallest, out=np.zeros_like(smallest, precise), where=smallest > 0, dtype=precise)
-        level: NDArray[np.floating[Any]] = np.multiply(block, scale, dtype=precise)
+        with np.errstate(over="ignore"):  # clipped at once
+            level: NDArray[np.floating[Any]] = np.multiply(block, scale, dtype=precise)
         np.clip(level, 0, highest - 1 if self.rounding == "round" else highest, out=level)
         (np.rint if self.rounding == "round" else np.floor)(level, out=level)
         np.minimum(level, highest - 1, out=level)

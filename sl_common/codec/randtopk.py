@@ -50,10 +50,11 @@ class RandTopK(Value):
     def _draw(self, top: Positions, shape: tuple[int, int], k: int, seed: int) -> Positions:
         rows, width = shape
         clocks: NDArray[np.float64] = np.random.Generator(np.random.PCG64(seed)).standard_exponential(rows * width)
-        clocks *= -(width - k) / self.alpha
-        own = (1 - self.alpha) / k
-        clocks[top] = clocks[top] * (self.alpha / (width - k) / own) if own else -np.inf
-        return largest(clocks.reshape(shape), k)
+        early = clocks[top]
+        with np.errstate(over="ignore"):  # of a tiny alpha: never
+            clocks *= (1 - self.alpha) / k * ((width - k) / self.alpha) if self.alpha < 1 else 1.0
+        clocks[top] = early if self.alpha < 1 else np.inf
+        return largest(-clocks.reshape(shape), k)
 
     def check(self, layout: Layout) -> None:
         """k and the byte count must be those of this shape."""

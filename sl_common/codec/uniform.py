@@ -52,12 +52,12 @@ class Uniform(Value):
         steps = (1 << self.bits) - (1 if self.point == "ends" else 0)
         draw = np.random.Generator(np.random.PCG64(coding.seed)) if self.rounding == "stochastic" else None
         if values.dtype == np.float32 and max(-low, high) < _SANE and high - low > 1 / _SANE:
-            return self._levels(values, np.float32(low), np.float32(steps / (high - low)), draw)
+            return self._levels(values, np.float32(low), high, np.float32(steps / (high - low)), draw)
         half = 0.5 if max(-low, high) > _HUGE else 1.0  # so that no difference overflows
         wide, low, high = values.astype(np.float64) * half, low * half, high * half
-        return self._levels((wide - low) / (high - low), np.float64(0), np.float64(steps), draw)
+        return self._levels((wide - low) / (high - low), np.float64(0), 1.0, np.float64(steps), draw)
 
-    def _levels(self, values: Floats, low: Any, scale: Any, draw: np.random.Generator | None) -> Bytes:
+    def _levels(self, values: Floats, low: Any, high: float, scale: Any, draw: np.random.Generator | None) -> Bytes:
         """(x − low)·scale, made whole."""
         codes = np.empty(len(values), np.uint8)
         scratch = np.empty(min(BLOCK, len(values)), values.dtype)
@@ -70,6 +70,7 @@ class Uniform(Value):
                 np.rint(level, out=level)
             else:
                 if self.point == "ends" and draw is not None:
+                    np.copyto(level, np.inf, where=block >= high)  # the ends are exact whatever is drawn
                     np.add(level, draw.random(len(level), dtype=values.dtype.type), out=level)
                 np.floor(level, out=level)
             np.minimum(level, (1 << self.bits) - 1, out=level)
@@ -93,7 +94,10 @@ class Uniform(Value):
         low, high = _params(layout.dtype).unpack(layout.params)
         codes = np.arange(1 << self.bits)
         share = codes / (len(codes) - 1) if self.point == "ends" else (codes + 0.5) / len(codes)
-        values = low * (1 - share) + high * share if high > low else np.full(len(codes), low)
+        width = high - low
+        values = low + share * width if math.isfinite(width) else low * (1 - share) + high * share
+        if self.point == "ends":
+            values[-1] = high
         return look_up(table_of(values, layout.dtype), packed.data, self.bits, layout)
 
 
