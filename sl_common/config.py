@@ -89,8 +89,17 @@ class Client(Training):
     wave: Wave = Wave()
 
 
+class Budget(Value):
+    """What the activations may take that the server records for silent rounds; they stay encoded."""
+
+    memory_mb: Annotated[float, Field(ge=0)] = 4096.0
+    disk_mb: Annotated[float, Field(ge=0)] = 0.0  # beyond the memory, in files that vanish with the run
+
+
 class Server(Training):
     """The head."""
+
+    recordings: Budget = Budget()
 
     device: str = "cpu"  # "auto" takes a GPU if there is one; bits are equal only on equal devices
 

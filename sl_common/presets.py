@@ -12,6 +12,7 @@ from sl_common.protocol import (
     Head,
     InTurn,
     Local,
+    LossGate,
     Protocol,
     Sequential,
 )
@@ -54,6 +55,11 @@ PRESETS: dict[str, Preset] = {
         protocol=Protocol(barrier=InTurn(order="shuffled", unit="epoch"), merge=Average()),
         source="Thapa et al. 2022, SplitFed: when federated learning meets split learning (SFLV2)",
         traffic="2|D|S + 2C|w_lower|",
+    ),
+    "loss_async": Preset(
+        protocol=Protocol(waves=Sequential(), gate=LossGate(), merge=Handoff()),
+        source="Chen, Li & Chakrabarti 2021, Communication and computation reduction using asynchronous training, arXiv:2107.09786",
+        traffic="(n_A + n_B)/T of |D|S up and n_A/T of |D|S down; 2C|w_lower| in rounds A; T rounds, n_A with gradients, n_B without",
     ),
     "fedavg": Preset(
         protocol=Protocol(learner=Local(), merge=Average(parts=("lower", "head"))),

@@ -46,7 +46,7 @@ from sl_common.network import Network
 from sl_common.protocol import Arrived, At, Record, WaitUntil
 from sl_common.segment import Bank, Segment
 from sl_common.tensors import State, check_state, raw_bytes
-from sl_server.recordings import Recordings
+from sl_server.recordings import Recordings, Spill
 from sl_server.roster import Member, Roster
 from sl_server.scores import evaluation, mean_loss
 from sl_server.wave import Wave
@@ -59,14 +59,15 @@ MAX_SAMPLES = 1 << 40  # that a client may say it has
 class Coordinator:
     """One run. Clients go by name outside and by shard inside."""
 
-    def __init__(self, config: RunConfig, network: Network, *, device: str = "cpu") -> None:
+    def __init__(self, config: RunConfig, network: Network, *, device: str = "cpu", spill: Spill | None = None) -> None:
+        """`spill` moves recorded batches out of memory; without it nothing is recorded beyond the memory's budget."""
         self.config = config
         self.network = network
         self.protocol = config.protocol
         self.roster = Roster(config.shards, config.sharded)
         per_client = frozenset({"head"}) if self.protocol.head.copies == "per_client" else frozenset[str]()
         self.bank = Bank({"head": lambda: self._head(device)}, per_client)
-        self.recordings = Recordings(config.codec)
+        self.recordings = Recordings(config.codec, config.server.recordings, spill)
         self._weights = Weights(network, self.protocol.learner.parts, self.bank)
         self._facts: list[
             Fact | partial[Fact]

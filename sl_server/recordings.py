@@ -1,40 +1,83 @@
-"""Batches that the server keeps for clients that a gate silences. They stay encoded and are decoded on use. Pure."""
+"""Batches that the server keeps for clients that a gate silences. They stay encoded and are decoded on use. Pure.
+
+What they may take is configured: memory first, then whatever `spill` moves data to, then the run ends with a clear error.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from sl_common.codec import Coding, Identity, Link, Packed
+from sl_common.config import Budget
+from sl_common.errors import ConfigError
 from sl_common.messages import Epoch, Newest, Smashed
 from sl_common.protocol import At
 from sl_common.seeds import numpy_generator
 
+Spill = Callable[[memoryview], memoryview]  # the same bytes, elsewhere
 _EXACT = Identity()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Kept:
+    packed: Packed
+    y: Tensor
+    spilled: bool
+
+    @property
+    def nbytes(self) -> int:
+        return self.packed.layout.nbytes + self.y.nbytes
 
 
 class Recordings:
     """The recorded batches of each client, by shard: activations as they came over the wire, and labels."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, budget: Budget, spill: Spill | None = None) -> None:
         self._link = link
-        self._kept: dict[int, deque[tuple[Packed, Tensor]]] = {}
+        self._budget = budget
+        self._spill = spill
+        self._kept: dict[int, deque[_Kept]] = {}
+        self.memory_bytes = 0
+        self.spilled_bytes = 0
 
     def begin(self, client: int, rule: Epoch | Newest | None) -> None:
         """A wave begins in which this client's batches are recorded, or not."""
         if isinstance(rule, Epoch):
-            self._kept[client] = deque()
+            self.forget(client)
 
     def keep(self, client: int, batch: Smashed, rule: Epoch | Newest) -> None:
-        """Keep a batch that was trained on."""
+        """Keep a batch that was trained on. Raises ConfigError where there is no room for it."""
         kept = self._kept.setdefault(client, deque())
-        kept.append((batch.packed or _EXACT.encode(batch.z, Coding()), batch.y))
         if isinstance(rule, Newest):
-            samples = sum(len(y) for _, y in kept)
-            while samples - len(kept[0][1]) >= rule.samples:
-                samples -= len(kept.popleft()[1])
+            samples = sum(len(one.y) for one in kept) + len(batch.y)
+            while kept and samples - len(kept[0].y) >= rule.samples:
+                samples -= len(kept[0].y)
+                self._drop(kept.popleft())
+        kept.append(self._place(batch.packed or _EXACT.encode(batch.z, Coding()), batch.y))
+
+    def _place(self, packed: Packed, y: Tensor) -> _Kept:
+        one = _Kept(packed=packed, y=y, spilled=False)
+        if self.memory_bytes + one.nbytes <= self._budget.memory_mb * 1e6:
+            self.memory_bytes += one.nbytes
+            return one
+        if self._spill is None or self.spilled_bytes + one.nbytes > self._budget.disk_mb * 1e6:
+            raise ConfigError(
+                f"recorded activations need more than server.recordings.memory_mb = {self._budget.memory_mb:g} and "
+                f"server.recordings.disk_mb = {self._budget.disk_mb:g}: raise one of them, or take a codec for up"
+            )
+        self.spilled_bytes += one.nbytes
+        data = self._spill(memoryview(packed.data).cast("B"))
+        return replace(one, packed=replace(packed, data=data), spilled=True)
+
+    def _drop(self, one: _Kept) -> None:
+        if one.spilled:
+            self.spilled_bytes -= one.nbytes
+        else:
+            self.memory_bytes -= one.nbytes
 
     def batches(self, client: int) -> int:
         """How many batches of a client are kept."""
@@ -45,11 +88,12 @@ class Recordings:
         kept = list(self._kept.get(client, ()))
         order = numpy_generator(at.seed, "playback", at.round, client).permutation(len(kept))
         for step, index in enumerate(order):
-            packed, y = kept[index]
+            packed, y = kept[index].packed, kept[index].y
             scheme = self._link.up if packed.layout.codec == self._link.up.kind else _EXACT
             z = scheme.decode(packed, Coding())
             yield Smashed(step=step, z=z, y=y, round=at.round, wave=at.wave, needs_grad=False)
 
     def forget(self, client: int) -> None:
         """A client that leaves takes its recordings with it."""
-        self._kept.pop(client, None)
+        for one in self._kept.pop(client, ()):
+            self._drop(one)

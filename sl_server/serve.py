@@ -22,6 +22,7 @@ from sl_server.ledger import Ledger
 from sl_server.metrics import Metrics
 from sl_server.rundir import RunDirectory
 from sl_server.show import Show, make_show
+from sl_server.spill import DiskSpill
 
 
 def pick_device(device: str) -> str:
@@ -51,7 +52,8 @@ async def _serve(
 ) -> tuple[dict[str, Any], str | None, bool]:
     ledger = Ledger()
     metrics = Metrics(ledger)
-    coordinator = Coordinator(config, Network.build(config), device=pick_device(config.server.device))
+    device = pick_device(config.server.device)
+    coordinator = Coordinator(config, Network.build(config), device=device, spill=DiskSpill(out))
     directory = RunDirectory(out, config, ledger)
     show = make_show(ledger, config.run.rounds, as_json=as_json)
     over = asyncio.Event()

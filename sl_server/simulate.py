@@ -21,6 +21,7 @@ from sl_common.wire import Endpoint, Frame, Hello
 from sl_server.coordinator import Coordinator
 from sl_server.ledger import Direction
 from sl_server.sessions import Session, Sessions
+from sl_server.spill import DiskSpill
 
 Count = Callable[[Direction, Frame | Message], None]  # every frame and every message
 
@@ -86,7 +87,8 @@ class Simulation:
         count: Count = lambda _direction, _sent: None,
     ) -> None:
         torch.set_num_threads(config.run.threads)
-        self.coordinator = Coordinator(config, Network.build(config, allowed), device=device)
+        network = Network.build(config, allowed)
+        self.coordinator = Coordinator(config, network, device=device, spill=DiskSpill())
         self.sessions = Sessions(self.coordinator, incarnation=1)
         self._clients = {}
         for number in range(config.run.clients):

@@ -12,6 +12,7 @@ from world import World, make_config, run_world
 
 from sl_client.data import fashion_mnist
 from sl_common.codec import Codec, Deflate, Float8, Link, Mask
+from sl_common.config import Budget
 from sl_common.errors import Diverged
 from sl_common.facts import ClientLeft, Evaluated
 from sl_common.messages import Epoch, Smashed
@@ -102,9 +103,9 @@ def test_what_a_gate_records_stays_encoded(codec: Codec) -> None:
     z = torch.randn(8, 4, 5, 5, generator=torch.Generator().manual_seed(0)).relu()
     sent = Smashed(step=0, z=z, y=torch.zeros(8, dtype=torch.int64), needs_grad=False)
     (heard,) = (server.feed(frame.data).message for frame in client.pack(sent))
-    recordings = Recordings(link)
+    recordings = Recordings(link, Budget())
     recordings.keep(0, heard, Epoch())
-    ((packed, _),) = recordings._kept[0]
+    ((packed,),) = ([one.packed for one in kept] for kept in recordings._kept.values())
     assert packed.layout.nbytes == len(packed.data) < z.numel() * 4 / 3
     (played,) = recordings.play(0, At(seed=0, round=0, rounds=1))
     assert torch.equal(played.z, heard.z)

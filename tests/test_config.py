@@ -41,11 +41,14 @@ shards = 5
 batch_size = 3
 [protocol]
 waves = { kind = "parallel", fraction = 0.5 }
+gate = { kind = "periodic", k = 3 }
 barrier = { kind = "in_turn", order = "fixed", unit = "batch" }
-head = { copies = "per_client", cut_grad_scale = "global_mean", weights = "data", lr_power = 0.5 }
+head = { copies = "per_client", scatter = { kind = "averaged", fraction = 0.3, phase = "last", share = 0.2, unequal = "mean" }, cut_grad_scale = "global_mean", weights = "data", lr_power = 0.5 }
 merge = { kind = "average", parts = ["lower", "head"], every = 2, weighting = "unweighted" }
 [codec]
-up = { kind = "identity" }
+up = { kind = "mask", r = 0.9, b = 3, signed = true }
+down = { kind = "deflate", of = { kind = "uniform", bits = 4 }, level = 3 }
+state = { kind = "feedback", of = { kind = "float8", format = "e4m3" } }
 [client]
 optimizer = { kind = "adamw", lr = 0.01, betas = [0.8, 0.9], eps = 1e-6, weight_decay = 0.1, amsgrad = true }
 schedule = { kind = "step", milestones = [1, 2], gamma = 0.3 }
@@ -54,6 +57,7 @@ wave = { steps = 5 }
 optimizer = { kind = "sgd", lr = 0.2, momentum = 0.5, nesterov = true }
 schedule = { kind = "cosine", floor = 0.1 }
 device = "cuda:1"
+recordings = { memory_mb = 5, disk_mb = 7 }
 [eval]
 every = 0
 samples = 17
@@ -64,6 +68,10 @@ OTHERS = [
     'protocol.waves = { kind = "sequential", shuffle = true }\nprotocol.merge = { kind = "handoff", parts = ["lower"] }',
     'protocol.learner = { kind = "local" }\nprotocol.merge = { kind = "average", parts = ["lower", "head"] }',
     'protocol.barrier = { kind = "all" }',
+    'protocol.gate = { kind = "loss", threshold = 0.3, reference = "previous" }',
+    'codec.up = { kind = "topk", r = 0.5, scope = "batch", key = "signed", values = "float16" }',
+    'codec.down = { kind = "masked", of = { kind = "uniform", point = "middle", rounding = "stochastic" } }',
+    'codec.up = { kind = "randtopk", r = 0.5, alpha = 0.3 }',
     "client.wave = { epochs = 3 }",
 ]
 
@@ -99,16 +107,9 @@ def test_everything_differs_from_the_defaults() -> None:
     unchanged = {
         "preset",
         "protocol.waves.kind",
-        "protocol.gate.kind",
         "protocol.learner.kind",
         "protocol.head.mix.kind",
     }
-    unchanged |= {
-        "protocol.head.scatter.kind",
-        "codec.up.kind",
-        "codec.down.kind",
-        "codec.state.kind",
-    }  # one member each
     unchanged |= {
         "server.optimizer.kind",
         "server.optimizer.dampening",

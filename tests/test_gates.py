@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -15,11 +14,10 @@ from world import World, make_config
 
 from sl_client.data import load
 from sl_client.data.loader import make_loader
-from sl_common.config import RunConfig
+from sl_common.config import Budget, RunConfig
 from sl_common.facts import Trained
-from sl_common.messages import Begin, Directive, Epoch, Newest, Smashed, Welcome
+from sl_common.messages import Begin, Directive, Epoch, Newest, Smashed
 from sl_common.network import Network
-from sl_common.participate import Seat
 from sl_common.protocol import At
 from sl_common.seeds import numpy_generator
 from sl_common.segment import buffers_untouched
@@ -41,15 +39,12 @@ class Script(Value):
 
 
 class GatedWorld(World):
-    """Clients get a config that they can read; the gate stays on the server, where it decides."""
+    """The gate stays on the server, where it decides."""
 
     def __init__(self, config: RunConfig, states: str, seed: int = 0) -> None:
-        gated = config.protocol.model_copy(update={"gate": Script(states=states)})
-        super().__init__(config.model_copy(update={"protocol": gated}), seed)
+        super().__init__(config, seed)
+        self.coordinator.protocol = config.protocol.model_copy(update={"gate": Script(states=states)})
         self.plain = config
-
-    def take_seat(self, welcome: Welcome) -> Seat:
-        return super().take_seat(replace(welcome, config=self.plain.to_json()))
 
 
 def gated(preset: str, states: str, clients: int = 1, seed: int = 0, **more: object) -> GatedWorld:
@@ -133,7 +128,7 @@ def test_a_client_that_left_is_not_played_back() -> None:
 
 
 def test_newest_keeps_as_few_batches_as_hold_so_many_samples() -> None:
-    recordings = Recordings(make_config("parallel").codec)
+    recordings = Recordings(make_config("parallel").codec, Budget())
     for number in range(10):
         batch = Smashed(step=number, z=torch.full((4, 2), float(number)), y=torch.full((4,), number))
         recordings.keep(0, batch, Newest(samples=10))

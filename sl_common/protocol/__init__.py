@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from sl_common.protocol.at import At
 from sl_common.protocol.barrier import All, Barrier, Each, InTurn, WaitUntil
-from sl_common.protocol.gate import Always, Gate
+from sl_common.protocol.gate import Always, Gate, LossGate, Periodic
 from sl_common.protocol.head import Arrived, Head
 from sl_common.protocol.learner import Await, Draws, Learner, Local, Split, Tally
 from sl_common.protocol.merge import Average, Handoff, Keep, Merge, Record
@@ -31,8 +31,10 @@ __all__ = [
     "InTurn",
     "Keep",
     "Local",
+    "LossGate",
     "Own",
     "Parallel",
+    "Periodic",
     "Protocol",
     "Record",
     "Sequential",
