@@ -34,10 +34,10 @@ def take_seat(welcome: Welcome, *, data: Path | None, allowed: Collection[str] |
         drop_last=config.protocol.head.scatter.equal_batches,
     )
     network = Network.build(config, allowed)
-    modules = {"lower": network.lower, "head": network.head}
 
     def make(part: str) -> Callable[[], Segment]:
-        return lambda: Segment(copy.deepcopy(modules[part]), config.client.optimizer, span=span)
+        optimizer = config.client.aux_optimizer if part == "aux" else None
+        return lambda: Segment(copy.deepcopy(network.part(part)), optimizer or config.client.optimizer, span=span)
 
     bank = Bank({part: make(part) for part in config.protocol.learner.parts})
     return Seat(config=config, shard=welcome.shard, bank=bank, data=loader, limit_bytes=network.limit_bytes)

@@ -13,7 +13,7 @@ from sl_common.codec import Link
 from sl_common.errors import ConfigError
 from sl_common.explain import did_you_mean, explain
 from sl_common.imports import is_user_code
-from sl_common.optim import Training
+from sl_common.optim import Optimizer, Training
 from sl_common.partition import Iid, Own, Partition
 from sl_common.presets import PRESETS
 from sl_common.protocol import Averaged, Protocol
@@ -87,6 +87,7 @@ class Client(Training):
     """The clients' segments."""
 
     wave: Wave = Wave()
+    aux_optimizer: Optimizer | None = None  # of the auxiliary network; by default like the lower segment's
 
 
 class Budget(Value):

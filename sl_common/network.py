@@ -14,6 +14,7 @@ from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, WireError
 from sl_common.messages import Smashed
 from sl_common.models import Block, build, cut_index, join
+from sl_common.seeds import seed_of
 from sl_common.segment import buffers_untouched, seeded
 from sl_common.tensors import all_finite
 
@@ -30,6 +31,7 @@ class Network:
     cut_dtype: torch.dtype
     batch_size: int
     classes: int
+    aux: nn.Module | None = None  # what the learner puts on its own activations
 
     @classmethod
     def build(cls, config: RunConfig, allowed: Collection[str] | None = None) -> Self:
@@ -44,10 +46,12 @@ class Network:
         )
         cut = cut_index(blocks, config.model.cut)
         z = _try_out(blocks, cut, config)
+        cut_shape = tuple(z.shape[1:])
         return cls(
+            aux=_auxiliary(config, z),
             blocks=tuple(blocks),
             cut=cut,
-            cut_shape=tuple(z.shape[1:]),
+            cut_shape=cut_shape,
             cut_dtype=z.dtype,
             batch_size=config.data.batch_size,
             classes=config.classes,
@@ -63,6 +67,12 @@ class Network:
         """The server's blocks."""
         return join(self.blocks[self.cut :])
 
+    def part(self, name: str) -> nn.Module:
+        """lower, head or aux."""
+        module = {"lower": self.lower, "head": self.head, "aux": self.aux}[name]
+        assert module is not None, f"this run has no part {name}"
+        return module
+
     @property
     def smashed_nbytes(self) -> int:
         """Bytes of the activations of one full batch."""
@@ -71,7 +81,8 @@ class Network:
     @property
     def limit_bytes(self) -> int:
         """No message of this run has a larger body."""
-        tensors = (t for _, block in self.blocks for t in block.state_dict().values())
+        modules = [block for _, block in self.blocks] + ([] if self.aux is None else [self.aux])
+        tensors = (t for module in modules for t in module.state_dict().values())
         weights: int = sum(t.numel() * t.element_size() for t in tensors)
         return max(self.smashed_nbytes + 8 * self.batch_size, weights) + SLACK
 
@@ -92,6 +103,27 @@ class Network:
             raise WireError(f"labels reach from {low} to {high}, this run has classes 0 to {self.classes - 1}")
         if not all_finite(batch.z):
             raise WireError(f"activations of batch {batch.step} hold NaN or Inf")
+
+
+def _auxiliary(config: RunConfig, z: Tensor) -> nn.Module | None:
+    """Made from a seed of its own and tried out on the cut's activations."""
+    chosen = getattr(config.protocol.learner, "aux", None)
+    if chosen is None:
+        return None
+    cut, wanted = tuple(z.shape[1:]), config.input
+    try:
+        with seeded(seed_of(config.run.seed, "init", "aux"), torch.device("cpu")):
+            aux: nn.Module = chosen.make(cut, wanted, config.classes)
+        with buffers_untouched(aux):
+            found = tuple(aux(z).shape[1:])
+    except ConfigError as error:
+        raise ConfigError(f"protocol.learner.{error}") from error
+    except Exception as error:  # whatever the modules raise
+        raise ConfigError(f"protocol.learner.aux: does not fit activations {cut}: {error}") from error
+    expected = (config.classes,) if chosen.predicts else wanted
+    if found != expected:
+        raise ConfigError(f"protocol.learner.aux: gives {found} per sample, expected {expected}")
+    return aux
 
 
 def _try_out(blocks: list[Block], cut: int, config: RunConfig) -> Tensor:

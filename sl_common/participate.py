@@ -92,8 +92,10 @@ class Seat:
         )
 
     def _train(self, begin: Begin) -> Generator[Smashed | Await | Alive, Any, Tally]:
+        client = self.config.client
         for part in self.bank.parts:
-            self.bank.get(part).set_lr(begin.lr)
+            own = client.aux_optimizer if part == "aux" else None
+            self.bank.get(part).set_lr(begin.lr if own is None else own.lr * (begin.lr / client.optimizer.lr))
         draws = Draws(seed=self.config.run.seed, round=begin.round, shard=self.shard)
         batches = self.data.train(begin.first, begin.steps) if begin.directive.send else iter(())
         exchange = self.config.protocol.learner.train(self.bank, batches, begin.directive, draws)

@@ -12,9 +12,12 @@ from sl_common.protocol import (
     Head,
     InTurn,
     Local,
+    LocalLoss,
     LossGate,
+    Mixup,
     Protocol,
     Sequential,
+    SplitWithLocalLoss,
 )
 
 
@@ -60,6 +63,34 @@ PRESETS: dict[str, Preset] = {
         protocol=Protocol(waves=Sequential(), gate=LossGate(), merge=Handoff()),
         source="Chen, Li & Chakrabarti 2021, Communication and computation reduction using asynchronous training, arXiv:2107.09786",
         traffic="(n_A + n_B)/T of |D|S up and n_A/T of |D|S down; 2C|w_lower| in rounds A; T rounds, n_A with gradients, n_B without",
+    ),
+    "locsplitfed": Preset(
+        protocol=Protocol(
+            learner=LocalLoss(), head=Head(copies="per_client"), merge=Average(parts=("lower", "aux", "head"))
+        ),
+        source="Han et al. 2021, Accelerating federated learning with split learning on locally generated losses",
+        traffic="|D|S + 2C(|w_lower| + |w_aux|)",
+    ),
+    "locfedsl": Preset(
+        protocol=Protocol(learner=SplitWithLocalLoss(), barrier=All(), merge=Average(parts=("lower", "aux"))),
+        source="Oh et al. 2022, LocFedMix-SL without its mixup",
+        traffic="2|D|S + 2C(|w_lower| + |w_aux|)",
+    ),
+    "locfedmix": Preset(
+        protocol=Protocol(
+            learner=SplitWithLocalLoss(), barrier=All(), head=Head(mix=Mixup()), merge=Average(parts=("lower", "aux"))
+        ),
+        source="Oh et al. 2022, LocFedMix-SL: localize, federate, and mix for improved scalability of split learning",
+        traffic="2|D|S + 2C(|w_lower| + |w_aux|)",
+    ),
+    "cse_fsl": Preset(
+        protocol=Protocol(
+            learner=LocalLoss(send_every=5),
+            barrier=InTurn(order="fixed", unit="batch"),
+            merge=Average(parts=("lower", "aux")),
+        ),
+        source="Mu & Shen 2023, Communication and storage efficient federated split learning (CSE-FSL), arXiv:2302.05599",
+        traffic="|D|S/h + 2C(|w_lower| + |w_aux|)",
     ),
     "fedavg": Preset(
         protocol=Protocol(learner=Local(), merge=Average(parts=("lower", "head"))),

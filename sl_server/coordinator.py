@@ -156,8 +156,8 @@ class Coordinator:
                 f"done carries digests of {sorted(done.digests)}, expected 32 bytes for each of {sorted(parts)}"
             )
         for part, state in done.weights.items():
-            module = self.network.lower if part == "lower" else self.network.head
-            expected = {k: (t.dtype, tuple(t.shape)) for k, t in module.state_dict().items()}
+            own = self.network.part(part).state_dict()
+            expected = {k: (t.dtype, tuple(t.shape)) for k, t in own.items()}
             check_state(state, expected, f"{member.name}'s {part}")
         wave.finish(member.shard, done, self.config.data.batch_size)
         if not wave.evaluate:

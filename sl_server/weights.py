@@ -15,10 +15,9 @@ class Weights:
     """The last merged weights of each part that clients hold, and what the server's bank holds besides."""
 
     def __init__(self, network: Network, parts: Iterable[str], bank: Bank) -> None:
-        whole = {"lower": network.lower, "head": network.head}
         self._bank = bank
         self._shared: dict[str, State] = {
-            part: {name: t.detach().clone() for name, t in whole[part].state_dict().items()} for part in parts
+            part: {name: t.detach().clone() for name, t in network.part(part).state_dict().items()} for part in parts
         }
         self._digests = {part: digest(state) for part, state in self._shared.items()}
         self._merges = dict.fromkeys([*self._shared, "head"], 0)  # part -> how often it was merged
@@ -67,6 +66,8 @@ class Weights:
         """One fingerprint of all weights of the run, the private ones by the digests that their clients reported."""
         sha = hashlib.sha256()
         digests = {name: digest(state) for name, state in self.on_server().items()}
+        if "aux" in self._shared and self.is_shared("aux"):
+            digests["aux"] = self._digests["aux"]
         if "lower" not in digests:
             digests |= {f"lower-{m.shard}": m.holds["lower"] for m in members if "lower" in m.holds}
         for name in sorted(digests):

@@ -53,6 +53,7 @@ state = { kind = "feedback", of = { kind = "float8", format = "e4m3" } }
 optimizer = { kind = "adamw", lr = 0.01, betas = [0.8, 0.9], eps = 1e-6, weight_decay = 0.1, amsgrad = true }
 schedule = { kind = "step", milestones = [1, 2], gamma = 0.3 }
 wave = { steps = 5 }
+aux_optimizer = { kind = "adam", lr = 0.3 }
 [server]
 optimizer = { kind = "sgd", lr = 0.2, momentum = 0.5, nesterov = true }
 schedule = { kind = "cosine", floor = 0.1 }
@@ -72,6 +73,9 @@ OTHERS = [
     'codec.up = { kind = "topk", r = 0.5, scope = "batch", key = "signed", values = "float16" }',
     'codec.down = { kind = "masked", of = { kind = "uniform", point = "middle", rounding = "stochastic" } }',
     'codec.up = { kind = "randtopk", r = 0.5, alpha = 0.3 }',
+    'protocol.learner = { kind = "split_local", mu = 0.5, aux = { kind = "decoder", hidden = 3, loss_function = "bce" } }',
+    'protocol.learner = { kind = "local_loss", send_every = 3, upload = "first", aux = { kind = "classifier", form = "mlp", hidden = 7 } }',
+    'protocol.head.mix = { kind = "mixup", alpha = 4, partners = 2, per = "sample", detached = false }',
     "client.wave = { epochs = 3 }",
 ]
 

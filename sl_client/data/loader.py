@@ -76,7 +76,8 @@ class Loader:
 
     def _batch(self, step: int, rows: Indices, source: tuple[Tensor, Tensor]) -> Batch:
         picked = torch.from_numpy(rows)
-        return Batch(step=step, x=self.data.normalise(source[0][picked]), y=source[1][picked])
+        stored = source[0][picked]
+        return Batch(step=step, x=self.data.normalise(stored), y=source[1][picked], stored=stored)
 
 
 def make_loader(

@@ -9,9 +9,10 @@ from pydantic import model_validator
 from sl_common.protocol.at import At
 from sl_common.protocol.barrier import All, Barrier, Each, InTurn, WaitUntil
 from sl_common.protocol.gate import Always, Gate, LossGate, Periodic
-from sl_common.protocol.head import Arrived, Head
-from sl_common.protocol.learner import Await, Draws, Learner, Local, Split, Tally
+from sl_common.protocol.head import Head
+from sl_common.protocol.learner import Await, Draws, Learner, Local, LocalLoss, Split, SplitWithLocalLoss, Tally
 from sl_common.protocol.merge import Average, Handoff, Keep, Merge, Record
+from sl_common.protocol.mix import Arrived, Mixup
 from sl_common.protocol.scatter import Averaged, Own
 from sl_common.protocol.waves import Parallel, Sequential, Waves
 from sl_common.value import Value
@@ -31,7 +32,9 @@ __all__ = [
     "InTurn",
     "Keep",
     "Local",
+    "LocalLoss",
     "LossGate",
+    "Mixup",
     "Own",
     "Parallel",
     "Periodic",
@@ -39,6 +42,7 @@ __all__ = [
     "Record",
     "Sequential",
     "Split",
+    "SplitWithLocalLoss",
     "Tally",
     "WaitUntil",
 ]

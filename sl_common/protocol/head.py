@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -18,34 +17,12 @@ from torch import Tensor
 from sl_common.errors import Diverged
 from sl_common.messages import Gradient, Smashed
 from sl_common.protocol.at import At
+from sl_common.protocol.mix import Arrived, Mix, Part, Unmixed
 from sl_common.protocol.scatter import Own, Scatter
 from sl_common.seeds import Draw
 from sl_common.segment import Bank, Segment
 from sl_common.tensors import all_finite
 from sl_common.value import Value
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Arrived:
-    """A batch in the cohort."""
-
-    client: int  # shard
-    batch: Smashed
-    samples: int  # |Dᵢ|
-
-
-class Unmixed(Value):
-    """No term besides the plain loss."""
-
-    kind: Literal["none"] = "none"
-
-    def extra_loss(self, head: Segment, cohort: Sequence[Arrived], at: At) -> Tensor | None:  # noqa: ARG002
-        """A scalar to be added to the loss, or None."""
-        return None
-
-
-# The registry. With a second member: Annotated[Unmixed | …, Field(discriminator="kind")].
-Mix = Unmixed
 
 
 class Head(Value):
@@ -79,7 +56,7 @@ class Head(Value):
         y = _join([a.batch.y for a in cohort], head)
         logits = head.forward(z, _draw(cohort, at), keep_buffers=not train)
         loss = self._loss(logits, y, cohort)
-        extra = self.mix.extra_loss(head, cohort, at)
+        extra = self.mix.extra_loss(head, self._shares(z, y, cohort), at)
         total = loss if extra is None else loss + extra
         value = total.item()
         if not math.isfinite(value):
@@ -107,6 +84,15 @@ class Head(Value):
         y = batch.y.to(head.device)
         correct = int((logits.argmax(dim=1) == y).sum())
         return Gradient(step=batch.step, loss=F.cross_entropy(logits, y).item(), correct=correct)
+
+    def _shares(self, z: Tensor, y: Tensor, cohort: Sequence[Arrived]) -> list[Part]:
+        if len(cohort) == 1:
+            return [Part(client=cohort[0].client, z=z, y=y, weight=1.0)]
+        counts = [len(a.batch.y) if self.weights == "batch" else a.samples for a in cohort]
+        return [
+            Part(client=a.client, z=own, y=labels, weight=count / sum(counts))
+            for a, (own, labels), count in zip(cohort, _parts(z, y, cohort), counts, strict=True)
+        ]
 
     def _loss(self, logits: Tensor, y: Tensor, cohort: Sequence[Arrived]) -> Tensor:
         if self.weights == "batch" or len(cohort) == 1:

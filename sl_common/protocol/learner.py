@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from sl_common.batch import Batch
 from sl_common.messages import Alive, Directive, Gradient, Smashed
+from sl_common.models.auxiliary import Auxiliary, Classifier, Decoder
 from sl_common.seeds import Draw
 from sl_common.segment import Bank
 from sl_common.value import Value
@@ -105,4 +106,81 @@ class Local(Value):
         return Tally(steps=steps, samples=samples, loss_sum=loss_sum)
 
 
-Learner = Annotated[Split | Local, Field(discriminator="kind")]
+class SplitWithLocalLoss(Value):
+    """Split learning with a regulariser of the client's own (LocFedMix-SL, Oh et al., WWW 2022): dz + mu · d(local loss)/dz.
+
+    The local loss, that of `aux`, is computed while the reply is awaited and trains the auxiliary network alone; mu weighs its share
+    in the lower segment's gradient, not in the auxiliary's.
+    """
+
+    kind: Literal["split_local"] = "split_local"
+    aux: Auxiliary = Decoder()
+    mu: Annotated[float, Field(ge=0)] = 1.0
+    parts: ClassVar[tuple[str, ...]] = ("lower", "aux")
+
+    def train(self, bank: Bank, batches: Iterable[Batch], directive: Directive, draws: Draws) -> Exchange:
+        """One wave."""
+        lower, aux = bank.get("lower"), bank.get("aux")
+        steps = samples = 0
+        for batch in batches:
+            frozen = not directive.update
+            z = lower.forward(batch.x, draws.of("lower", batch.step), grad=not frozen, keep_buffers=frozen)
+            needs_grad = directive.update and z.requires_grad
+            ticket = yield Smashed(step=batch.step, z=z.detach(), y=batch.y, needs_grad=needs_grad)
+            if needs_grad:
+                zd = z.detach().requires_grad_()
+                aux.backward(self.aux.loss(aux, zd, batch, draws.of("aux", batch.step)))
+                aux.step()
+                reply: Gradient = yield Await(ticket)
+                assert reply.dz is not None
+                assert zd.grad is not None
+                dz = reply.dz.to(zd.device)
+                lower.backward(z, dz + self.mu * zd.grad if self.mu else dz)
+                lower.step()
+            steps, samples = steps + 1, samples + len(batch.y)
+        return Tally(steps=steps, samples=samples)
+
+
+class LocalLoss(Value):
+    """The client learns from a loss of its own and never waits; the head learns from what it sends.
+
+    LocSplitFed (Han et al. 2021) sends every batch, CSE-FSL (arXiv:2302.05599) one of every `send_every`: its `upload` `last`, as the
+    authors do (a last, smaller group is sent too), or its `first`. What is sent is the activation before the client's step.
+    """
+
+    kind: Literal["local_loss"] = "local_loss"
+    aux: Auxiliary = Classifier()
+    send_every: PositiveInt = 1
+    upload: Literal["first", "last"] = "last"
+    parts: ClassVar[tuple[str, ...]] = ("lower", "aux")
+
+    def train(self, bank: Bank, batches: Iterable[Batch], directive: Directive, draws: Draws) -> Exchange:
+        """One wave; batches that are sent are numbered among themselves."""
+        lower, aux = bank.get("lower"), bank.get("aux")
+        steps = samples = sent = 0
+        coming = iter(batches)
+        batch = next(coming, None)
+        while batch is not None:
+            following = next(coming, None)
+            frozen = not directive.update
+            z = lower.forward(batch.x, draws.of("lower", batch.step), grad=not frozen, keep_buffers=frozen)
+            if self._is_sent(steps, following is None):
+                yield Smashed(step=sent, z=z.detach(), y=batch.y, needs_grad=False)
+                sent += 1
+            if not frozen:
+                zd = z.detach().requires_grad_(z.requires_grad)
+                aux.backward(self.aux.loss(aux, zd, batch, draws.of("aux", batch.step)))
+                aux.step()
+                lower.backward(z, zd.grad)
+                lower.step()
+            steps, samples = steps + 1, samples + len(batch.y)
+            yield Alive(samples=samples)
+            batch = following
+        return Tally(steps=steps, samples=samples)
+
+    def _is_sent(self, step: int, is_last: bool) -> bool:
+        place = step % self.send_every
+        return place == 0 if self.upload == "first" else place == self.send_every - 1 or is_last
+
+
+Learner = Annotated[Split | SplitWithLocalLoss | LocalLoss | Local, Field(discriminator="kind")]
