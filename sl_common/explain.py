@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from typing import Any
@@ -99,10 +99,17 @@ def _node(path: Path, schema: Mapping[str, Any]) -> Any:
     node: Any = schema
     for part in path:
         node = _resolve(node.get("properties", {}).get(part, node), definitions)
-        options = [_resolve(option, definitions) for option in node.get("oneOf", node.get("anyOf", []))]
-        tagged = [option for option in options if part in _kinds(option)]
+        tagged = [option for option in _options(node, definitions) if part in _kinds(option)]
         node = tagged[0] if tagged else node
     return node
+
+
+def _options(node: Any, definitions: Mapping[str, Any]) -> Iterator[Any]:
+    """The members of a union, also of one that may be absent."""
+    for option in node.get("oneOf", node.get("anyOf", [])):
+        member = _resolve(option, definitions)
+        yield member
+        yield from _options(member, definitions)
 
 
 def _kinds(node: Any) -> list[Any]:
