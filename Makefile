@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all check format proto fuzz bench bench-codecs bench-link
+.PHONY: install demo test test-all check format proto fuzz bench bench-codecs bench-link bench-presets
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
@@ -41,6 +41,9 @@ bench-codecs: install  ## measure every codec against a copy; writes benchmarks/
 
 bench-link: install  ## a step over 20 Mbit/s (Linux, root); writes benchmarks/results/link.md
 	@$(BIN)/python -m benchmarks.shaped
+
+bench-presets: install  ## every preset on Fashion-MNIST, about twenty minutes; writes benchmarks/results/presets.md
+	@$(BIN)/python -m benchmarks.presets
 
 bench: install  ## measure; writes benchmarks/results
 	@$(BIN)/python -m benchmarks.step
