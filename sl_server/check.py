@@ -20,6 +20,7 @@ from torch import nn
 from sl_common.codec import Codec, Coding
 from sl_common.codec.words import words
 from sl_common.config import RunConfig
+from sl_common.errors import ConfigError
 from sl_common.messages import Gradient, Smashed
 from sl_common.models import Block, join
 from sl_common.network import Network
@@ -61,7 +62,7 @@ class Cut:
     up: Traffic  # one step's Smashed
     down: Traffic  # its Gradient
     lower_bytes: int
-    client_memory: int  # weights, gradients, optimiser state and what autograd keeps of one batch
+    client_memory: int  # weights, gradients, optimiser state and what autograd keeps of one batch; an auxiliary's too
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +110,8 @@ class Report:
         console.print(table)
         own = next(cut for cut in self.cuts if cut.cut == self.chosen)
         console.print(_traffic_table(own))
+        if (every := getattr(config.protocol.learner, "send_every", 1)) > 1:
+            console.print(f"one batch of every {every} is sent")
         console.print(f"the head has {size(self.head_bytes)}")
         if not self.config.protocol.timing_free:
             console.print(
@@ -138,6 +141,11 @@ def _traffic_table(cut: Cut) -> Table:
     for column in ("", "codec", "as float32", "encoded", "ratio", "on the wire"):
         table.add_column(column, justify="left" if column in ("", "codec") else "right")
     for direction, t in (("up", cut.up), ("down", cut.down)):
+        if not t.plain:
+            table.add_row(
+                direction, "nothing crosses" if not t.wire else "a reply, no gradient", "", "", "", f"{t.wire:,}"
+            )
+            continue
         encoded = f"{t.encoded:,}" if t.exact else f"≈ {t.encoded:,} ({t.least:,} to {t.most:,})"
         mark = "" if t.exact else "≈ "
         table.add_row(
@@ -163,6 +171,32 @@ def _cut(blocks: list[Block], cut: int, config: RunConfig, limit: int) -> Cut | 
     """None where more than one tensor passes from block to block, or one without gradients: no cut there."""
     lower = copy.deepcopy(join(blocks[:cut]))
     x = torch.randn(config.data.batch_size, *config.input, generator=torch_generator(config.run.seed, "check"))
+    z, kept = _kept(lower, x)
+    if not isinstance(z, torch.Tensor) or not z.is_floating_point() or len(z) != len(x):
+        return None
+    z = z.detach()
+    y = torch.zeros(len(x), dtype=torch.int64)
+    memory = kept + _training_bytes(lower, config)
+    chosen = getattr(config.protocol.learner, "aux", None)
+    if chosen is not None:
+        try:
+            aux = chosen.make(tuple(z.shape[1:]), config.input, config.classes)
+        except ConfigError:  # fits the configured cut, not this one
+            return None
+        memory += _kept(aux, z.clone().requires_grad_())[1] + _training_bytes(aux, config)
+    return Cut(
+        cut=cut,
+        after=blocks[cut - 1][0],
+        shape=tuple(z.shape[1:]),
+        up=_up(Smashed(step=1, z=z, y=y), config, limit),
+        down=_down(z, config, limit),
+        lower_bytes=_nbytes(lower),
+        client_memory=memory + z.numel() * z.element_size(),
+    )
+
+
+def _kept(module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """A forward pass, and the bytes that autograd keeps of it."""
     kept = 0
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -171,32 +205,30 @@ def _cut(blocks: list[Block], cut: int, config: RunConfig, limit: int) -> Cut | 
         return tensor
 
     with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        z = lower(x)
-    if not isinstance(z, torch.Tensor) or not z.is_floating_point() or len(z) != len(x):
-        return None
-    z = z.detach()
-    y = torch.zeros(len(x), dtype=torch.int64)
-    parameters = sum(p.numel() * p.element_size() for p in lower.parameters() if p.requires_grad)
+        return module(x), kept
+
+
+def _training_bytes(module: nn.Module, config: RunConfig) -> int:
+    """Weights, gradients and the optimiser's state."""
+    parameters = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     states = {"sgd": 1 if getattr(config.client.optimizer, "momentum", 0) else 0}.get(config.client.optimizer.kind, 2)
-    return Cut(
-        cut=cut,
-        after=blocks[cut - 1][0],
-        shape=tuple(z.shape[1:]),
-        up=_up(Smashed(step=1, z=z, y=y), config, limit),
-        down=_down(z, config, limit),
-        lower_bytes=_nbytes(lower),
-        client_memory=_nbytes(lower) + parameters * (1 + states) + kept + z.numel() * z.element_size(),
-    )
+    return _nbytes(module) + parameters * (1 + states)
 
 
 def _up(batch: Smashed, config: RunConfig, limit: int) -> Traffic:
+    if config.protocol.learner.exchange == "nothing":
+        return Traffic(codec="", plain=0, encoded=0, least=0, most=0, wire=0)
     client, _ = _ends(config, limit)
     return _traffic(config.codec.up, batch.z, Coding(), client.pack(batch))
 
 
 def _down(z: torch.Tensor, config: RunConfig, limit: int) -> Traffic:
-    """A gradient of random numbers, for the same batch."""
+    """A gradient of random numbers for the same batch, where the learner asks for one."""
     client, server = _ends(config, limit)
+    if config.protocol.learner.exchange != "gradient":
+        asked = config.protocol.learner.exchange == "activation"
+        reply = sum(len(f.data) + GRPC_PREFIX for f in server.pack(Gradient(step=1, loss=1.0))) if asked else 0
+        return Traffic(codec="", plain=0, encoded=0, least=0, most=0, wire=reply)
     received = [
         server.feed(f.data) for f in client.pack(Smashed(step=1, z=z, y=torch.zeros(len(z), dtype=torch.int64)))
     ]

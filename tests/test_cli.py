@@ -19,6 +19,7 @@ from processes import PATIENCE_S, Process, ran, ran_all, started
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
 from typer.testing import CliRunner
+from world import make_config
 
 from sl_client.cli import app as client_app
 from sl_common import __version__
@@ -26,6 +27,7 @@ from sl_common.config import RunConfig
 from sl_common.messages import WIRE_KINDS
 from sl_common.presets import PRESETS
 from sl_common.wire import Frame
+from sl_server.check import inspect
 from sl_server.cli import app
 from sl_server.simulate import Simulation
 
@@ -230,6 +232,20 @@ def test_check_shows_each_directions_bytes_and_ratio(small: Path) -> None:
     assert row["up"]["encoded"] == 4 * (d // 10) + 2 * d // 8
     assert row["up"]["least"] == row["up"]["most"]
     assert (row["down"]["least"], row["down"]["most"]) == (1, d)
+
+
+@pytest.mark.parametrize(
+    ("preset", "up", "down"), [("parallel", True, True), ("cse_fsl", True, False), ("fedavg", False, False)]
+)
+def test_check_knows_what_crosses_the_cut(preset: str, up: bool, down: bool) -> None:
+    report = inspect(make_config(preset))
+    own = next(cut for cut in report.cuts if cut.cut == report.chosen)
+    assert (own.up.plain, own.down.plain) == (32 * 16 * 4 * up, 32 * 16 * 4 * down)
+    assert bool(own.up.wire) == up
+    plain = next(cut for cut in inspect(make_config("parallel")).cuts if cut.cut == report.chosen)
+    assert (own.client_memory > plain.client_memory) == (preset == "cse_fsl"), (
+        "its auxiliary network is trained there too"
+    )
 
 
 def test_codecs_compares_all_of_them_on_real_data(small: Path) -> None:

@@ -36,6 +36,7 @@ class Tally:
     loss_sum: float = 0.0  # where the client computed the loss itself
 
 
+Exchanged = Literal["gradient", "activation", "nothing"]  # what crosses the cut in training: both ways, up alone, none
 Exchange = Generator[Smashed | Await | Alive, Any, Tally]
 
 
@@ -56,6 +57,7 @@ class Split(Value):
     """Vanilla split learning on the client (Gupta & Raskar 2018): forward, send, receive the cut gradient, backward, step."""
 
     kind: Literal["split"] = "split"
+    exchange: ClassVar[Exchanged] = "gradient"
     parts: ClassVar[tuple[str, ...]] = ("lower",)
 
     def train(self, bank: Bank, batches: Iterable[Batch], directive: Directive, draws: Draws) -> Exchange:
@@ -84,6 +86,7 @@ class Local(Value):
     """Training of the whole network on the client (McMahan et al. 2017); nothing crosses the cut."""
 
     kind: Literal["local"] = "local"
+    exchange: ClassVar[Exchanged] = "nothing"
     parts: ClassVar[tuple[str, ...]] = ("lower", "head")
 
     def train(self, bank: Bank, batches: Iterable[Batch], directive: Directive, draws: Draws) -> Exchange:
@@ -114,6 +117,7 @@ class SplitWithLocalLoss(Value):
     """
 
     kind: Literal["split_local"] = "split_local"
+    exchange: ClassVar[Exchanged] = "gradient"
     aux: Auxiliary = Decoder()
     mu: Annotated[float, Field(ge=0)] = 1.0
     parts: ClassVar[tuple[str, ...]] = ("lower", "aux")
@@ -149,6 +153,7 @@ class LocalLoss(Value):
     """
 
     kind: Literal["local_loss"] = "local_loss"
+    exchange: ClassVar[Exchanged] = "activation"
     aux: Auxiliary = Classifier()
     send_every: PositiveInt = 1
     upload: Literal["first", "last"] = "last"
