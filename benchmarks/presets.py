@@ -33,10 +33,11 @@ def simulated(preset: str) -> dict[str, Any]:
             raise BenchmarkFailed(f"{preset}: ended with {done.returncode}: {done.stderr.strip()[-500:]}")
         summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
     up, down = (sum(summary["bytes"][way].values()) for way in ("up", "down"))
-    print(f"{preset}: {summary['accuracy']:.2%} in {summary['seconds']:.0f} s", flush=True)
+    accuracy, seconds = summary["evaluation"]["accuracy"], summary["seconds"]
+    print(f"{preset}: {accuracy:.2%} in {seconds:.0f} s", flush=True)
     return {
-        "accuracy": summary["accuracy"],
-        "seconds": summary["seconds"],
+        "accuracy": accuracy,
+        "seconds": seconds,
         "up": up,
         "down": down,
         "bytes": summary["bytes"],

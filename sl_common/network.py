@@ -98,7 +98,8 @@ class Network:
                 f"activations are {batch.z.dtype} {tuple(batch.z.shape)}, "
                 f"this run's cut has {self.cut_dtype} {(size, *self.cut_shape)}"
             )
-        low, high = (int(extreme) for extreme in batch.y.aminmax())
+        labels = batch.y.tolist()  # one call; a batch has few, and Python is warm where torch is not
+        low, high = min(labels), max(labels)
         if low < 0 or high >= self.classes:
             raise WireError(f"labels reach from {low} to {high}, this run has classes 0 to {self.classes - 1}")
         if not all_finite(batch.z):

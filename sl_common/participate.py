@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sl_common.batch import Batch
@@ -131,7 +131,15 @@ def _placed(
             tally: Tally = stop.value
             return tally
         if isinstance(op, Smashed):
-            op = replace(op, round=begin.round, wave=begin.wave)
+            op = Smashed(
+                step=op.step,
+                z=op.z,
+                y=op.y,
+                round=begin.round,
+                wave=begin.wave,
+                train=op.train,
+                needs_grad=op.needs_grad,
+            )
         answer = yield op
 
 

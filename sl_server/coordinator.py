@@ -99,13 +99,13 @@ class Coordinator:
         if self.ended is not None and not isinstance(event, Left | Leave):
             return  # it crossed with our Bye
         match event:
+            case Smashed():
+                self.network.check(event)
+                self._current_wave("batch").take(self.roster[client].shard, event)
             case Joined(shard=shard, shards=shards):
                 self._join(*self.place(client, shard, shards))
             case Ready():
                 self._ready(self.roster[client], event)
-            case Smashed():
-                self.network.check(event)
-                self._current_wave(f"batch {event.step}").take(self.roster[client].shard, event)
             case Done():
                 self._done(self.roster[client], event)
             case Left(reason=reason) | Leave(reason=reason):
