@@ -220,3 +220,22 @@ def test_bytes_count_under_the_kind_that_is_documented(message: Message, kinds: 
     frames, received = carry(*ends_for(message), message)
     assert [kind for kind, _ in frames[0].tally] == kinds
     assert frames[0].tally == received[0].tally
+
+
+@pytest.mark.parametrize("where", ["first", "in the middle", "twice"])
+def test_a_chunk_is_found_wherever_protobuf_allows_it(where: str) -> None:
+    """We write it last, where it is read without parsing the frame; another implementation need not."""
+    message = batch(3, 5)
+    sender, receiver = ends_for(message)
+    (frame,) = sender.pack(message)
+    parsed = pb.ClientFrame.FromString(frame.data)
+    chunk = pb.ClientFrame(chunk=parsed.chunk).SerializeToString()
+    parsed.ClearField("chunk")
+    head, seq = parsed.SerializeToString(), pb.ClientFrame(seq=parsed.seq).SerializeToString()
+    data = {
+        "first": chunk + head,
+        "in the middle": seq + chunk + head,
+        "twice": pb.ClientFrame(chunk=b"not this one").SerializeToString() + head + chunk,  # the last one counts
+    }[where]
+    heard = receiver.feed(data).message
+    assert content(heard) == content(message)
