@@ -18,13 +18,29 @@ from torch import nn
 
 from sl_common.errors import ConfigError
 from sl_common.imports import is_user_code, load_function
+from sl_common.models.alexnet import alexnet
 from sl_common.models.cnn import cnn
+from sl_common.models.convnets import cnn_emnist, cnn_lrn
 from sl_common.models.mlp import mlp
+from sl_common.models.resnet import resnet16, resnet18, resnet34
+from sl_common.models.vgg import vgg11, vgg13, vgg19
 from sl_common.seeds import seed_of
 from sl_common.segment import seeded
 
 Block = tuple[str, nn.Module]
-MODELS: dict[str, Callable[..., Sequence[Block | nn.Module]]] = {"mlp": mlp, "cnn": cnn}
+MODELS: dict[str, Callable[..., Sequence[Block | nn.Module]]] = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "cnn_lrn": cnn_lrn,
+    "cnn_emnist": cnn_emnist,
+    "alexnet": alexnet,
+    "resnet16": resnet16,
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "vgg11": vgg11,
+    "vgg13": vgg13,
+    "vgg19": vgg19,
+}
 
 
 def build(

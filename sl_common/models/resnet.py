@@ -1,0 +1,78 @@
+"""Residual networks of basic blocks (He et al., CVPR 2016), one block of the list for each, so that every one of them can be a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sl_common.errors import ConfigError
+
+Stem = Literal["imagenet", "cifar"]
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions with BatchNorm beside the identity, or beside a 1×1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.down: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.down = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + self.down(x))
+
+
+def resnet18(input: Sequence[int], classes: int, stem: Stem = "imagenet") -> list[tuple[str, nn.Module]]:
+    """Blocks: stem, layer1_0, layer1_1, …, layer4_1, out. FSL-SAGE cuts after layer2_1: 32×32 images become (128, 4, 4).
+
+    The ImageNet stem is a 7×7 convolution of stride 2 and a max-pool, CIFAR's a 3×3 convolution.
+    """
+    return _resnet("resnet18", input, classes, stem, (2, 2, 2, 2), (64, 128, 256, 512))
+
+
+def resnet34(input: Sequence[int], classes: int, stem: Stem = "imagenet") -> list[tuple[str, nn.Module]]:
+    """Blocks: stem, layer1_0 to layer1_2, layer2_0 to layer2_3, layer3_0 to layer3_5, layer4_0 to layer4_2, out."""
+    return _resnet("resnet34", input, classes, stem, (3, 4, 6, 3), (64, 128, 256, 512))
+
+
+def resnet16(input: Sequence[int], classes: int) -> list[tuple[str, nn.Module]]:
+    """A thin one of 16 layers (Pal et al. 2021): the cut after layer2_1 leaves 9 with the client, 7 with the server.
+
+    Blocks: stem (16), layer1_0, layer1_1 (16), layer2_0, layer2_1 (32), layer3_0 to layer3_2 (64), out.
+    """
+    return _resnet("resnet16", input, classes, "cifar", (2, 2, 3), (16, 32, 64))
+
+
+def _resnet(
+    name: str, input: Sequence[int], classes: int, stem: Stem, depths: Sequence[int], widths: Sequence[int]
+) -> list[tuple[str, nn.Module]]:
+    if len(input) != 3:
+        raise ConfigError(f"model {name!r} needs input (C, H, W), got {tuple(input)}")
+    if stem not in ("imagenet", "cifar"):
+        raise ConfigError(f"model {name!r}: stem = {stem!r}, known are imagenet and cifar")
+    blocks: list[tuple[str, nn.Module]] = [("stem", _stem(input[0], widths[0], stem))]
+    inputs = widths[0]
+    for layer, (depth, outputs) in enumerate(zip(depths, widths, strict=True), start=1):
+        for place in range(depth):
+            stride = 2 if layer > 1 and place == 0 else 1
+            blocks.append((f"layer{layer}_{place}", BasicBlock(inputs, outputs, stride)))
+            inputs = outputs
+    tail = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+    return [*blocks, ("out", tail)]
+
+
+def _stem(channels: int, width: int, stem: Stem) -> nn.Sequential:
+    if stem == "cifar":
+        return nn.Sequential(nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+    first = nn.Conv2d(channels, width, 7, 2, 3, bias=False)
+    return nn.Sequential(first, nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
