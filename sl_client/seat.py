@@ -32,6 +32,7 @@ def take_seat(welcome: Welcome, *, data: Path | None, allowed: Collection[str] |
         config.data.batch_size,
         config.run.seed,
         drop_last=config.protocol.head.scatter.equal_batches,
+        augment=config.data.augment,
     )
     network = Network.build(config, allowed)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
@@ -26,6 +26,8 @@ Natural = Annotated[int, Field(ge=0)]
 KNOWN_DATA: dict[str, tuple[tuple[int, ...], int]] = {
     "digits": ((1, 8, 8), 10),
     "fashion-mnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "cifar100": ((3, 32, 32), 100),
 }
 
 
@@ -63,6 +65,7 @@ class Data(Value):
     name: str = "digits"  # digits, fashion-mnist, or the user's own: "package.module:function" on the client
     partition: Partition = Iid()
     shards: PositiveInt | None = None  # default: run.clients
+    augment: Literal["none", "crop_flip"] = "none"  # of training images on the client: pad 4, random crop, random flip
     batch_size: PositiveInt = 64
 
 

@@ -39,6 +39,7 @@ name = "package.module:function"
 partition = { kind = "dirichlet", alpha = 0.5, min_samples = 2 }
 shards = 5
 batch_size = 3
+augment = "crop_flip"
 [protocol]
 waves = { kind = "parallel", fraction = 0.5 }
 gate = { kind = "periodic", k = 3 }
@@ -278,7 +279,7 @@ def test_an_override_of_another_kind_replaces_the_files() -> None:
         ("protocol = 'parallel'", "protocol = 'parallel': must be a table"),
         (
             "data.name = 'digit'",
-            "data.name = 'digit': unknown data, did you mean 'digits'? (known: digits, fashion-mnist, or",
+            "data.name = 'digit': unknown data, did you mean 'digits'? (known: digits, fashion-mnist, cifar10, cifar100, or",
         ),
         ("data.name = 'my.set:load'", "data.name = 'my.set:load': data of your own need model.input"),
         ("data.name = 'my.set:load'\nmodel.input = [3]", "model.classes"),
@@ -426,7 +427,7 @@ def test_any_value_anywhere_is_taken_or_told(value: object) -> None:
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["model.name=cnnn"], "model.name = 'cnnn': unknown model, did you mean 'cnn'? (known: mlp, cnn, or"),
+        (["model.name=cnnn"], "model.name = 'cnnn': unknown model, did you mean 'cnn'? (known: mlp, cnn, cnn_lrn,"),
         (["model.cut=0"], "model.cut = 0: outside the model, which has 4 blocks; cut must be 1 to 3"),
         (["model.cut=4"], "model.cut = 4: outside the model, which has 4 blocks; cut must be 1 to 3"),
         (["model.cut=-1"], "model.cut = -1: outside the model"),
@@ -516,5 +517,5 @@ def test_data_that_are_none_are_told() -> None:
 @pytest.mark.parametrize("name", KNOWN_DATA)
 def test_the_shape_of_known_data_needs_no_data(name: str) -> None:
     config = RunConfig.from_toml("", [f"data.name={name}"])
-    assert Network.build(config).classes == 10
-    assert config.input[0] == 1
+    assert Network.build(config).classes == (100 if name == "cifar100" else 10)
+    assert config.input[0] == (3 if "cifar" in name else 1)

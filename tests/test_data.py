@@ -203,7 +203,7 @@ def test_an_unknown_name_gets_the_closest_and_the_list() -> None:
         DataError, match=r"'fashon-mnist' is unknown; did you mean 'fashion-mnist'.*digits, fashion-mnist"
     ):
         load("fashon-mnist", None, ())
-    with pytest.raises(DataError, match="'zzz' is unknown; known: digits, fashion-mnist"):
+    with pytest.raises(DataError, match="'zzz' is unknown; known: cifar10, cifar100, digits, fashion-mnist"):
         load("zzz", None, ())
 
 

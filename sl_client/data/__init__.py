@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sl_client.data import digits, fashion_mnist, own
+from sl_client.data import cifar, digits, fashion_mnist, own
 from sl_common.errors import DataError
 from sl_common.imports import is_user_code
 
@@ -74,8 +74,16 @@ def _fashion_mnist(folder: Path) -> Data:
     return Data(train=train, test=test, mean=fashion_mnist.MEAN, std=fashion_mnist.STD, classes=fashion_mnist.CLASSES)
 
 
+@lru_cache(maxsize=2)
+def _cifar(kind: cifar.Kind, root: Path | None) -> Data:
+    train, test = cifar.read(kind, root)
+    return Data(train=train, test=test, mean=kind.mean, std=kind.std, classes=kind.classes)
+
+
 _BUILT_IN: dict[str, Callable[[Path | None], Data]] = {
     "digits": lambda _: _digits(),
+    "cifar10": lambda root: _cifar(cifar.CIFAR10, root),
+    "cifar100": lambda root: _cifar(cifar.CIFAR100, root),
     "fashion-mnist": lambda root: _fashion_mnist(fashion_mnist.find(fashion_mnist.places(root))),
 }
 

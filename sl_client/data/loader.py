@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sl_client.data import Data
@@ -26,6 +28,7 @@ class Loader:
     seed: int
     shard: int
     drop_last: bool = False
+    augment: Literal["none", "crop_flip"] = "none"
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -60,7 +63,7 @@ class Loader:
                     epoch,
                 )
             rows = order[offset * self.batch_size : (offset + 1) * self.batch_size]
-            yield self._batch(step, rows, self.data.train)
+            yield self._batch(step, rows, self.data.train, epoch)
 
     def evaluate(self, part: int, parts: int, samples: int) -> Iterator[Batch]:
         """Slice `part` of `parts` (0 <= part < parts) of the test set, in order.
@@ -74,17 +77,38 @@ class Loader:
         for step, start in enumerate(range(0, len(rows), self.batch_size)):
             yield self._batch(step, rows[start : start + self.batch_size], self.data.test)
 
-    def _batch(self, step: int, rows: Indices, source: tuple[Tensor, Tensor]) -> Batch:
+    def _batch(self, step: int, rows: Indices, source: tuple[Tensor, Tensor], epoch: int | None = None) -> Batch:
         picked = torch.from_numpy(rows)
         stored = source[0][picked]
+        if epoch is not None and self.augment == "crop_flip":
+            stored = crop_flip(stored, rows, lambda row: numpy_generator(self.seed, "augment", epoch, row))
         return Batch(step=step, x=self.data.normalise(stored), y=source[1][picked], stored=stored)
 
 
+def crop_flip(x: Tensor, rows: Indices, generator: Callable[[int], np.random.Generator]) -> Tensor:
+    """(B, C, H, W) padded by 4 on all sides, cropped back at a drawn place and flipped or not, each image by its own draw."""
+    height, width = x.shape[-2:]
+    padded = F.pad(x, (4, 4, 4, 4))
+    out = torch.empty_like(x)
+    for place, row in enumerate(rows):
+        top, left, flip = (int(n) for n in generator(int(row)).integers(0, (9, 9, 2)))
+        image = padded[place, :, top : top + height, left : left + width]
+        out[place] = image.flip(-1) if flip else image
+    return out
+
+
 def make_loader(
-    data: Data, partition: Partition, shards: int, shard: int, batch_size: int, seed: int, drop_last: bool = False
+    data: Data,
+    partition: Partition,
+    shards: int,
+    shard: int,
+    batch_size: int,
+    seed: int,
+    drop_last: bool = False,
+    augment: Literal["none", "crop_flip"] = "none",
 ) -> Loader:
     """The loader of `shard` out of `shards`; raises ConfigError if there is no such shard or too little data."""
     if not 0 <= shard < shards:
         raise ConfigError(f"shard = {shard}, but {shards} shards are numbered 0 to {shards - 1}")
     indices = partition.split(data.train[1].numpy(), shards, seed)[shard]
-    return Loader(data, indices, batch_size, seed, shard, drop_last)
+    return Loader(data, indices, batch_size, seed, shard, drop_last, augment)

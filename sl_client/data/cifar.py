@@ -1,0 +1,142 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their standard files: the binary version, or the Python one.
+
+The Python version is a pickle. It is read by an unpickler that knows NumPy arrays and nothing else: no code of the file's runs.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sl_common.errors import DataError
+
+_PIXELS = 3 * 32 * 32
+_SAFE = {"numpy": {"ndarray", "dtype"}, "multiarray": {"_reconstruct", "scalar"}, "_codecs": {"encode"}}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kind:
+    """One of the two sets."""
+
+    name: str
+    classes: int
+    mean: tuple[float, float, float]  # of the training images, by channel, in [0, 1]
+    std: tuple[float, float, float]
+    binary: tuple[tuple[str, ...], tuple[str, ...]]  # training and test files
+    python: tuple[tuple[str, ...], tuple[str, ...]]
+    folders: tuple[str, str]  # that the archives unpack to: binary, python
+    label_bytes: int  # before each binary image; the last one counts
+    key: bytes  # of the labels in the Python version
+
+
+CIFAR10 = Kind(
+    name="cifar10",
+    classes=10,
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+    binary=(tuple(f"data_batch_{n}.bin" for n in range(1, 6)), ("test_batch.bin",)),
+    python=(tuple(f"data_batch_{n}" for n in range(1, 6)), ("test_batch",)),
+    folders=("cifar-10-batches-bin", "cifar-10-batches-py"),
+    label_bytes=1,
+    key=b"labels",
+)
+CIFAR100 = Kind(
+    name="cifar100",
+    classes=100,
+    mean=(0.5071, 0.4865, 0.4409),
+    std=(0.2673, 0.2564, 0.2762),
+    binary=(("train.bin",), ("test.bin",)),
+    python=(("train",), ("test",)),
+    folders=("cifar-100-binary", "cifar-100-python"),
+    label_bytes=2,
+    key=b"fine_labels",
+)
+
+
+def read(kind: Kind, root: Path | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(train, test) as pairs of images (N, 3, 32, 32) uint8 and labels (N,) int64. Raises DataError naming file or folders."""
+    folder, binary = find(kind, root)
+    one = _binary if binary else _python
+    train, test = ([one(kind, folder / name) for name in names] for names in (kind.binary if binary else kind.python))
+    return _joined(train), _joined(test)
+
+
+def find(kind: Kind, root: Path | None) -> tuple[Path, bool]:
+    """The first folder with any of the files, and whether they are of the binary version. Raises DataError if there is none."""
+    env = os.environ.get("SL_DATA")
+    roots = [place for place in (root, Path(env) if env else None) if place]
+    places = [folder for place in roots for folder in (place, *(place / name for name in kind.folders))]
+    for folder in places:
+        for names, binary in ((kind.binary, True), (kind.python, False)):
+            if any((folder / name).is_file() for name in (*names[0], *names[1])):
+                return folder.resolve(), binary
+    looked = ", ".join(str(folder) for folder in places) or "no folder: name one with `--data DIR` or SL_DATA"
+    raise DataError(
+        f"data.name = {kind.name!r}: none of {kind.binary[0][0]} (binary version) or {kind.python[0][0]} (Python version) in: {looked}"
+    )
+
+
+def _binary(kind: Kind, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    data = np.frombuffer(_bytes(path), np.uint8)
+    record = kind.label_bytes + _PIXELS
+    if len(data) == 0 or len(data) % record:
+        raise DataError(f"{path}: has {len(data)} bytes, which is not a whole number of records of {record}")
+    rows = data.reshape(-1, record)
+    return _checked(kind, path, rows[:, kind.label_bytes :], rows[:, kind.label_bytes - 1].astype(np.int64))
+
+
+def _python(kind: Kind, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    try:
+        found: Any = _Arrays(io.BytesIO(_bytes(path)), encoding="bytes").load()
+        images, labels = np.asarray(found[b"data"]), np.asarray(found[kind.key], np.int64)
+    except DataError:
+        raise
+    except Exception as error:  # whatever a damaged pickle raises
+        raise DataError(f"{path}: is no batch of {kind.name} in its Python version: {error!r}") from error
+    if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != _PIXELS:
+        raise DataError(f"{path}: has images {images.dtype} {images.shape}, expected uint8 (N, {_PIXELS})")
+    return _checked(kind, path, images, labels)
+
+
+class _Arrays(pickle.Unpickler):
+    """Arrays, dicts, lists, strings and numbers."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Refuse everything but what an array is made of."""
+        if name not in _SAFE.get(module.rpartition(".")[2], ()):
+            raise DataError(f"a pickle that asks for {module}.{name}, which no batch of CIFAR needs")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _checked(
+    kind: Kind, path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    if labels.shape != (len(images),) or len(labels) == 0:
+        raise DataError(f"{path}: has {len(images)} images, but labels {labels.shape}")
+    if labels.min() < 0 or labels.max() >= kind.classes:
+        raise DataError(
+            f"{path}: has labels from {labels.min()} to {labels.max()}, {kind.name} has {kind.classes} classes"
+        )
+    return images, labels
+
+
+def _joined(batches: Sequence[tuple[NDArray[np.uint8], NDArray[np.int64]]]) -> tuple[Tensor, Tensor]:
+    images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    return torch.from_numpy(images).view(-1, 3, 32, 32), torch.from_numpy(labels)
