@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all check format proto fuzz bench bench-codecs bench-link bench-presets
+.PHONY: install demo test test-all check format proto fuzz bench bench-codecs bench-link bench-presets bench-cohorts
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
@@ -44,6 +44,9 @@ bench-link: install  ## a step over 20 Mbit/s (Linux, root); writes benchmarks/r
 
 bench-presets: install  ## every preset on Fashion-MNIST, about twenty minutes; writes benchmarks/results/presets.md
 	@$(BIN)/python -m benchmarks.presets
+
+bench-cohorts: install  ## the head's step on cohorts of 1, 16, 64; writes benchmarks/results/cohorts.md
+	@$(BIN)/python -m benchmarks.cohorts
 
 bench: install  ## measure; writes benchmarks/results
 	@$(BIN)/python -m benchmarks.step

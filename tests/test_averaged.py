@@ -76,6 +76,13 @@ def test_one_alone_or_none_changes_nothing(fraction: float, clients: int) -> Non
     assert Averaged(fraction=fraction).scatter(own, AT) is own
 
 
+def test_the_sum_is_as_many_times_the_mean() -> None:
+    own = gradients(6)
+    mean, total = (Averaged(fraction=0.5, reduction=r).scatter(own, AT) for r in ("mean", "sum"))
+    for client in Averaged(fraction=0.5).sharing(list(own), AT):
+        torch.testing.assert_close(total[client], 3 * mean[client])
+
+
 def test_a_fraction_is_the_decimal_that_it_is_written_as() -> None:
     assert len(Averaged(fraction=0.29).sharing(list(range(100)), AT)) == 29
 

@@ -44,7 +44,7 @@ augment = "crop_flip"
 waves = { kind = "parallel", fraction = 0.5 }
 gate = { kind = "periodic", k = 3 }
 barrier = { kind = "in_turn", order = "fixed", unit = "batch" }
-head = { copies = "per_client", scatter = { kind = "averaged", fraction = 0.3, phase = "last", share = 0.2, unequal = "mean" }, cut_grad_scale = "global_mean", weights = "data", lr_power = 0.5 }
+head = { copies = "per_client", scatter = { kind = "averaged", fraction = 0.3, phase = "last", share = 0.2, unequal = "mean", reduction = "sum" }, cut_grad_scale = "global_mean", weights = "data", lr_power = 0.5 }
 merge = { kind = "average", parts = ["lower", "head"], every = 2, weighting = "unweighted" }
 [codec]
 up = { kind = "mask", r = 0.9, b = 3, signed = true }

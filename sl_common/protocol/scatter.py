@@ -35,7 +35,7 @@ class Averaged(Value):
     ⌊fraction·C⌋ clients of the cohort share; one alone changes nothing. The mean (Eq. 15 prints a sum; text, name and the authors'
     code average) is by position in the batch, which mixes unrelated samples and needs batches of one size: clients then drop their
     last, smaller batch. With `unequal = "mean"` it is instead the mean over each batch's samples, then over the sharing clients,
-    for every sample of each. `phase` restricts it to the first or last `share` of the rounds: fraction 1 throughout is harmful for
+    for every sample of each. `reduction = "sum"` is GradMix as a re-implementation of Mix2SFL has it. `phase` restricts it to the first or last `share` of the rounds: fraction 1 throughout is harmful for
     many clients (Table 3).
     """
 
@@ -44,6 +44,7 @@ class Averaged(Value):
     phase: Literal["always", "first", "last"] = "always"
     share: Annotated[float, Field(ge=0, le=1)] = 0.6  # of the rounds, with phase first or last
     unequal: Literal["error", "mean"] = "error"
+    reduction: Literal["mean", "sum"] = "mean"
 
     @property
     def equal_batches(self) -> bool:
@@ -56,6 +57,8 @@ class Averaged(Value):
         if len(sharing) < 2:
             return gradients
         common = self._common([gradients[client] for client in sharing])
+        if self.reduction == "sum":
+            common = common * len(sharing)
         return {**gradients, **{client: common.expand_as(gradients[client]).contiguous() for client in sharing}}
 
     def sharing(self, clients: list[int], at: At) -> list[int]:

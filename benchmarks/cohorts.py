@@ -1,0 +1,157 @@
+"""Measures the head's step on a cohort against a plain PyTorch loop at the same total batch, with and without mixup.
+
+python -m benchmarks.cohorts [--rounds 15]; `make bench-cohorts`. It writes cohorts.json and cohorts.md into benchmarks/results. One
+thread, batches of 8, activations of the untrained cnn on real images; the step includes the checks, the split of the gradient by client,
+and the optimiser. Every round times both sides, in turn, on the same cohorts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.data import images
+from benchmarks.step import RESULTS, where
+from benchmarks.workloads import LR, MOMENTUM, WORKLOADS, sgd
+from sl_common.messages import Smashed
+from sl_common.optim import Sgd
+from sl_common.protocol import Arrived, At, Head, Mixup
+from sl_common.protocol.mix import Part
+from sl_common.segment import Bank, Segment
+
+BATCH, GOAL = 8, 1.05
+NOTE = (
+    "One thread, batches of 8, activations of the untrained cnn on real images. Our step includes its checks, the split of the gradient "
+    "by client, and the optimiser; the plain loop does the same computation. Both sides in turn, on the same cohorts; medians."
+)
+COHORTS = (1, 16, 64)
+HEADS = {"plain": Head(), "mixup": Head(mix=Mixup())}
+
+
+def cohort_of(clients: int, lower: nn.Module) -> list[Arrived]:
+    """Real activations, the first images of the training set dealt out."""
+    data = images()
+    cohort = []
+    for client in range(clients):
+        rows = slice(client * BATCH, (client + 1) * BATCH)
+        with torch.no_grad():
+            z = lower(data.normalise(data.train[0][rows]))
+        cohort.append(Arrived(client=client, batch=Smashed(step=0, z=z, y=data.train[1][rows]), samples=BATCH))
+    return cohort
+
+
+def plain_step(
+    head: nn.Module, optimizer: torch.optim.Optimizer, cohort: Sequence[Arrived], mix: Mixup | None, at: At
+) -> tuple[Tensor, ...]:
+    """What a researcher would write: one forward, with mixup one more, one backward, one step, each client's gradient."""
+    z = torch.cat([a.batch.z for a in cohort]).requires_grad_()
+    y = torch.cat([a.batch.y for a in cohort])
+    loss = F.cross_entropy(head(z), y)
+    if mix is not None and len(cohort) > 1:
+        loss = loss + _mixed(head, cohort, mix, at)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    assert z.grad is not None
+    return tuple(dz * len(cohort) for dz in z.grad.split(BATCH))
+
+
+def _mixed(head: nn.Module, cohort: Sequence[Arrived], mix: Mixup, at: At) -> Tensor:
+    parts = [Part(client=a.client, z=a.batch.z, y=a.batch.y, weight=1 / len(cohort)) for a in cohort]
+    pairs = [(own, *mix.draw(own, [p for p in parts if p is not own], at)[0]) for own in parts]
+    share = torch.cat([torch.from_numpy(lam).float() for _, _, lam in pairs])
+    beside = share.view(-1, 1, 1, 1)
+    first, second = torch.cat([own.z for own, _, _ in pairs]), torch.cat([other.z for _, other, _ in pairs])
+    logits = head(beside * first + (1 - beside) * second)
+    ys = [torch.cat([pair[place].y for pair in pairs]) for place in (0, 1)]
+    losses = [F.cross_entropy(logits, labels, reduction="none") for labels in ys]
+    return (share * losses[0] + (1 - share) * losses[1]).mean()
+
+
+def measure(kind: str, clients: int, rounds: int) -> dict[str, Any]:
+    """Medians of both sides, and of the ratios of their pairs."""
+    lower, head = WORKLOADS["cnn"].segments()
+    cohort, rule = cohort_of(clients, lower), HEADS[kind]
+    plain = copy.deepcopy(head)
+    optimizer = sgd(plain)
+    bank = Bank({"head": lambda: Segment(copy.deepcopy(head), Sgd(lr=LR, momentum=MOMENTUM))})
+    mix = rule.mix if isinstance(rule.mix, Mixup) else None
+    repeat = max(1, 64 // clients)
+
+    def ours(at: At) -> None:
+        rule.step(bank, cohort, at)
+        bank.settle()
+
+    sides: dict[str, Callable[[At], object]] = {
+        "ours": ours,
+        "plain": lambda at: plain_step(plain, optimizer, cohort, mix, at),
+    }
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(rounds + 2):
+        for side in sides if number % 2 else reversed(sides):
+            started = time.perf_counter()
+            for step in range(repeat):
+                sides[side](At(seed=0, round=number, step=step))
+            if number > 1:
+                seconds[side].append((time.perf_counter() - started) / repeat)
+    ratios = [a / b for a, b in zip(seconds["ours"], seconds["plain"], strict=True)]
+    return {
+        "head": kind,
+        "clients": clients,
+        "ours_us_per_sample": 1e6 * statistics.median(seconds["ours"]) / clients / BATCH,
+        "plain_us_per_sample": 1e6 * statistics.median(seconds["plain"]) / clients / BATCH,
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+    }
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| head | clients | ours, µs a sample | plain, µs a sample | ours ÷ plain (pairs) | ≤ 1.05 |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for r in results:
+        spread = f"{min(r['ratios']):.2f} to {max(r['ratios']):.2f}"
+        verdict = "met" if r["ratio"] <= GOAL else "NOT met"
+        lines.append(
+            f"| {r['head']} | {r['clients']} | {r['ours_us_per_sample']:.0f} | {r['plain_us_per_sample']:.0f} | "
+            f"{r['ratio']:.3f} ({spread}) | {verdict} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cohorts", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    results = [measure(kind, clients, args.rounds) for kind in HEADS for clients in COHORTS]
+    command = shlex.join(["python", "-m", "benchmarks.cohorts", *sys.argv[1:]])
+    setting = where()
+    head = f"Made by `{command}` on {setting['date']}: {setting['cpu']} × {setting['cpus']}, one thread, torch {setting['torch']}; images: {setting['images']}."
+    text = "\n\n".join(["# The head's step on a cohort", head, NOTE, table(results)])
+    args.results.mkdir(parents=True, exist_ok=True)
+    (args.results / "cohorts.md").write_text(text + "\n")
+    (args.results / "cohorts.json").write_text(
+        json.dumps({"command": command, **setting, "results": results}, indent=1) + "\n"
+    )
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
