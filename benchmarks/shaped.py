@@ -132,7 +132,7 @@ def main() -> None:
             f"images: {setting['images']}.",
             "The cnn cut after its first block, batch 64, one client, lock-step: activations go up, then the gradient comes down. "
             f"Medians of {args.runs} interleaved runs of {args.steps} steps after as many to warm up. Beyond the bytes a step "
-            "computes (about 0.06 s here) and waits for the link's own latency.",
+            "computes and waits for the link's own latency.",
             table(results, args.mbit),
         ]
     )

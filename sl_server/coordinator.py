@@ -101,7 +101,7 @@ class Coordinator:
         match event:
             case Smashed():
                 self.network.check(event)
-                self._current_wave("batch").take(self.roster[client].shard, event)
+                self._current_wave(f"batch {event.step}").take(self.roster[client].shard, event)
             case Joined(shard=shard, shards=shards):
                 self._join(*self.place(client, shard, shards))
             case Ready():

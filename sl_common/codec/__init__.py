@@ -11,6 +11,7 @@ from sl_common.codec.feedback import Feedback
 from sl_common.codec.float8 import Float8
 from sl_common.codec.half import BFloat16, Float16
 from sl_common.codec.identity import Identity
+from sl_common.codec.kinds import AnyLossy
 from sl_common.codec.mask import Mask
 from sl_common.codec.masked import Masked
 from sl_common.codec.packed import Coding, Direction, Layout, Packed, Scheme
@@ -43,7 +44,7 @@ __all__ = [
 
 # The registry.
 Codec = Annotated[
-    Identity | Float16 | BFloat16 | Float8 | Uniform | Mask | TopK | RandTopK | Masked | Deflate | Feedback,
+    Identity | AnyLossy | Masked | Deflate | Feedback,
     Field(discriminator="kind"),
 ]
 

@@ -11,7 +11,6 @@ import zlib
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -85,5 +84,5 @@ def _inflated(packed: Packed, nbytes: int) -> memoryview:
     if len(data) != nbytes or not unpacker.eof or unpacker.unused_data:
         raise WireError(f"codec deflate: the stream has {len(data)} bytes or does not end, header says {nbytes}")
     aligned = aligned_buffer(nbytes)
-    np.frombuffer(aligned, np.uint8)[:] = np.frombuffer(data, np.uint8)
+    aligned[:] = data
     return aligned

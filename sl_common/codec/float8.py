@@ -1,7 +1,7 @@
 """8-bit floating point: one byte an element, numel bytes, 3 bytes of parameters.
 
-Chen, Li & Chakrabarti, "Communication and Computation Reduction for Split Learning using Asynchronous Training", SiPS 2021 (the
-quantiser's details are not published; ours are those of shared conventions below). A code is sign, e exponent bits and m = 7 − e
+Chen, Li & Chakrabarti, "Communication and Computation Reduction for Split Learning using Asynchronous Training", SiPS 2021 (whose
+quantiser's details could not be read; these are ours). A code is sign, e exponent bits and m = 7 − e
 mantissa bits with a bias β: 2^(E−β)·(1 + M/2^m), or 2^(1−β)·M/2^m for E = 0. Round to nearest even, saturating, −0 is never written.
 
 `searched`: every pattern is a finite number; e ∈ 2..5 and β ∈ {β₀−1, β₀, β₀+1} are chosen on each encode by the least squared error

@@ -14,7 +14,6 @@ from sl_common.codec.randtopk import RandTopK
 from sl_common.codec.topk import TopK
 from sl_common.codec.uniform import Uniform
 
-Lossy = Annotated[Float16 | BFloat16 | Float8 | Uniform | Mask | TopK | RandTopK, Field(discriminator="kind")]
-Plain = Annotated[
-    Identity | Float16 | BFloat16 | Float8 | Uniform | Mask | TopK | RandTopK, Field(discriminator="kind")
-]
+AnyLossy = Float16 | BFloat16 | Float8 | Uniform | Mask | TopK | RandTopK
+Lossy = Annotated[AnyLossy, Field(discriminator="kind")]
+Plain = Annotated[Identity | AnyLossy, Field(discriminator="kind")]

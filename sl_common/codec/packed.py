@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from sl_common.seeds import Draw, seed_of
+from sl_common.seeds import Draw
 
 Buffer = bytes | memoryview
 
@@ -59,16 +59,11 @@ class Coding:
 
     like: Tensor | None = None  # as it went over the wire; only for codecs with uses_like
     training: bool = True
-    draw: Draw = ()
+    draw: Draw = ()  # hashed only where something is drawn
     name: str = ""  # of the tensor, the same in every message that carries it
     residuals: MutableMapping[str, Tensor] | None = (
         None  # what earlier encodings lost, by name: the sender's, for feedback
     )
-
-    @property
-    def seed(self) -> int:
-        """Of this draw; hashed only where something is drawn."""
-        return seed_of(*self.draw)
 
 
 @runtime_checkable

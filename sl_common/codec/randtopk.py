@@ -19,6 +19,7 @@ from sl_common.codec.numbers import extremes, flat32
 from sl_common.codec.packed import Coding, Layout, Packed
 from sl_common.codec.select import Positions, kept_of, largest, rows_of
 from sl_common.codec.sparse import Precision, check_sparse, decode_sparse, encode_sparse, sparse_nbytes
+from sl_common.seeds import Draw, numpy_generator
 from sl_common.value import Value
 
 
@@ -44,12 +45,12 @@ class RandTopK(Value):
         k = kept_of(rows.shape[1], self.r)
         at = largest(np.abs(rows), k)
         if coding.training and self.alpha > 0 and k < rows.shape[1]:
-            at = self._draw(at, rows.shape, k, coding.seed)
+            at = self._draw(at, rows.shape, k, coding.draw)
         return encode_sparse(self.kind, x, rows, at, k, self.values)
 
-    def _draw(self, top: Positions, shape: tuple[int, int], k: int, seed: int) -> Positions:
+    def _draw(self, top: Positions, shape: tuple[int, int], k: int, draw: Draw) -> Positions:
         rows, width = shape
-        clocks: NDArray[np.float64] = np.random.Generator(np.random.PCG64(seed)).standard_exponential(rows * width)
+        clocks: NDArray[np.float64] = numpy_generator(*draw).standard_exponential(rows * width)
         early = clocks[top]
         with np.errstate(over="ignore"):  # of a tiny alpha: never
             clocks *= (1 - self.alpha) / k * ((width - k) / self.alpha) if self.alpha < 1 else 1.0

@@ -20,6 +20,7 @@ from sl_common.codec.bits import BLOCK, Bytes, pack, packed_nbytes
 from sl_common.codec.numbers import Floats, checked, extremes, flat, largest_of, look_up, table_of
 from sl_common.codec.packed import Coding, Layout, Packed, make_layout
 from sl_common.errors import WireError
+from sl_common.seeds import numpy_generator
 from sl_common.value import Value
 
 _HUGE = 1e300
@@ -50,7 +51,7 @@ class Uniform(Value):
 
     def _codes(self, values: Floats, low: float, high: float, coding: Coding) -> Bytes:
         steps = (1 << self.bits) - (1 if self.point == "ends" else 0)
-        draw = np.random.Generator(np.random.PCG64(coding.seed)) if self.rounding == "stochastic" else None
+        draw = numpy_generator(*coding.draw) if self.rounding == "stochastic" else None
         if values.dtype == np.float32 and max(-low, high) < _SANE and high - low > 1 / _SANE:
             return self._levels(values, np.float32(low), high, np.float32(steps / (high - low)), draw)
         half = 0.5 if max(-low, high) > _HUGE else 1.0  # so that no difference overflows
@@ -79,8 +80,6 @@ class Uniform(Value):
 
     def check(self, layout: Layout) -> None:
         """The byte count must be the tensor's, the end points finite and in order."""
-        if not layout.dtype.is_floating_point:
-            raise WireError(f"codec uniform is for floating point, the header says {layout.dtype}")
         params = _params(layout.dtype)
         checked(self.kind, layout, packed_nbytes(math.prod(layout.shape), self.bits), params.size)
         low, high = params.unpack(layout.params)

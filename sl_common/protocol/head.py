@@ -6,7 +6,7 @@ The loss is the mean over all samples of the cohort; the gradients it gives are 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -85,14 +85,11 @@ class Head(Value):
         correct = int((logits.argmax(dim=1) == y).sum())
         return Gradient(step=batch.step, loss=F.cross_entropy(logits, y).item(), correct=correct)
 
-    def _shares(self, z: Tensor, y: Tensor, cohort: Sequence[Arrived]) -> list[Part]:
-        if len(cohort) == 1:
-            return [Part(client=cohort[0].client, z=z, y=y, weight=1.0)]
+    def _shares(self, z: Tensor, y: Tensor, cohort: Sequence[Arrived]) -> Iterator[Part]:
+        """Made when they are asked for: most heads do not mix."""
         counts = [len(a.batch.y) if self.weights == "batch" else a.samples for a in cohort]
-        return [
-            Part(client=a.client, z=own, y=labels, weight=count / sum(counts))
-            for a, (own, labels), count in zip(cohort, _parts(z, y, cohort), counts, strict=True)
-        ]
+        for a, (own, labels), count in zip(cohort, _parts(z, y, cohort), counts, strict=True):
+            yield Part(client=a.client, z=own, y=labels, weight=count / sum(counts))
 
     def _loss(self, logits: Tensor, y: Tensor, cohort: Sequence[Arrived]) -> Tensor:
         if self.weights == "batch" or len(cohort) == 1:

@@ -1,8 +1,8 @@
-"""What the head learns besides its plain loss: `extra_loss(head, cohort, at)`, a scalar to be added, or None."""
+"""What the head learns besides its plain loss: `extra_loss(head, parts, at)`, a scalar to be added, or None."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -44,7 +44,7 @@ class Unmixed(Value):
 
     kind: Literal["none"] = "none"
 
-    def extra_loss(self, head: Segment, parts: Sequence[Part], at: At) -> Tensor | None:  # noqa: ARG002
+    def extra_loss(self, head: Segment, parts: Iterable[Part], at: At) -> Tensor | None:  # noqa: ARG002
         """None."""
         return None
 
@@ -65,8 +65,9 @@ class Mixup(Value):
     per: Literal["pair", "sample"] = "pair"
     detached: bool = True
 
-    def extra_loss(self, head: Segment, parts: Sequence[Part], at: At) -> Tensor | None:
+    def extra_loss(self, head: Segment, parts: Iterable[Part], at: At) -> Tensor | None:
         """(Σᵢ weightᵢ · mean over i's mixtures) on one forward pass; None if nobody has a partner."""
+        parts = list(parts)
         z, first, second, lam, weight = [], [], [], [], []
         for own in parts:
             drawn = self.draw(own, [part for part in parts if part.client != own.client], at)
