@@ -8,21 +8,16 @@ Every round times the copy, torch's own calls and every codec once, one after th
 
 from __future__ import annotations
 
-import argparse
-import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.step import RESULTS, where
+from benchmarks.page import Page, parser_of
 from sl_common.codec import (
     BFloat16,
     Codec,
@@ -181,29 +176,21 @@ def verdicts(result: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.codecs", description=(__doc__ or "").splitlines()[0])
+    parser = parser_of("codecs", __doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for codecs.json and codecs.md")
     args = parser.parse_args()
     torch.set_num_threads(1)
     results = {name: measure(activation(shape), args.rounds) for name, shape in SHAPES.items()}
-    command = shlex.join(["python", "-m", "benchmarks.codecs", *sys.argv[1:]])
-    setting = where()
-    head = f"Made by `{command}` on {setting['date']}: {setting['cpu']} × {setting['cpus']}, one thread, Python {setting['python']}, torch {setting['torch']}."
-    notes = "of copy: the time of copying the tensor into a preallocated, touched buffer divided by ours, which allocates its output. Medians."
-    text = "\n\n".join(
-        [
-            "# Codecs",
-            head,
-            notes,
-            "\n".join(verdicts(results["large"])),
-            *[table(result) for result in results.values()],
-        ]
-    )
-    args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / "codecs.md").write_text(text + "\n")
-    (args.results / "codecs.json").write_text(json.dumps({"command": command, **setting, **results}, indent=1) + "\n")
-    print(text)
+    page = Page("codecs", "codecs")
+    setting = page.setting
+    sections = [
+        "# Codecs",
+        f"{page.made_by}, one thread, Python {setting['python']}, torch {setting['torch']}.",
+        "of copy: the time of copying the tensor into a preallocated, touched buffer divided by ours, which allocates its output. Medians.",
+        "\n".join(verdicts(results["large"])),
+        *[table(result) for result in results.values()],
+    ]
+    page.save(args.results, sections, results)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,10 @@ and the optimiser. Every round times both sides, in turn, on the same cohorts.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.data import images
-from benchmarks.step import RESULTS, where
+from benchmarks.page import Page, parser_of
 from benchmarks.workloads import LR, MOMENTUM, WORKLOADS, sgd
 from sl_common.messages import Smashed
 from sl_common.optim import Sgd
@@ -135,22 +130,14 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cohorts", description=(__doc__ or "").splitlines()[0])
+    parser = parser_of("cohorts", __doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     results = [measure(kind, clients, args.rounds) for kind in HEADS for clients in COHORTS]
-    command = shlex.join(["python", "-m", "benchmarks.cohorts", *sys.argv[1:]])
-    setting = where()
-    head = f"Made by `{command}` on {setting['date']}: {setting['cpu']} × {setting['cpus']}, one thread, torch {setting['torch']}; images: {setting['images']}."
-    text = "\n\n".join(["# The head's step on a cohort", head, NOTE, table(results)])
-    args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / "cohorts.md").write_text(text + "\n")
-    (args.results / "cohorts.json").write_text(
-        json.dumps({"command": command, **setting, "results": results}, indent=1) + "\n"
-    )
-    print(text)
+    page = Page("cohorts", "cohorts")
+    made = f"{page.made_by}, one thread, torch {page.setting['torch']}; images: {page.setting['images']}."
+    page.save(args.results, ["# The head's step on a cohort", made, NOTE, table(results)], {"results": results})
 
 
 if __name__ == "__main__":

@@ -6,18 +6,15 @@ and presets.md into benchmarks/results. The same files with real processes end w
 
 from __future__ import annotations
 
-import argparse
 import json
-import shlex
 import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.page import Page, parser_of
 from benchmarks.processes import ROOT, BenchmarkFailed, script
-from benchmarks.step import RESULTS, where
 from sl_common.presets import PRESETS
 
 GOAL = 0.80
@@ -57,32 +54,23 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     """Run, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.presets", description=(__doc__ or "").splitlines()[0])
+    parser = parser_of("presets", __doc__)
     parser.add_argument("--jobs", type=int, default=2, help="examples at the same time, one thread each")
     parser.add_argument("--only", nargs="*", choices=list(PRESETS), help="these presets")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     names = args.only or list(PRESETS)
     with ThreadPoolExecutor(args.jobs) as pool:
         results = dict(zip(names, pool.map(simulated, names), strict=True))
-    command = shlex.join(["python", "-m", "benchmarks.presets", *sys.argv[1:]])
-    setting = where()
-    head = (
-        f"Made by `{command}` on {setting['date']}: {setting['cpu']} × {setting['cpus']}, {args.jobs} at a time, "
-        f"torch {setting['torch']}; images: {setting['images']}."
-    )
-    note = (
+    page = Page("presets", "presets")
+    sections = [
+        "# Every preset on Fashion-MNIST",
+        f"{page.made_by}, {args.jobs} at a time, torch {page.setting['torch']}; images: {page.setting['images']}.",
         "Each is `sl-server simulate examples/PRESET.toml`: ten clients, the cnn cut after its first block, a few rounds of an untuned "
         "optimiser. It shows that each one learns, not which is best. Bytes are all of the run's, evaluation and weights included; "
-        "seconds are of two simulators side by side."
-    )
-    text = "\n\n".join(["# Every preset on Fashion-MNIST", head, note, table(results)])
-    args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / "presets.md").write_text(text + "\n")
-    (args.results / "presets.json").write_text(
-        json.dumps({"command": command, **setting, "results": results}, indent=1) + "\n"
-    )
-    print(text)
+        "seconds depend on what else ran.",
+        table(results),
+    ]
+    page.save(args.results, sections, {"results": results})
 
 
 if __name__ == "__main__":

@@ -6,22 +6,18 @@ veth pair whose both ends are shaped by tbf. It writes link.json and link.md int
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import os
-import shlex
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.page import Page, parser_of
 from benchmarks.processes import script, started
 from benchmarks.sides import START_S, config, second_round_seconds
-from benchmarks.step import RESULTS, where
 from benchmarks.workloads import WORKLOADS
 from sl_common.config import RunConfig
 from sl_server.check import inspect
@@ -104,11 +100,10 @@ def table(results: dict[str, dict[str, Any]], mbit: int) -> str:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.shaped", description=(__doc__ or "").splitlines()[0])
+    parser = parser_of("shaped", __doc__)
     parser.add_argument("--mbit", type=int, default=20)
     parser.add_argument("--runs", type=int, default=3, help="of each codec, interleaved")
     parser.add_argument("--steps", type=int, default=10, help="of a run that count; as many warm up")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     taken: dict[str, list[float]] = {name: [] for name in LINKS}
     with shaped(args.mbit):
@@ -123,25 +118,16 @@ def main() -> None:
         name: {"bytes": step_bytes(link), "seconds": statistics.median(taken[name]), "runs": taken[name]}
         for name, link in LINKS.items()
     }
-    command = shlex.join(["python", "-m", "benchmarks.shaped", *sys.argv[1:]])
-    setting = where()
-    text = "\n\n".join(
-        [
-            "# A step over a slow link",
-            f"Made by `{command}` on {setting['date']}: {setting['cpu']} × {setting['cpus']}, torch {setting['torch']}; "
-            f"images: {setting['images']}.",
-            "The cnn cut after its first block, batch 64, one client, lock-step: activations go up, then the gradient comes down. "
-            f"Medians of {args.runs} interleaved runs of {args.steps} steps after as many to warm up. Beyond the bytes a step "
-            "computes and waits for the link's own latency.",
-            table(results, args.mbit),
-        ]
-    )
-    args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / "link.md").write_text(text + "\n")
-    (args.results / "link.json").write_text(
-        json.dumps({"command": command, **setting, "results": results}, indent=1) + "\n"
-    )
-    print(text)
+    page = Page("shaped", "link")
+    sections = [
+        "# A step over a slow link",
+        f"{page.made_by}, torch {page.setting['torch']}; images: {page.setting['images']}.",
+        "The cnn cut after its first block, batch 64, one client, lock-step: activations go up, then the gradient comes down. "
+        f"Medians of {args.runs} interleaved runs of {args.steps} steps after as many to warm up. Beyond the bytes a step "
+        "computes and waits for the link's own latency.",
+        table(results, args.mbit),
+    ]
+    page.save(args.results, sections, {"results": results})
 
 
 if __name__ == "__main__":
