@@ -20,7 +20,7 @@ from sl_common import __version__
 from sl_common.codec import Link
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, CutlayerError, Diverged, PeerLost, Refused
-from sl_common.messages import Alive, Begin, Bye, Done, Gradient, Leave, Smashed, ToClient, ToServer, Welcome
+from sl_common.messages import Aligned, Alive, Begin, Bye, Done, Gradient, Leave, Smashed, ToClient, ToServer, Welcome
 from sl_common.participate import Flow, Seat, participate
 from sl_common.wire import Endpoint, Frame, Hello, Refusal, Timing, read_answer
 
@@ -304,6 +304,8 @@ class Runner:
                 self._show.begin(message)
             case Gradient():
                 self._show.step(message)
+            case Aligned():
+                self._show.aligned(message)
             case _:
                 pass
         self._flow.deliver(message)

@@ -34,7 +34,7 @@ def take_seat(welcome: Welcome, *, data: Path | None, allowed: Collection[str] |
         drop_last=config.protocol.head.scatter.equal_batches,
         augment=config.data.augment,
     )
-    network = Network.build(config, allowed)
+    network = Network.build(config, allowed, shard=welcome.shard)
 
     def make(part: str) -> Callable[[], Segment]:
         optimizer = config.client.aux_optimizer if part == "aux" else None

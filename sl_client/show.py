@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sl_common.messages import Begin, Bye, Done, Gradient, Welcome
+from sl_common.messages import Aligned, Begin, Bye, Done, Gradient, Welcome
 from sl_common.participate import Seat
 
 
@@ -21,6 +21,7 @@ class Show(Protocol):
     def seated(self, welcome: Welcome, seat: Seat) -> None: ...
     def begin(self, begin: Begin) -> None: ...
     def step(self, reply: Gradient) -> None: ...
+    def aligned(self, aligned: Aligned) -> None: ...
     def done(self, done: Done) -> None: ...
     def lost(self, why: str) -> None: ...
     def forgotten(self) -> None: ...
@@ -74,6 +75,16 @@ class Lines:
     def step(self, reply: Gradient) -> None:
         """A reply came."""
         self._loss, self._replies = self._loss + reply.loss, self._replies + 1
+
+    def aligned(self, aligned: Aligned) -> None:
+        """The wait for the auxiliary network is over."""
+        self.say(
+            "aligned",
+            f"round {aligned.round + 1}: auxiliary network aligned by the server, squared error {aligned.before:.4g} → {aligned.after:.4g}",
+            round=aligned.round + 1,
+            before=aligned.before,
+            after=aligned.after,
+        )
 
     def done(self, done: Done) -> None:
         """The wave is over."""

@@ -16,7 +16,8 @@ from sl_common.imports import is_user_code
 from sl_common.optim import Optimizer, Training
 from sl_common.partition import Iid, Own, Partition
 from sl_common.presets import PRESETS
-from sl_common.protocol import Averaged, Protocol
+from sl_common.protocol import Averaged, Keep, Protocol
+from sl_common.protocol.align import Alignment
 from sl_common.seeds import Draw
 from sl_common.value import Value
 
@@ -90,6 +91,8 @@ class Client(Training):
     """The clients' segments."""
 
     wave: Wave = Wave()
+    initial: Literal["shared", "own"] = "shared"  # own: every client's lower segment begins with other weights
+    window: PositiveInt = 4  # batches that a client may have under way; each of them lies in the server's memory
     aux_optimizer: Optimizer | None = None  # of the auxiliary network; by default like the lower segment's
 
 
@@ -104,7 +107,7 @@ class Server(Training):
     """The head."""
 
     recordings: Budget = Budget()
-
+    alignment: Alignment = Alignment()  # of auxiliary networks that the server trains
     device: str = "cpu"  # "auto" takes a GPU if there is one; bits are equal only on equal devices
 
     @field_validator("device")
@@ -154,6 +157,15 @@ class RunConfig(Value):
     def _shards_suffice(self) -> Self:
         if self.sharded and self.shards < self.run.clients:
             raise ValueError(f"data.shards = {self.shards} is less than run.clients = {self.run.clients}")
+        return self
+
+    @model_validator(mode="after")
+    def _own_beginnings_stay_apart(self) -> Self:
+        if self.client.initial == "own" and not isinstance(self.protocol.merge, Keep):
+            raise ValueError(
+                f"client.initial = 'own' needs protocol.merge.kind keep, not {self.protocol.merge.kind}: "
+                "segments that began apart cannot be averaged or handed over"
+            )
         return self
 
     @property

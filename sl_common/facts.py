@@ -60,6 +60,18 @@ class Trained:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AuxAligned:
+    """A client's auxiliary network was aligned with the head; errors are mean squared ones per sample."""
+
+    client: str
+    round: int
+    samples: int
+    before: float  # in the first epoch
+    after: float  # in the last
+    took_s: float  # which only the shell that ran it can know
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClientDone:
     """A client finished its wave."""
 
@@ -121,4 +133,15 @@ class RunEnded:
     finished: bool
 
 
-Fact = ClientJoined | ClientReady | ClientLeft | WaveBegun | Trained | ClientDone | RoundEnded | Evaluated | RunEnded
+Fact = (
+    ClientJoined
+    | ClientReady
+    | ClientLeft
+    | WaveBegun
+    | Trained
+    | AuxAligned
+    | ClientDone
+    | RoundEnded
+    | Evaluated
+    | RunEnded
+)

@@ -37,6 +37,8 @@ class Directive:
     send: bool = True  # send batches at all
     update: bool = True  # update the lower segment, and so ask for gradients
     record: Epoch | Newest | None = None  # what the server keeps of the batches; never on the wire
+    align: bool = False  # after its first batch a client waits for its auxiliary network, aligned anew
+    warm: bool = False  # the client trains that auxiliary network itself
 
 
 # --- what a client says
@@ -134,6 +136,17 @@ class Gradient:
     dz: Tensor | None = None  # (B, *cut)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Aligned:
+    """A client's auxiliary network, aligned anew in this wave; as an event, that the alignment is over."""
+
+    round: int
+    wave: int
+    weights: Mapping[str, State]
+    before: float  # mean squared error per sample of the estimated cut gradient, in the first epoch
+    after: float  # in the last one
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bye:
     """The server has no more work for this client."""
@@ -173,9 +186,9 @@ class Advanced:
 
 
 ToServer = Ready | Smashed | Done | Alive | Leave
-ToClient = Welcome | Begin | Gradient | Bye
+ToClient = Welcome | Begin | Gradient | Aligned | Bye
 Message = ToServer | ToClient
-Event = ToServer | Joined | Left | Tick
+Event = ToServer | Joined | Left | Tick | Aligned
 
 
 def kind_of(message: Message) -> WireKind:
@@ -187,7 +200,7 @@ def kind_of(message: Message) -> WireKind:
             return "smashed"
         case Gradient(dz=Tensor()):
             return "gradient"
-        case Begin(weights=weights) | Done(weights=weights) if weights:
+        case Begin(weights=weights) | Done(weights=weights) | Aligned(weights=weights) if weights:
             return "weights"
         case _:
             return "control"
@@ -205,7 +218,7 @@ def payload_of(message: Message) -> dict[WireKind, int]:
             return {"eval": size(z) + size(y)} if kind == "eval" else {kind: size(z), "labels": size(y)}
         case Gradient(dz=dz) if dz is not None:
             return {kind: size(dz)}
-        case Begin(weights=weights) | Done(weights=weights):
+        case Begin(weights=weights) | Done(weights=weights) | Aligned(weights=weights):
             return {kind: sum(size(t) for state in weights.values() for t in state.values())}
         case _:
             return {}

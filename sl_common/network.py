@@ -14,6 +14,7 @@ from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, WireError
 from sl_common.messages import Smashed
 from sl_common.models import Block, build, cut_index, join
+from sl_common.models.auxiliary import Fit
 from sl_common.seeds import seed_of
 from sl_common.segment import buffers_untouched, seeded
 from sl_common.tensors import all_finite
@@ -34,21 +35,18 @@ class Network:
     aux: nn.Module | None = None  # what the learner puts on its own activations
 
     @classmethod
-    def build(cls, config: RunConfig, allowed: Collection[str] | None = None) -> Self:
-        """Raises ConfigError if the model cannot be made, cut there, or run on the configured input."""
-        blocks = build(
-            config.model.name,
-            input=config.input,
-            classes=config.classes,
-            args=config.model.args,
-            seed=config.run.seed,
-            allowed=allowed,
-        )
+    def build(cls, config: RunConfig, allowed: Collection[str] | None = None, *, shard: int | None = None) -> Self:
+        """As a client builds it that has this shard, or as the server does.
+
+        Raises ConfigError if the model cannot be made, cut there, or run on the configured input.
+        """
+        own = shard is not None and config.client.initial == "own"
+        blocks = _blocks(config, seed_of(config.run.seed, "init", shard or 0) if own else config.run.seed, allowed)
         cut = cut_index(blocks, config.model.cut)
         z = _try_out(blocks, cut, config)
         cut_shape = tuple(z.shape[1:])
         return cls(
-            aux=_auxiliary(config, z),
+            aux=_auxiliary(config, z, cut, allowed),
             blocks=tuple(blocks),
             cut=cut,
             cut_shape=cut_shape,
@@ -106,15 +104,32 @@ class Network:
             raise WireError(f"activations of batch {batch.step} hold NaN or Inf")
 
 
-def _auxiliary(config: RunConfig, z: Tensor) -> nn.Module | None:
+def _blocks(config: RunConfig, seed: int, allowed: Collection[str] | None) -> list[Block]:
+    model = config.model
+    return build(model.name, input=config.input, classes=config.classes, args=model.args, seed=seed, allowed=allowed)
+
+
+def auxiliary_fit(config: RunConfig, cut_shape: tuple[int, ...], cut: int, allowed: Collection[str] | None) -> Fit:
+    """What an auxiliary network must fit at a cut."""
+    seed = seed_of(config.run.seed, "init", "aux", "head")
+    return Fit(
+        cut=cut_shape,
+        input=config.input,
+        classes=config.classes,
+        head=lambda: _blocks(config, seed, allowed)[cut:],
+    )
+
+
+def _auxiliary(config: RunConfig, z: Tensor, place: int, allowed: Collection[str] | None) -> nn.Module | None:
     """Made from a seed of its own and tried out on the cut's activations."""
     chosen = getattr(config.protocol.learner, "aux", None)
     if chosen is None:
         return None
     cut, wanted = tuple(z.shape[1:]), config.input
+    fit = auxiliary_fit(config, cut, place, allowed)
     try:
         with seeded(seed_of(config.run.seed, "init", "aux"), torch.device("cpu")):
-            aux: nn.Module = chosen.make(cut, wanted, config.classes)
+            aux: nn.Module = chosen.make(fit)
         with buffers_untouched(aux):
             found = tuple(aux(z).shape[1:])
     except ConfigError as error:

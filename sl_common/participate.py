@@ -19,11 +19,9 @@ from typing import Any, Protocol
 from sl_common.batch import Batch
 from sl_common.config import RunConfig
 from sl_common.errors import WireError
-from sl_common.messages import Alive, Begin, Bye, Done, Gradient, Ready, Smashed, ToClient, ToServer, Welcome
-from sl_common.protocol import Await, Draws, Tally
+from sl_common.messages import Aligned, Alive, Begin, Bye, Done, Gradient, Ready, Smashed, ToClient, ToServer, Welcome
+from sl_common.protocol import Await, AwaitAligned, Draws, Tally
 from sl_common.segment import Bank
-
-WINDOW = 4  # batches under way that want no gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,15 @@ class Next:
     """Wait for the server's next word that is not a reply to a batch."""
 
 
-Life = Generator[ToServer | Await | Next, Any, None]
+@dataclass(frozen=True, slots=True)
+class Window:
+    """From now on so many batches may be under way."""
+
+    batches: int
+
+
+Wish = Smashed | Await | AwaitAligned | Alive  # what happens within a wave
+Life = Generator[ToServer | Await | AwaitAligned | Next | Window, Any, None]
 
 
 class Batches(Protocol):
@@ -71,7 +77,7 @@ class Seat:
         """What the server needs to know before the first wave."""
         return Ready(samples=self.data.samples, batches=self.data.batches)
 
-    def wave(self, begin: Begin) -> Generator[Smashed | Await | Alive, Any, Done]:
+    def wave(self, begin: Begin) -> Generator[Wish, Any, Done]:
         """One wave, from its weights to its Done."""
         for part, state in begin.weights.items():
             if part not in self.bank:
@@ -91,7 +97,7 @@ class Seat:
             digests={} if begin.evaluate else {part: self.bank.get(part).digest() for part in self.bank.parts},
         )
 
-    def _train(self, begin: Begin) -> Generator[Smashed | Await | Alive, Any, Tally]:
+    def _train(self, begin: Begin) -> Generator[Wish, Any, Tally]:
         client = self.config.client
         for part in self.bank.parts:
             own = client.aux_optimizer if part == "aux" else None
@@ -119,9 +125,7 @@ class Seat:
         return Tally(steps=steps, samples=samples)
 
 
-def _placed(
-    exchange: Generator[Smashed | Await | Alive, Any, Tally], begin: Begin
-) -> Generator[Smashed | Await | Alive, Any, Tally]:
+def _placed(exchange: Generator[Wish, Any, Tally], begin: Begin) -> Generator[Wish, Any, Tally]:
     """A learner does not know in which round it is; its batches do."""
     answer: Any = None
     while True:
@@ -146,6 +150,7 @@ def _placed(
 def participate(take_seat: Callable[[Welcome], Seat]) -> Life:
     """Everything a client does, from Welcome until the server says Bye."""
     seat = take_seat((yield Next()))
+    yield Window(seat.config.client.window)
     yield seat.ready
     while True:
         begin: Begin = yield Next()
@@ -157,10 +162,12 @@ class Flow:
 
     def __init__(self, life: Life) -> None:
         self._life = life
-        self._op: ToServer | Await | Next = next(life)
+        self._op: ToServer | Await | AwaitAligned | Next | Window = next(life)
+        self._window = 1
         self._words: deque[ToClient] = deque()
         self._under_way: dict[int, bool] = {}  # step -> does the life want the reply
         self._replies: dict[int, Gradient] = {}
+        self._aligned: Aligned | None = None
         self.ended: Bye | None = None
 
     def run(self) -> Iterator[ToServer]:
@@ -171,10 +178,16 @@ class Flow:
                     self._go_on(self._replies.pop(ticket))
                 case Next() if self._words:
                     self._go_on(self._words.popleft())
-                case Await() | Next():
+                case AwaitAligned() if self._aligned is not None:
+                    aligned, self._aligned = self._aligned, None
+                    self._go_on(aligned)
+                case Await() | AwaitAligned() | Next():
                     return
+                case Window(batches):
+                    self._window = batches
+                    self._go_on(None)
                 case Smashed() as batch:
-                    if len(self._under_way) >= WINDOW:
+                    if len(self._under_way) >= self._window:
                         return
                     self._under_way[batch.step] = batch.needs_grad
                     yield batch
@@ -194,6 +207,12 @@ class Flow:
                     raise WireError(f"reply to batch {step}, which is not under way ({sorted(self._under_way)} are)")
                 if self._under_way.pop(step):
                     self._replies[step] = message
+            case Aligned(round=r, wave=w, weights=weights):
+                if not isinstance(self._op, AwaitAligned) or set(weights) != {"aux"}:
+                    raise WireError(
+                        f"weights of {sorted(weights)} in round {r}, wave {w}, which this client did not await"
+                    )
+                self._aligned = message
             case Welcome() | Begin():
                 self._words.append(message)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sl_common.models.auxiliary import Classifier
 from sl_common.protocol import (
     All,
+    Always,
     Average,
     Averaged,
     Handoff,
@@ -91,6 +93,16 @@ PRESETS: dict[str, Preset] = {
         ),
         source="Mu & Shen 2023, Communication and storage efficient federated split learning (CSE-FSL), arXiv:2302.05599",
         traffic="|D|S/h + 2C(|w_lower| + |w_aux|)",
+    ),
+    "fsl_sage": Preset(
+        protocol=Protocol(
+            gate=Always(record=1000, align_every=10),
+            learner=LocalLoss(send_every=5, upload="first", train_aux=False, aux=Classifier(form="head", blocks=2)),
+            barrier=InTurn(order="fixed", unit="batch"),
+            merge=Average(parts=("lower",)),
+        ),
+        source="Nair et al. 2025, FSL-SAGE: federated split learning via smashed activation gradient estimation, arXiv:2505.23182",
+        traffic="|D|S/q + 2C|w_lower|; C|w_aux| down in the first round and every l-th",
     ),
     "fedavg": Preset(
         protocol=Protocol(learner=Local(), merge=Average(parts=("lower", "head"))),

@@ -17,6 +17,8 @@ from sl_common.seeds import Draw, seed_of
 from sl_common.tensors import State, check_state, copy_state, digest
 
 Span = Callable[[str], AbstractContextManager[object]]
+Alone = AbstractContextManager[object]
+_NOBODY: Alone = contextlib.nullcontext()
 
 
 def no_span(_phase: str) -> AbstractContextManager[object]:
@@ -53,8 +55,16 @@ class Segment:
     """One part of a network on one participant. The optimiser's state persists for the run, whatever weights are loaded."""
 
     def __init__(
-        self, module: nn.Module, optimizer: Optimizer, *, device: torch.device | str = "cpu", span: Span = no_span
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        *,
+        device: torch.device | str = "cpu",
+        span: Span = no_span,
+        alone: Alone = _NOBODY,
     ) -> None:
+        """`alone`: held while the process's one generator is seeded for a pass, by whoever uses segments in several threads."""
+        self._alone = alone
         self.device = torch.device(device)
         self.module = module.to(self.device)
         self.span = span
@@ -79,7 +89,7 @@ class Segment:
             x = x.to(self.device, non_blocking=True)
             if not (train and self._draws):
                 return self.module(x)  # type: ignore[no-any-return]
-            with seeded(seed_of(*draw), self.device):
+            with self._alone, seeded(seed_of(*draw), self.device):
                 return self.module(x)  # type: ignore[no-any-return]
 
     def backward(self, output: Tensor, grad: Tensor | None = None) -> None:
@@ -89,6 +99,15 @@ class Segment:
             self.clear()
             if output.requires_grad:
                 torch.autograd.backward(output, None if grad is None else grad.to(output.device))
+
+    def gradient(self, loss: Tensor, z: Tensor, *, differentiable: bool = False) -> Tensor:
+        """d loss/dz alone, shaped as z: nothing is computed or kept for this segment's own parameters.
+
+        `differentiable`: with a graph, for a loss on the gradient itself.
+        """
+        with self.span("backward"):
+            (gradient,) = torch.autograd.grad(loss, z, create_graph=differentiable)
+        return gradient
 
     def clear(self) -> None:
         """Forget the gradients of the last step; `backward` would, but a learner that waits has the time now."""

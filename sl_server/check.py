@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,15 +22,19 @@ from sl_common.codec import Codec, Coding
 from sl_common.codec.words import words
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
-from sl_common.messages import Gradient, Smashed
+from sl_common.messages import Gradient, Newest, Smashed
 from sl_common.models import Block, join
-from sl_common.network import Network
+from sl_common.network import Network, auxiliary_fit
 from sl_common.presets import PRESETS
 from sl_common.protocol import At, Averaged
+from sl_common.protocol.align import Memory
 from sl_common.seeds import torch_generator
+from sl_common.segment import Segment
 from sl_common.wire import Endpoint, Frame
 from sl_common.wire.endpoint import GRPC_PREFIX
 from sl_server.show import size
+
+MEASURED = 128  # samples that an alignment is measured on, at most
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +71,22 @@ class Cut:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Aligning:
+    """What the server's alignments take, estimated from one batch of noise on this machine's CPU."""
+
+    samples: int  # in a client's memory, once it is full
+    times: int  # in the run, over all clients
+    seconds: float  # of one, with a full memory
+    aux_bytes: int  # down to a client each time
+
+    def __str__(self) -> str:
+        return (
+            f"alignment of one client's auxiliary network ({size(self.aux_bytes)}) on {self.samples} samples: about {self.seconds:.1f} s "
+            f"on this machine's CPU; {self.times} of them in this run, about {self.times * self.seconds:.0f} s of work beside the training"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """What `sl-server check` says."""
 
@@ -73,6 +94,7 @@ class Report:
     cuts: list[Cut]
     chosen: int
     head_bytes: int
+    aligning: Aligning | None  # where the server aligns auxiliary networks
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
@@ -82,6 +104,7 @@ class Report:
             "cautions": self.config.cautions,
             "cut": self.chosen,
             "head_bytes": self.head_bytes,
+            "alignment": None if self.aligning is None else asdict(self.aligning),
         }
 
     def show(self, console: Console, *, resolved: bool) -> None:
@@ -113,6 +136,8 @@ class Report:
         if (every := getattr(config.protocol.learner, "send_every", 1)) > 1:
             console.print(f"one batch of every {every} is sent")
         console.print(f"the head has {size(self.head_bytes)}")
+        if self.aligning is not None:
+            console.print(str(self.aligning))
         if not self.config.protocol.timing_free:
             console.print(
                 "note: barrier each on a shared head: the result depends on the order in which batches arrive"
@@ -164,7 +189,34 @@ def inspect(config: RunConfig) -> Report:
     network = Network.build(config)
     cuts = [_cut(list(network.blocks), cut, config, network.limit_bytes) for cut in range(1, len(network.blocks))]
     possible = [cut for cut in cuts if cut is not None]
-    return Report(config=config, cuts=possible, chosen=network.cut, head_bytes=_nbytes(network.head))
+    return Report(
+        config=config,
+        cuts=possible,
+        chosen=network.cut,
+        head_bytes=_nbytes(network.head),
+        aligning=_aligning(config, network) if config.protocol.aligns else None,
+    )
+
+
+def _aligning(config: RunConfig, network: Network) -> Aligning:
+    """Twice one batch of the alignment: the first warms up."""
+    how, gate, run = config.server.alignment, config.protocol.gate, config.run
+    directives = [gate.decide([], At(seed=run.seed, round=r, rounds=run.rounds)) for r in range(run.rounds)]
+    record = directives[0].record
+    assert isinstance(record, Newest)
+    count = min(how.batch_size, record.samples, MEASURED)
+    z = torch.randn(count, *network.cut_shape, generator=torch_generator(run.seed, "check", "align"))
+    memory = Memory(z=z, y=torch.zeros(count, dtype=torch.int64), targets=torch.zeros_like(z))
+    aux = Segment(copy.deepcopy(network.part("aux")), how.optimizer)
+    took = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        how.model_copy(update={"epochs": 1}).run(aux, memory, (run.seed, "check"))
+        took = time.perf_counter() - began
+    first = next((r for r, d in enumerate(directives) if not d.warm), run.rounds)
+    times = sum(d.align or r == first for r, d in enumerate(directives)) * run.clients
+    seconds = took * how.epochs * record.samples / count
+    return Aligning(samples=record.samples, times=times, seconds=seconds, aux_bytes=aux.nbytes)
 
 
 def _cut(blocks: list[Block], cut: int, config: RunConfig, limit: int) -> Cut | None:
@@ -180,7 +232,7 @@ def _cut(blocks: list[Block], cut: int, config: RunConfig, limit: int) -> Cut | 
     chosen = getattr(config.protocol.learner, "aux", None)
     if chosen is not None:
         try:
-            aux = chosen.make(tuple(z.shape[1:]), config.input, config.classes)
+            aux = chosen.make(auxiliary_fit(config, tuple(z.shape[1:]), cut, None))
         except ConfigError:  # fits the configured cut, not this one
             return None
         memory += _kept(aux, z.clone().requires_grad_())[1] + _training_bytes(aux, config)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 from sl_common.config import RunConfig
@@ -27,15 +29,18 @@ from sl_common.facts import (
     WaveBegun,
 )
 from sl_common.messages import (
+    Aligned,
     Alive,
     Begin,
     Bye,
     Directive,
     Done,
     Event,
+    Gradient,
     Joined,
     Leave,
     Left,
+    Newest,
     Ready,
     Smashed,
     Tick,
@@ -44,8 +49,9 @@ from sl_common.messages import (
 )
 from sl_common.network import Network
 from sl_common.protocol import Arrived, At, Record, WaitUntil
-from sl_common.segment import Bank, Segment
+from sl_common.segment import Alone, Bank, Segment
 from sl_common.tensors import State, check_state, raw_bytes
+from sl_server.alignments import Alignments, Job
 from sl_server.recordings import Recordings, Spill
 from sl_server.roster import Member, Roster
 from sl_server.scores import evaluation, mean_loss
@@ -59,16 +65,28 @@ MAX_SAMPLES = 1 << 40  # that a client may say it has
 class Coordinator:
     """One run. Clients go by name outside and by shard inside."""
 
-    def __init__(self, config: RunConfig, network: Network, *, device: str = "cpu", spill: Spill | None = None) -> None:
-        """`spill` moves recorded batches out of memory; without it nothing is recorded beyond the memory's budget."""
+    def __init__(
+        self,
+        config: RunConfig,
+        network: Network,
+        *,
+        device: str = "cpu",
+        spill: Spill | None = None,
+        alone: Alone | None = None,
+    ) -> None:
+        """`spill` moves recorded batches out of memory; without it nothing is recorded beyond the memory's budget.
+
+        `alone`: a lock, for whoever runs `jobs` in other threads.
+        """
         self.config = config
         self.network = network
         self.protocol = config.protocol
         self.roster = Roster(config.shards, config.sharded)
-        per_client = frozenset({"head"}) if self.protocol.head.copies == "per_client" else frozenset[str]()
-        self.bank = Bank({"head": lambda: self._head(device)}, per_client)
+        self.bank = self._new_bank(device, alone or nullcontext())
         self.recordings = Recordings(config.codec, config.server.recordings, spill)
-        self._weights = Weights(network, self.protocol.learner.parts, self.bank)
+        self.alignments = Alignments(config, self.bank, self.recordings)
+        own = frozenset({"lower"}) if config.client.initial == "own" else frozenset[str]()
+        self._weights = Weights(network, self.protocol.learner.parts, self.bank, own=own)
         self._facts: list[
             Fact | partial[Fact]
         ] = []  # hashes are computed when asked for, once replies are on their way
@@ -83,8 +101,15 @@ class Coordinator:
         self.wake_at: float | None = None  # a barrier wants a Tick then
         self.ended: RunEnded | None = None
 
-    def _head(self, device: str) -> Segment:
-        return Segment(copy.deepcopy(self.network.head), self.config.server.optimizer, device=device)
+    def _new_bank(self, device: str, alone: Alone) -> Bank:
+        server, protocol = self.config.server, self.protocol
+        optimizers = {"head": server.optimizer} | ({"aux": server.alignment.optimizer} if protocol.aligns else {})
+        per_client = {"aux"} | ({"head"} if protocol.head.copies == "per_client" else set())
+
+        def make(part: str) -> Segment:
+            return Segment(copy.deepcopy(self.network.part(part)), optimizers[part], device=device, alone=alone)
+
+        return Bank({part: partial(make, part) for part in optimizers}, frozenset(per_client & optimizers.keys()))
 
     # --- events in
 
@@ -97,7 +122,7 @@ class Coordinator:
     def handle(self, client: str, event: Event) -> None:
         """Take one event. Raises WireError, with nothing changed, if the client may not say this now."""
         if self.ended is not None and not isinstance(event, Left | Leave):
-            return  # it crossed with our Bye
+            return  # it crossed with our Bye, or comes too late
         match event:
             case Smashed():
                 self.network.check(event)
@@ -110,6 +135,8 @@ class Coordinator:
                 self._done(self.roster[client], event)
             case Left(reason=reason) | Leave(reason=reason):
                 self._left(self.roster[client], reason)
+            case Aligned():
+                self._aligned(client, event)
             case Tick(now=now):
                 self._now = now
             case Alive():
@@ -128,6 +155,10 @@ class Coordinator:
     def settle(self) -> None:
         """Do what replies need not wait for; whoever sends them calls this when they are on their way."""
         self.bank.settle()
+
+    def jobs(self) -> list[Job]:
+        """Work that whoever drives this is to run, in any thread; its results come back as events."""
+        return self.alignments.jobs()
 
     def facts(self) -> list[Fact]:
         """What happened since the last call."""
@@ -174,6 +205,17 @@ class Coordinator:
                 evaluate=wave.evaluate,
             )
         )
+
+    def _aligned(self, name: str, event: Aligned) -> None:
+        """An alignment is over; its client may have left meanwhile."""
+        member, wave = self.roster.find(name), self._wave
+        if member is None or wave is None or member.shard not in wave.aligning:
+            return
+        if (event.round, event.wave) != (wave.at.round, wave.at.wave):
+            return
+        wave.aligning.discard(member.shard)
+        self.bank.get("aux", member.shard).load(event.weights["aux"], "an aligned auxiliary network")
+        self._say(member, event)
 
     def _left(self, member: Member, reason: str) -> None:
         was_ready, member.here, member.ready = member.ready, False, False
@@ -233,8 +275,9 @@ class Coordinator:
         if not directive.send:
             self._begin_playback(wave, members)
             return
-        needs = self.protocol.merge.needs(at) if directive.update else ()
         for m in members:
+            news = self._news_for(m)  # first: a new life's network was never aligned
+            asked = self.alignments.directive(m.shard, directive)
             self.recordings.begin(m.shard, directive.record)
             wave.begins[m.shard] = Begin(
                 round=at.round,
@@ -244,9 +287,9 @@ class Coordinator:
                 steps=self.config.client.wave.batches(m.batches),
                 first=m.trained,
                 lr=self.config.client.lr(at.round, at.rounds),
-                weights=self._news_for(m),
-                upload=tuple(part for part in needs if part in self.protocol.learner.parts),
-                directive=directive,
+                weights=news,
+                upload=self.protocol.uploads(at, asked),
+                directive=asked,
             )
         self._set_lr(at, members)
         self._begin(wave, members)
@@ -289,6 +332,7 @@ class Coordinator:
         """The weights that a client must hear of before it begins."""
         if not member.seen:
             self.bank.forget(member.shard)  # what a former life of this shard had trained
+            self.alignments.forget(member.shard)
         return self._weights.news_for(member)
 
     def _serve(self) -> bool:
@@ -312,17 +356,31 @@ class Coordinator:
 
     def _train(self, wave: Wave, cohort: list[int], at: At) -> None:
         members = {client: self.roster.by_shard(client) for client in cohort}
-        arrived = [Arrived(client=c, batch=wave.next_of(c), samples=members[c].samples) for c in cohort]
+        came = {c: wave.next_of(c) for c in cohort}
+        arrived = [
+            Arrived(client=c, batch=self.alignments.wanting(batch), samples=members[c].samples)
+            for c, batch in came.items()
+        ]
         replies = self.protocol.head.step(self.bank, arrived, at)
         wave.cohorts += 1
         for a in arrived:
-            reply, size = replies[a.client], len(a.batch.y)
-            wave.losses[a.client, a.batch.step] = (reply.loss, size)
+            reply, batch = replies[a.client], came[a.client]
+            wave.losses[a.client, batch.step] = (reply.loss, len(batch.y))
             if wave.playback is None:
-                self._say(members[a.client], reply)
-            if wave.directive.record is not None:
-                self.recordings.keep(a.client, a.batch, wave.directive.record)
+                self._say(members[a.client], reply if batch.needs_grad else replace(reply, dz=None))
             self._facts.append(partial(_trained, members[a.client].name, a, at, reply.loss))
+            self._record_batch(wave, members[a.client], batch, reply)
+
+    def _record_batch(self, wave: Wave, member: Member, batch: Smashed, reply: Gradient) -> None:
+        """Keep it if that was asked, and align the client's auxiliary network once its first batch is there."""
+        rule = wave.directive.record
+        if rule is None:
+            return
+        stored = reply.dz * len(batch.y) if self.alignments.stores_targets and reply.dz is not None else None
+        self.recordings.keep(member.shard, batch, rule, stored)
+        if isinstance(rule, Newest) and batch.step == 0 and wave.begins[member.shard].directive.align:
+            wave.aligning.add(member.shard)
+            self.alignments.begin(member.name, member.shard, rule, wave.at)
 
     def _evaluate(self, wave: Wave, client: int, batch: Smashed) -> None:
         reply = self.protocol.head.evaluate(self.bank, client, batch)

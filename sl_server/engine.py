@@ -14,19 +14,22 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
 
 from sl_common.errors import CutlayerError, Refused, WireError
-from sl_common.facts import Fact
-from sl_common.messages import Tick
+from sl_common.facts import AuxAligned, Fact
+from sl_common.messages import Aligned, Tick
 from sl_common.wire import Frame, Hello, Refusal
+from sl_server.alignments import Job
 from sl_server.coordinator import Coordinator
 from sl_server.ledger import Ledger
 from sl_server.meter import Clock, Meter, Span
 from sl_server.metrics import Metrics
 from sl_server.sessions import Opened, Session, Sessions
+from sl_server.workers import Workers, run_timed
 
 LINGER_S = 10.0  # after the run, for clients that have not taken their Bye yet
 HURRY_S = 2.0  # the same after a stop
@@ -85,6 +88,7 @@ class Engine:
         self._started = time.monotonic()
         self._ended_at: float | None = None
         self._next_tick = 0.0
+        self._workers = Workers(coordinator.config.run.threads)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # --- called from any thread
@@ -149,8 +153,24 @@ class Engine:
             self._send(link, frames)
             self._meter.said(link.clock, message, span)
         self.coordinator.settle()
+        for job in self.coordinator.jobs():
+            self._workers.do(partial(self._align, job))
         self._tell()
         return True
+
+    def _align(self, job: Job) -> None:
+        """In a worker's thread; the result is one more thing that the loop takes out of its inbox."""
+        try:
+            result, told = run_timed(job)
+        except Exception as error:  # the loop ends the run with it
+            self._inbox.put(partial(_raise, error))
+            return
+        self._inbox.put(lambda: self._aligned(job.client, result, told))
+
+    def _aligned(self, client: str, result: Aligned, told: AuxAligned) -> None:
+        self.sessions.aligned(client, result)
+        self._metrics.fact(told)
+        self._on_fact(told)
 
     def _tell(self) -> None:
         """What was put off until the replies were on their way: counts, metrics, facts."""
@@ -277,3 +297,7 @@ class Engine:
         self._metrics.rejected(code)
         stream.send([Refusal(code=code, reason=reason).to_frame()])
         stream.close()
+
+
+def _raise(error: Exception) -> None:
+    raise error

@@ -13,7 +13,17 @@ from prometheus_client.registry import Collector
 
 from sl_common import __version__
 from sl_common.errors import ConfigError
-from sl_common.facts import ClientJoined, ClientLeft, ClientReady, Evaluated, Fact, RoundEnded, RunEnded, Trained
+from sl_common.facts import (
+    AuxAligned,
+    ClientJoined,
+    ClientLeft,
+    ClientReady,
+    Evaluated,
+    Fact,
+    RoundEnded,
+    RunEnded,
+    Trained,
+)
 from sl_common.messages import WIRE_KINDS
 from sl_server.ledger import Ledger
 
@@ -61,6 +71,12 @@ class Metrics:
             registry=self.registry,
         )
         self._phases = {phase: step.labels(phase) for phase in PHASES}
+        self._alignment = Histogram(
+            "sl_alignment_seconds",
+            "One alignment of one client's auxiliary network, beside the training",
+            buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500),
+            registry=self.registry,
+        )
         clients = Gauge("sl_clients", "Clients by state", ("state",), registry=self.registry)
         self._clients = {state: clients.labels(state) for state in ("connected", "ready", "away")}
         self._round = Gauge("sl_round", "Rounds that are over", registry=self.registry)
@@ -124,6 +140,8 @@ class Metrics:
             case Trained(samples=samples):
                 self._steps.inc()
                 self._samples.inc(samples)
+            case AuxAligned(took_s=seconds):
+                self._alignment.observe(seconds)
             case RoundEnded(round=number, loss=loss):
                 self._round.set(number + 1)
                 if loss is not None:

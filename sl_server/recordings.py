@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from sl_common.codec import Coding, Identity, Link, Packed
@@ -26,11 +27,12 @@ _EXACT = Identity()
 class _Kept:
     packed: Packed
     y: Tensor
-    spilled: bool
+    target: Packed | None
+    spilled: bool = False
 
     @property
     def nbytes(self) -> int:
-        return self.packed.layout.nbytes + self.y.nbytes
+        return self.y.nbytes + sum(one.layout.nbytes for one in (self.packed, self.target) if one is not None)
 
 
 class Recordings:
@@ -49,18 +51,24 @@ class Recordings:
         if isinstance(rule, Epoch):
             self.forget(client)
 
-    def keep(self, client: int, batch: Smashed, rule: Epoch | Newest) -> None:
-        """Keep a batch that was trained on. Raises ConfigError where there is no room for it."""
+    def keep(self, client: int, batch: Smashed, rule: Epoch | Newest, target: Tensor | None = None) -> None:
+        """Keep a batch that was trained on, and with it a gradient (B, *cut). Raises ConfigError where there is no room for it."""
         kept = self._kept.setdefault(client, deque())
         if isinstance(rule, Newest):
             samples = sum(len(one.y) for one in kept) + len(batch.y)
             while kept and samples - len(kept[0].y) >= rule.samples:
                 samples -= len(kept[0].y)
                 self._drop(kept.popleft())
-        kept.append(self._place(batch.packed or _EXACT.encode(batch.z, Coding()), batch.y))
+        packed = batch.packed or _EXACT.encode(batch.z, Coding())
+        kept.append(
+            self._place(
+                _Kept(
+                    packed=packed, y=batch.y, target=None if target is None else _EXACT.encode(target.clone(), Coding())
+                )
+            )
+        )
 
-    def _place(self, packed: Packed, y: Tensor) -> _Kept:
-        one = _Kept(packed=packed, y=y, spilled=False)
+    def _place(self, one: _Kept) -> _Kept:
         if self.memory_bytes + one.nbytes <= self._budget.memory_mb * 1e6:
             self.memory_bytes += one.nbytes
             return one
@@ -70,8 +78,11 @@ class Recordings:
                 f"server.recordings.disk_mb = {self._budget.disk_mb:g}: raise one of them, or take a codec for up"
             )
         self.spilled_bytes += one.nbytes
-        data = self._spill(memoryview(packed.data).cast("B"))
-        return replace(one, packed=replace(packed, data=data), spilled=True)
+        return replace(one, packed=self._moved(one.packed), target=one.target and self._moved(one.target), spilled=True)
+
+    def _moved(self, packed: Packed) -> Packed:
+        assert self._spill is not None
+        return replace(packed, data=self._spill(memoryview(packed.data).cast("B")))
 
     def _drop(self, one: _Kept) -> None:
         if one.spilled:
@@ -88,10 +99,24 @@ class Recordings:
         kept = list(self._kept.get(client, ()))
         order = numpy_generator(at.seed, "playback", at.round, client).permutation(len(kept))
         for step, index in enumerate(order):
-            packed, y = kept[index].packed, kept[index].y
-            scheme = self._link.up if packed.layout.codec == self._link.up.kind else _EXACT
-            z = scheme.decode(packed, Coding())
-            yield Smashed(step=step, z=z, y=y, round=at.round, wave=at.wave, needs_grad=False)
+            z = self._decoded(kept[index].packed)
+            yield Smashed(step=step, z=z, y=kept[index].y, round=at.round, wave=at.wave, needs_grad=False)
+
+    def newest(self, client: int, samples: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The newest samples, oldest first: z (N, *cut), y (N,), and their gradients if those were kept.
+
+        Raises ValueError if nothing is kept.
+        """
+        kept = list(self._kept.get(client, ()))
+        if not kept:
+            raise ValueError(f"nothing is recorded of client {client}")
+        targets = [_EXACT.decode(one.target, Coding()) for one in kept if one.target is not None]
+        z, y = torch.cat([self._decoded(one.packed) for one in kept]), torch.cat([one.y for one in kept])
+        return z[-samples:], y[-samples:], torch.cat(targets)[-samples:] if targets else None
+
+    def _decoded(self, packed: Packed) -> Tensor:
+        scheme = self._link.up if packed.layout.codec == self._link.up.kind else _EXACT
+        return scheme.decode(packed, Coding())
 
     def forget(self, client: int) -> None:
         """A client that leaves takes its recordings with it."""

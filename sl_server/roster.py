@@ -35,6 +35,10 @@ class Roster:
     def __getitem__(self, name: str) -> Member:
         return self._members[name]
 
+    def find(self, name: str) -> Member | None:
+        """The member of that name, if it is known."""
+        return self._members.get(name)
+
     def by_shard(self, shard: int) -> Member:
         """The member that has this shard."""
         return next(m for m in self._members.values() if m.shard == shard)

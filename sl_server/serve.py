@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ async def _serve(
     ledger = Ledger()
     metrics = Metrics(ledger)
     device = pick_device(config.server.device)
-    coordinator = Coordinator(config, Network.build(config), device=device, spill=DiskSpill(out))
+    network = Network.build(config)
+    coordinator = Coordinator(config, network, device=device, spill=DiskSpill(out), alone=threading.Lock())
     directory = RunDirectory(out, config, ledger)
     show = make_show(ledger, config.run.rounds, as_json=as_json)
     over = asyncio.Event()

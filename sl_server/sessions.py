@@ -10,7 +10,7 @@ from typing import Protocol
 
 from sl_common import __version__
 from sl_common.errors import Refused, WireError
-from sl_common.messages import Advanced, Event, Joined, Leave, Left, ToServer
+from sl_common.messages import Advanced, Aligned, Event, Joined, Leave, Left, ToServer
 from sl_common.wire import WIRE_VERSION, Endpoint, Frame, Greeting, Hello, Received
 from sl_server.coordinator import Coordinator, Said
 
@@ -131,6 +131,10 @@ class Sessions:
         if said is not None and self.log is not None:
             self.log.append(("", Advanced()))
         return said
+
+    def aligned(self, client: str, result: Aligned) -> None:
+        """A job of the coordinator's is done."""
+        self._handle(client, result)
 
     def _handle(self, client: str, event: Event) -> None:
         self.coordinator.handle(client, event)

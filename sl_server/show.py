@@ -11,7 +11,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from sl_common.facts import ClientJoined, ClientLeft, Evaluated, Fact, RoundEnded, RunEnded, Trained, WaveBegun
+from sl_common.facts import (
+    AuxAligned,
+    ClientJoined,
+    ClientLeft,
+    Evaluated,
+    Fact,
+    RoundEnded,
+    RunEnded,
+    Trained,
+    WaveBegun,
+)
 from sl_common.messages import WIRE_KINDS
 from sl_server.ledger import Ledger
 
@@ -44,6 +54,18 @@ class Show:
                 self.say("joined", f"{client} joined (shard {shard + 1})", client=client, shard=shard)
             case ClientLeft(client=client, reason=reason):
                 self.say("left", f"{client} left: {reason}", client=client, reason=reason)
+            case AuxAligned(client=client, round=number, samples=samples, before=before, after=after, took_s=took):
+                self.say(
+                    "aligned",
+                    f"round {number + 1}/{self._rounds}: {client}'s auxiliary network aligned on {samples} samples in {took:.1f} s, "
+                    f"squared error {before:.4g} → {after:.4g}",
+                    client=client,
+                    round=number + 1,
+                    samples=samples,
+                    before=before,
+                    after=after,
+                    took_s=took,
+                )
             case RoundEnded(round=number, loss=loss):
                 up, down = self._ledger.total("up"), self._ledger.total("down")
                 text = "no batch trained" if loss is None else f"loss {loss:.4f}"

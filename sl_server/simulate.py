@@ -22,6 +22,7 @@ from sl_server.coordinator import Coordinator
 from sl_server.ledger import Direction
 from sl_server.sessions import Session, Sessions
 from sl_server.spill import DiskSpill
+from sl_server.workers import run_timed
 
 Count = Callable[[Direction, Frame | Message], None]  # every frame and every message
 
@@ -111,6 +112,10 @@ class Simulation:
                 moved = True
                 for name, message in said:
                     self._clients[name].hear(message)
+                for job in self.coordinator.jobs():  # at once: what it comes to does not depend on when it is done
+                    result, told = run_timed(job)
+                    self.sessions.aligned(job.client, result)
+                    yield told
                 yield from self.coordinator.facts()
             for client in self._clients.values():
                 moved = client.go_on() or moved

@@ -26,6 +26,7 @@ class Wave:
     came: dict[int, int] = field(default_factory=dict)
     done: dict[int, Done] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
+    aligning: set[int] = field(default_factory=set)  # clients whose auxiliary networks are being aligned
     losses: dict[tuple[int, int], tuple[float, int]] = field(default_factory=dict)  # (shard, step) -> mean, samples
     correct: dict[int, int] = field(default_factory=dict)
     playback: dict[int, Iterator[Smashed]] | None = None  # recorded batches in place of clients, who hear nothing
@@ -73,6 +74,8 @@ class Wave:
         """A client says Done. Raises WireError if it is not in the wave or left out work."""
         self._check_in(client, "done", done.round, done.wave)
         begin = self.begins[client]
+        if client in self.aligning:
+            raise WireError("done before the auxiliary network was aligned")
         if not begin.evaluate and begin.directive.send and done.steps != begin.steps:
             raise WireError(f"done after {done.steps} batches, this wave has {begin.steps}")
         if not math.isfinite(done.loss_sum) or (done.loss_sum and not 0 < done.samples <= begin.steps * batch_size):
@@ -108,4 +111,5 @@ class Wave:
         """A client left; what waited of it is not trained."""
         if client in self.begins and client not in self.done:
             self.gone.add(client)
+        self.aligning.discard(client)
         self.waiting.pop(client, None)

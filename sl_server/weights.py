@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from sl_common.network import Network
 from sl_common.segment import Bank
@@ -14,7 +14,9 @@ from sl_server.roster import Member
 class Weights:
     """The last merged weights of each part that clients hold, and what the server's bank holds besides."""
 
-    def __init__(self, network: Network, parts: Iterable[str], bank: Bank) -> None:
+    def __init__(self, network: Network, parts: Iterable[str], bank: Bank, *, own: frozenset[str]) -> None:
+        """`own`: parts of which every client begins with weights of its own."""
+        self._own = own
         self._bank = bank
         self._shared: dict[str, State] = {
             part: {name: t.detach().clone() for name, t in network.part(part).state_dict().items()} for part in parts
@@ -49,6 +51,8 @@ class Weights:
             if member.seen.get(part) == self._merges[part]:
                 continue
             member.seen[part] = self._merges[part]
+            if part in self._own and not self._merges[part]:
+                continue
             if member.holds.get(part) != self._digests[part]:
                 news[part] = state
                 member.holds[part] = self._digests[part]
@@ -62,14 +66,15 @@ class Weights:
             return states | {f"head-{client}": segment.state() for client, segment in copies.items()}
         return states | {"head": self._bank.get("head").state()}
 
-    def sha256(self, members: Iterable[Member]) -> str:
+    def sha256(self, members: Collection[Member]) -> str:
         """One fingerprint of all weights of the run, the private ones by the digests that their clients reported."""
         sha = hashlib.sha256()
         digests = {name: digest(state) for name, state in self.on_server().items()}
-        if "aux" in self._shared and self.is_shared("aux"):
-            digests["aux"] = self._digests["aux"]
-        if "lower" not in digests:
-            digests |= {f"lower-{m.shard}": m.holds["lower"] for m in members if "lower" in m.holds}
+        for part in self._shared.keys() - {"head"}:
+            if self.is_shared(part):
+                digests[part] = self._digests[part]
+            else:
+                digests |= {f"{part}-{m.shard}": m.holds[part] for m in members if part in m.holds}
         for name in sorted(digests):
             sha.update(name.encode() + b"\0" + digests[name])
         return sha.hexdigest()

@@ -16,6 +16,7 @@ from unions import members
 from sl_common.codec import Link
 from sl_common.codec.packed import DTYPES
 from sl_common.messages import (
+    Aligned,
     Alive,
     Begin,
     Bye,
@@ -145,12 +146,15 @@ DRAWN: dict[type, st.SearchStrategy[Any]] = {
         lr=st.floats(),
         weights=weights,
         upload=st.lists(names, max_size=3).map(tuple),
-        directive=st.builds(Directive, send=st.booleans(), update=st.booleans()),
+        directive=st.builds(
+            Directive, send=st.booleans(), update=st.booleans(), align=st.booleans(), warm=st.booleans()
+        ),
         slice=u32,
         slices=u32,
         samples=u64,
     ),
     Gradient: st.builds(Gradient, step=u64, loss=st.floats(), correct=u64, dz=st.none() | tensors()),
+    Aligned: st.builds(Aligned, round=u32, wave=u32, weights=weights, before=st.floats(), after=st.floats()),
     Bye: st.builds(Bye, reason=st.text(), finished=st.booleans()),
 }
 said_by: dict[Side, st.SearchStrategy[Any]] = {

@@ -39,7 +39,7 @@ class LiveServer:
     def __init__(self, config: RunConfig) -> None:
         self.ledger = Ledger()
         self.metrics = Metrics(self.ledger)
-        self.coordinator = Coordinator(config, Network.build(config))
+        self.coordinator = Coordinator(config, Network.build(config), alone=threading.Lock())
         self.facts: list[Fact] = []
         self.warnings: list[str] = []
         self.over = threading.Event()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
 from pydantic import ValidationError
+from test_network import federation
 from world import make_config
 
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
+from sl_common.facts import Trained
 from sl_common.messages import Gradient, Smashed
+from sl_common.network import Network
 from sl_common.protocol import At, Averaged
+from sl_server.ledger import Ledger
 from sl_server.simulate import Simulation
 
 
@@ -208,3 +215,42 @@ def test_what_collapsed_in_the_paper_is_allowed_with_a_warning() -> None:
     always = make_config("sglr", run__clients=10, protocol__head__scatter__fraction=1.0)
     assert "at most 0.75, or a phase" in always.cautions[0]
     assert RunConfig.from_json(risky.to_json()).cautions == risky.cautions
+
+
+def test_the_codes_loss_is_binary_cross_entropy_of_the_softmax() -> None:
+    """f7: averaged over (C·b) × classes entries, by hand."""
+    config = make_config("sglr", run__clients=2, run__rounds=1, protocol__head__loss='"softmax_bce"')
+    head = config.protocol.head
+    draw = torch.Generator().manual_seed(0)
+    logits, y = torch.randn(6, 10, generator=draw), torch.randint(10, (6,), generator=draw)
+    total = 0.0
+    for row, label in zip(logits.double().tolist(), y.tolist(), strict=True):
+        powers = [math.exp(value) for value in row]
+        for place, power in enumerate(powers):
+            likely = power / sum(powers)
+            total -= math.log(likely if place == label else 1 - likely)
+    assert head._mean(logits, y).item() == pytest.approx(total / 60, rel=1e-5)
+    simulation = Simulation(config)
+    losses = [f.loss for f in simulation.facts() if isinstance(f, Trained)]
+    assert len(losses) == 6
+    assert all(0 < loss < 0.6 for loss in losses), "a tenth of the cross-entropy's, about 0.33 at first"
+
+
+def test_clients_may_begin_with_weights_of_their_own(tmp_path: Path) -> None:
+    """f8: as the authors' code; nothing of the lower segment comes down."""
+    settings: dict[str, object] = {"client__initial": '"own"', "run__rounds": 1}
+    config = make_config("sglr", **settings)
+    begun = [Network.build(config, shard=shard).lower.state_dict() for shard in (0, 0, 1)]
+    assert all(torch.equal(begun[0][k], begun[1][k]) for k in begun[0])
+    assert not any(torch.equal(begun[0][k], begun[2][k]) for k in begun[0])
+    ledger = Ledger()
+    Simulation(config, count=ledger.count).run()
+    assert ledger.payload["down", "weights"] == 0
+    with pytest.raises(ConfigError, match=r"client.initial = 'own' needs protocol.merge.kind keep, not average"):
+        make_config("splitfed_v2", **settings)
+    simulation = Simulation(config)
+    simulation.run()
+    assert federation(config, tmp_path / "run")["weights_sha256"] == simulation.coordinator.weights_sha256()
+    alike = Simulation(make_config("sglr", run__rounds=1))
+    alike.run()
+    assert simulation.coordinator.weights_sha256() != alike.coordinator.weights_sha256()

@@ -192,7 +192,7 @@ def test_presets_for_people() -> None:
     assert max(map(len, shown.splitlines())) <= 80
 
 
-LATER = ["loss_async", "locsplitfed", "locfedsl", "locfedmix", "cse_fsl"]
+LATER = ["loss_async", "locsplitfed", "locfedsl", "locfedmix", "cse_fsl", "fsl_sage"]
 
 
 def test_presets_for_programs(ended: dict) -> None:

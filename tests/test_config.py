@@ -44,7 +44,7 @@ augment = "crop_flip"
 waves = { kind = "parallel", fraction = 0.5 }
 gate = { kind = "periodic", k = 3 }
 barrier = { kind = "in_turn", order = "fixed", unit = "batch" }
-head = { copies = "per_client", scatter = { kind = "averaged", fraction = 0.3, phase = "last", share = 0.2, unequal = "mean", reduction = "sum" }, cut_grad_scale = "global_mean", weights = "data", lr_power = 0.5 }
+head = { copies = "per_client", scatter = { kind = "averaged", fraction = 0.3, phase = "last", share = 0.2, unequal = "mean", reduction = "sum" }, cut_grad_scale = "global_mean", weights = "data", loss = "softmax_bce", lr_power = 0.5 }
 merge = { kind = "average", parts = ["lower", "head"], every = 2, weighting = "unweighted" }
 [codec]
 up = { kind = "mask", r = 0.9, b = 3, signed = true }
@@ -54,12 +54,15 @@ state = { kind = "feedback", of = { kind = "float8", format = "e4m3" } }
 optimizer = { kind = "adamw", lr = 0.01, betas = [0.8, 0.9], eps = 1e-6, weight_decay = 0.1, amsgrad = true }
 schedule = { kind = "step", milestones = [1, 2], gamma = 0.3 }
 wave = { steps = 5 }
+initial = "shared"
+window = 9
 aux_optimizer = { kind = "adam", lr = 0.3 }
 [server]
 optimizer = { kind = "sgd", lr = 0.2, momentum = 0.5, nesterov = true }
 schedule = { kind = "cosine", floor = 0.1 }
 device = "cuda:1"
 recordings = { memory_mb = 5, disk_mb = 7 }
+alignment = { epochs = 3, batch_size = 7, optimizer = { kind = "sgd", lr = 0.2 }, targets = "stored", head_buffers = "updated" }
 [eval]
 every = 0
 samples = 17
@@ -76,8 +79,10 @@ OTHERS = [
     'codec.up = { kind = "randtopk", r = 0.5, alpha = 0.3 }',
     'protocol.learner = { kind = "split_local", mu = 0.5, aux = { kind = "decoder", hidden = 3, loss_function = "bce" } }',
     'protocol.learner = { kind = "local_loss", send_every = 3, upload = "first", aux = { kind = "classifier", form = "mlp", hidden = 7 } }',
+    'protocol.learner = { kind = "local_loss", train_aux = false, aux = { kind = "classifier", form = "head", blocks = 3 } }\nprotocol.gate = { kind = "always", record = 9, align_every = 3, warm_start = 2 }\nprotocol.merge = { kind = "average", parts = ["lower", "aux"] }',
     'protocol.head.mix = { kind = "mixup", alpha = 4, partners = 2, per = "sample", detached = false }',
     "client.wave = { epochs = 3 }",
+    'client.initial = "own"',
 ]
 
 
@@ -114,6 +119,7 @@ def test_everything_differs_from_the_defaults() -> None:
         "protocol.waves.kind",
         "protocol.learner.kind",
         "protocol.head.mix.kind",
+        "client.initial",  # own needs another merge
     }
     unchanged |= {
         "server.optimizer.kind",

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 from test_equivalence import assert_same_bits, batches, dumb_average, halves, loaders, lower_of, run, whole_model
+from test_named_models import fit
 from torch import Tensor, nn
 from world import make_config
 
@@ -394,7 +395,7 @@ def test_every_batch_to_a_single_head_is_the_other_preset() -> None:
     ("form", "parameters"), [("linear", 64 * 10 + 10), ("pooled", 4 * 10 + 10), ("mlp", 64 * 8 + 8 + 8 * 10 + 10)]
 )
 def test_classifiers_have_the_parameters_that_they_say(form: str, parameters: int) -> None:
-    aux = Classifier(form=form, hidden=8).make((4, 4, 4), (1, 8, 8), 10)
+    aux = Classifier(form=form, hidden=8).make(fit((4, 4, 4), (1, 8, 8)))
     assert sum(p.numel() for p in aux.parameters()) == parameters
     assert aux(torch.zeros(3, 4, 4, 4)).shape == (3, 10)
 
@@ -403,7 +404,7 @@ def test_classifiers_have_the_parameters_that_they_say(form: str, parameters: in
     ("cut", "input"), [((4, 3, 3), (1, 8, 8)), ((4, 3, 3), (3, 9, 7)), ((16,), (1, 8, 8)), ((5, 2), (12,))]
 )
 def test_decoders_give_back_the_inputs_shape(cut: tuple[int, ...], input: tuple[int, ...]) -> None:
-    found = Decoder().make(cut, input, 10)(torch.randn(2, *cut)).detach()
+    found = Decoder().make(fit(cut, input))(torch.randn(2, *cut)).detach()
     assert found.shape == (2, *input)
     assert 0 <= float(found.min()) <= float(found.max()) <= 1
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.models import MODELS, build, split
-from sl_common.models.auxiliary import Classifier
+from sl_common.models.auxiliary import Classifier, Fit
+from sl_common.network import Network
 
 
 def halves(
@@ -19,6 +21,11 @@ def halves(
 
 def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
+
+
+def fit(cut: tuple[int, ...], input: tuple[int, ...]) -> Fit:
+    """Ten classes, no head."""
+    return Fit(cut=cut, input=input, classes=10, head=list)
 
 
 def nbytes(module: nn.Module) -> int:
@@ -36,11 +43,19 @@ def test_resnet18_is_split_as_in_fsl_sage() -> None:
 
 def test_its_auxiliaries_have_the_papers_sizes() -> None:
     """fsl_sage.md d: linear 1,290 parameters; the default is the head's layer3 and a classifier, 2,102,282 and 8,419,408 bytes."""
-    assert parameters(Classifier(form="pooled").make((128, 4, 4), (3, 32, 32), 10)) == 1290
-    blocks = dict(build("resnet18", input=(3, 32, 32), classes=10, args={}, seed=0))
-    tail = Classifier(form="pooled").make((256, 2, 2), (3, 32, 32), 10)
-    default = nn.Sequential(blocks["layer3_0"], blocks["layer3_1"], tail)
+    assert parameters(Classifier(form="pooled").make(fit((128, 4, 4), (3, 32, 32)))) == 1290
+
+    def sized(aux: str) -> nn.Module:
+        sets = ["model.name=resnet18", "model.cut=layer2_1", "data.name=cifar10", f"protocol.learner.aux={aux}"]
+        found = Network.build(RunConfig.from_toml('[protocol]\npreset = "fsl_sage"', sets)).aux
+        assert found is not None
+        return found
+
+    default = sized("{}")
     assert (parameters(default), nbytes(default)) == (2_102_282, 8_419_408)
+    assert f"{nbytes(sized('{ blocks = 1 }')) / 2**20:.3f}" == "3.522"  # half
+    full = sized('{ kind = "classifier", blocks = 99 }')  # as many as there are
+    assert (parameters(full), nbytes(full)) == (10_498_570, 42_025_080)
 
 
 def test_resnet16_leaves_nine_layers_with_the_client() -> None:
@@ -89,7 +104,7 @@ def test_the_nets_of_cse_fsl_have_the_papers_features() -> None:
     """baselines.md 6."""
     assert halves("cnn_lrn", "conv2", (3, 24, 24), 10)[0](torch.zeros(1, 3, 24, 24)).numel() == 2304
     assert halves("cnn_emnist", "conv2", (1, 28, 28), 62)[0](torch.zeros(1, 1, 28, 28)).numel() == 9216
-    assert parameters(Classifier().make((64, 6, 6), (3, 24, 24), 10)) == 2304 * 10 + 10
+    assert parameters(Classifier().make(fit((64, 6, 6), (3, 24, 24)))) == 2304 * 10 + 10
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34"])

@@ -11,7 +11,7 @@ import pytest
 from torch import Tensor
 from world import make_config
 
-from sl_common.messages import Begin, Bye, Done, Gradient, Ready, Smashed, Welcome
+from sl_common.messages import Aligned, Begin, Bye, Done, Gradient, Ready, Smashed, Welcome
 from sl_common.presets import PRESETS
 from sl_server.simulate import Simulation
 
@@ -58,7 +58,11 @@ def said(message: object) -> str:
         case Begin():
             asks = [
                 word
-                for word, asked in (("send", message.directive.send), ("update", message.directive.update))
+                for word, asked in (
+                    ("send", message.directive.send),
+                    ("update", message.directive.update),
+                    ("await alignment", message.directive.align),
+                )
                 if asked
             ]
             upload = f", upload {' and '.join(message.upload)}" if message.upload else ""
@@ -67,6 +71,8 @@ def said(message: object) -> str:
         case Smashed(step=step, z=z, train=train, needs_grad=needs):
             kind = {(True, True): "step", (True, False): "forward only", (False, False): "evaluation"}[train, needs]
             return f"smashed {step} {shape(z)} {kind}"
+        case Aligned(weights=weights):
+            return f"aligned{held(weights)}"
         case Gradient(step=step, dz=dz):
             return f"gradient {step} {shape(dz)}" if dz is not None else f"reply {step}, no gradient"
         case Done(steps=steps, samples=samples, weights=weights):

@@ -30,6 +30,7 @@ class Expected:
     parts: tuple[str, ...] = ("lower",)
     weights_up: int = 0  # by all clients together
     weights_down: int = CLIENTS  # the initial ones
+    aux_down: int = 0  # of auxiliary networks alone
 
 
 EXPECTED = {
@@ -49,6 +50,8 @@ EXPECTED = {
     "locfedmix": Expected(parts=("lower", "aux"), weights_up=2 * CLIENTS, weights_down=3 * CLIENTS),
     # one batch of h = 5
     "cse_fsl": Expected(up=1, down=0, parts=("lower", "aux"), weights_up=2 * CLIENTS, weights_down=3 * CLIENTS),
+    # the same, the auxiliary network down when it begins and when it is aligned: only the first round's
+    "fsl_sage": Expected(up=1, down=0, weights_up=2 * CLIENTS, weights_down=3 * CLIENTS, aux_down=2 * CLIENTS),
     "fedavg": Expected(up=0, down=0, parts=("lower", "head"), weights_up=2 * CLIENTS, weights_down=3 * CLIENTS),
 }
 
@@ -72,17 +75,18 @@ def test_a_real_run_sends_what_the_formula_says(preset: str) -> None:
     assert [client.error for client in clients] == [None] * CLIENTS
     network = Network.build(config)
     weights = sum(4 * t.numel() for part in want.parts for t in network.part(part).state_dict().values())
+    aux = 0 if network.aux is None else sum(4 * t.numel() for t in network.aux.state_dict().values())
     batches = {"up": want.rounds * CLIENTS * want.up, "down": want.rounds * CLIENTS * want.down}
     tensors = {
         ("up", "smashed"): batches["up"] * BATCH * CUT * 4,
         ("up", "labels"): batches["up"] * BATCH * 8,
         ("down", "gradient"): batches["down"] * BATCH * CUT * 4,
         ("up", "weights"): want.weights_up * weights,
-        ("down", "weights"): want.weights_down * weights,
+        ("down", "weights"): want.weights_down * weights + want.aux_down * aux,
     }
     payload, wire = live.ledger.payload, live.ledger.wire
     assert {key: payload[key] for key in tensors} == tensors
     for (direction, kind), nbytes in tensors.items():
-        messages = want.weights_up + want.weights_down if kind == "weights" else batches[direction]
+        messages = want.weights_up + want.weights_down + want.aux_down if kind == "weights" else batches[direction]
         names = 40 * len(network.blocks) * 4 if kind == "weights" else 0  # of tensors, with their headers
         assert nbytes <= wire[direction, kind] <= nbytes + messages * (PER_MESSAGE + names)

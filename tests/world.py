@@ -21,6 +21,7 @@ from sl_common.network import Network
 from sl_common.participate import Flow, Seat, participate
 from sl_common.segment import Segment
 from sl_common.wire import Endpoint, Hello
+from sl_server.alignments import Job
 from sl_server.coordinator import Coordinator
 from sl_server.sessions import Session, Sessions
 
@@ -62,6 +63,8 @@ class World:
         self.facts: list[Fact] = []
         self.said: list = []  # everything the coordinator said
         self.clients: dict[str, Client] = {}
+        self.jobs: list[Job] = []  # alignments under way; they end at any time
+        self.stuck: set[str] = set()  # clients whose alignments never end
         self.leave_after: dict[str, int] = {}  # client -> messages after which it is gone
         self.cut_every: int | None = None  # frames, both directions together
         self.cuts = 0
@@ -131,10 +134,16 @@ class World:
                 actions.append(lambda c=client: self._carry_up(c))
             if client.down:
                 actions.append(lambda c=client: self._carry_down(c))
+        actions += [lambda j=job: self._finish(j) for job in self.jobs if job.client not in self.stuck]
         return actions or ([self._advance] if self._can_advance() else [])
+
+    def _finish(self, job: Job) -> None:
+        self.jobs.remove(job)
+        self.sessions.aligned(job.client, job.run())
 
     def _can_advance(self) -> bool:
         self._advanced = self.sessions.advance()
+        self.jobs += self.coordinator.jobs()
         self.facts += self.coordinator.facts()
         return self._advanced is not None
 

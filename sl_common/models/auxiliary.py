@@ -6,6 +6,9 @@ A classifier gives (B, classes) logits; a decoder gives back the image. Each is 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -16,37 +19,70 @@ from torch import Tensor, nn
 from sl_common.batch import Batch
 from sl_common.errors import ConfigError
 from sl_common.seeds import Draw
-from sl_common.segment import Segment
+from sl_common.segment import Segment, buffers_untouched
 from sl_common.value import Value
+
+MakeHead = Callable[[], Sequence[tuple[str, nn.Module]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fit:
+    """What an auxiliary network must fit: activations (B, *cut) of images (B, *input), and the head that it stands for."""
+
+    cut: tuple[int, ...]
+    input: tuple[int, ...]
+    classes: int
+    head: MakeHead  # the head's blocks, initialised anew
 
 
 class Classifier(Value):
     """Predicts the label from the activation; the loss is the mean cross-entropy.
 
     `form`: `linear` on all of the activation (CSE-FSL), `pooled` on its channels' means (FSL-SAGE's smallest), `mlp` with one hidden
-    layer.
+    layer, or `head`, which has the first `blocks` of the head's blocks, with weights of its own, and a linear layer on its channels'
+    means (FSL-SAGE's half and default with 1 and 2 blocks of ResNet-18), or all of them (full).
     """
 
     kind: Literal["classifier"] = "classifier"
-    form: Literal["linear", "pooled", "mlp"] = "linear"
+    form: Literal["linear", "pooled", "mlp", "head"] = "linear"
     hidden: PositiveInt = 64  # of the mlp
+    blocks: PositiveInt | None = None  # of form head; by default all of the head's
     predicts: ClassVar[bool] = True
 
-    def make(self, cut: tuple[int, ...], input: tuple[int, ...], classes: int) -> nn.Module:  # noqa: ARG002
-        """For activations (B, *cut)."""
+    def make(self, fit: Fit) -> nn.Module:
+        """For activations (B, *cut). Raises ConfigError where the form does not suit them."""
         if self.form == "pooled":
-            if len(cut) != 3:
-                raise ConfigError(f"aux.form = 'pooled' needs activations (C, H, W), this cut has {cut}")
-            return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(cut[0], classes))
-        width = math.prod(cut)
+            if len(fit.cut) != 3:
+                raise ConfigError(f"aux.form = 'pooled' needs activations (C, H, W), this cut has {fit.cut}")
+            return _pooled(fit.cut, fit.classes)
+        if self.form == "head":
+            return self._head(fit)
+        width, classes = math.prod(fit.cut), fit.classes
         if self.form == "mlp":
             layers = [nn.Linear(width, self.hidden), nn.ReLU(), nn.Linear(self.hidden, classes)]
             return nn.Sequential(nn.Flatten(), *layers)
         return nn.Sequential(nn.Flatten(), nn.Linear(width, classes))
 
-    def loss(self, aux: Segment, z: Tensor, batch: Batch, draw: Draw) -> Tensor:
+    def _head(self, fit: Fit) -> nn.Module:
+        """Its blocks as far as asked for; one that is cut short ends in means over the map, if it is one, and a linear layer."""
+        blocks = list(fit.head())
+        if self.blocks is None or self.blocks >= len(blocks):
+            return nn.Sequential(OrderedDict(blocks))
+        kept = nn.Sequential(OrderedDict(blocks[: self.blocks]))
+        with torch.no_grad(), buffers_untouched(kept):
+            features = tuple(kept(torch.zeros(2, *fit.cut)).shape[1:])
+        return nn.Sequential(kept, _pooled(features, fit.classes))
+
+    def loss(self, aux: Segment, z: Tensor, batch: Batch, draw: Draw, *, keep_buffers: bool = False) -> Tensor:
         """Mean over the batch."""
-        return F.cross_entropy(aux.forward(z, draw), batch.y.to(aux.device))
+        return F.cross_entropy(aux.forward(z, draw, keep_buffers=keep_buffers), batch.y.to(aux.device))
+
+
+def _pooled(features: tuple[int, ...], classes: int) -> nn.Module:
+    """Logits from means over a map (C, H, W), or from all of anything else."""
+    if len(features) == 3:
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features[0], classes))
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(features), classes))
 
 
 class _Decode(nn.Module):
@@ -77,16 +113,17 @@ class Decoder(Value):
     loss_function: Literal["mse", "bce"] = "mse"
     predicts: ClassVar[bool] = False
 
-    def make(self, cut: tuple[int, ...], input: tuple[int, ...], classes: int) -> nn.Module:  # noqa: ARG002
+    def make(self, fit: Fit) -> nn.Module:
         """For activations (B, *cut) of images (B, *input)."""
+        cut, input = fit.cut, fit.input
         if len(cut) == 3 and len(input) == 3:
             return _Decode(cut[0], input, self.hidden)
         layers = [nn.Linear(math.prod(cut), self.hidden), nn.ReLU(), nn.Linear(self.hidden, math.prod(input))]
         return nn.Sequential(nn.Flatten(), *layers, nn.Sigmoid(), nn.Unflatten(1, input))
 
-    def loss(self, aux: Segment, z: Tensor, batch: Batch, draw: Draw) -> Tensor:
+    def loss(self, aux: Segment, z: Tensor, batch: Batch, draw: Draw, *, keep_buffers: bool = False) -> Tensor:
         """Mean over all elements."""
-        found, image = aux.forward(z, draw), batch.image.to(aux.device)
+        found, image = aux.forward(z, draw, keep_buffers=keep_buffers), batch.image.to(aux.device)
         return F.mse_loss(found, image) if self.loss_function == "mse" else F.binary_cross_entropy(found, image)
 
 

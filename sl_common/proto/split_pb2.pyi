@@ -57,7 +57,7 @@ class ClientFrame(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., ack: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., smashed: _Optional[_Union[Smashed, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class ServerFrame(_message.Message):
-    __slots__ = ("seq", "ack", "greeting", "refusal", "welcome", "begin", "gradient", "bye", "chunk")
+    __slots__ = ("seq", "ack", "greeting", "refusal", "welcome", "begin", "gradient", "bye", "aligned", "chunk")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     GREETING_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class ServerFrame(_message.Message):
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_FIELD_NUMBER: _ClassVar[int]
     BYE_FIELD_NUMBER: _ClassVar[int]
+    ALIGNED_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     seq: int
     ack: int
@@ -75,8 +76,9 @@ class ServerFrame(_message.Message):
     begin: Begin
     gradient: Gradient
     bye: Bye
+    aligned: Aligned
     chunk: bytes
-    def __init__(self, seq: _Optional[int] = ..., ack: _Optional[int] = ..., greeting: _Optional[_Union[Greeting, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., gradient: _Optional[_Union[Gradient, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, seq: _Optional[int] = ..., ack: _Optional[int] = ..., greeting: _Optional[_Union[Greeting, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., gradient: _Optional[_Union[Gradient, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., aligned: _Optional[_Union[Aligned, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("version", "software", "client", "life", "received", "resume", "shard_plus_one", "shards")
@@ -177,12 +179,16 @@ class Begin(_message.Message):
     def __init__(self, round: _Optional[int] = ..., rounds: _Optional[int] = ..., wave: _Optional[int] = ..., wave_size: _Optional[int] = ..., evaluate: _Optional[bool] = ..., steps: _Optional[int] = ..., first: _Optional[int] = ..., lr: _Optional[float] = ..., weights: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., upload: _Optional[_Iterable[str]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., slice: _Optional[int] = ..., slices: _Optional[int] = ..., samples: _Optional[int] = ..., parts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Directive(_message.Message):
-    __slots__ = ("send", "update")
+    __slots__ = ("send", "update", "align", "warm")
     SEND_FIELD_NUMBER: _ClassVar[int]
     UPDATE_FIELD_NUMBER: _ClassVar[int]
+    ALIGN_FIELD_NUMBER: _ClassVar[int]
+    WARM_FIELD_NUMBER: _ClassVar[int]
     send: bool
     update: bool
-    def __init__(self, send: _Optional[bool] = ..., update: _Optional[bool] = ...) -> None: ...
+    align: bool
+    warm: bool
+    def __init__(self, send: _Optional[bool] = ..., update: _Optional[bool] = ..., align: _Optional[bool] = ..., warm: _Optional[bool] = ...) -> None: ...
 
 class Smashed(_message.Message):
     __slots__ = ("step", "round", "wave", "train", "needs_grad", "y", "z")
@@ -213,6 +219,22 @@ class Gradient(_message.Message):
     correct: int
     dz: Tensor
     def __init__(self, step: _Optional[int] = ..., loss: _Optional[float] = ..., correct: _Optional[int] = ..., dz: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
+class Aligned(_message.Message):
+    __slots__ = ("round", "wave", "weights", "parts", "before", "after")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    WAVE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    wave: int
+    weights: _containers.RepeatedCompositeFieldContainer[NamedTensor]
+    parts: _containers.RepeatedScalarFieldContainer[str]
+    before: float
+    after: float
+    def __init__(self, round: _Optional[int] = ..., wave: _Optional[int] = ..., weights: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., parts: _Optional[_Iterable[str]] = ..., before: _Optional[float] = ..., after: _Optional[float] = ...) -> None: ...
 
 class Done(_message.Message):
     __slots__ = ("round", "wave", "steps", "samples", "loss_sum", "weights", "digests", "parts")

@@ -6,11 +6,22 @@ from typing import Self
 
 from pydantic import model_validator
 
+from sl_common.messages import Directive
 from sl_common.protocol.at import At
 from sl_common.protocol.barrier import All, Barrier, Each, InTurn, WaitUntil
 from sl_common.protocol.gate import Always, Gate, LossGate, Periodic
 from sl_common.protocol.head import Head
-from sl_common.protocol.learner import Await, Draws, Learner, Local, LocalLoss, Split, SplitWithLocalLoss, Tally
+from sl_common.protocol.learner import (
+    Await,
+    AwaitAligned,
+    Draws,
+    Learner,
+    Local,
+    LocalLoss,
+    Split,
+    SplitWithLocalLoss,
+    Tally,
+)
 from sl_common.protocol.merge import Average, Handoff, Keep, Merge, Record
 from sl_common.protocol.mix import Arrived, Mixup
 from sl_common.protocol.scatter import Averaged, Own
@@ -25,6 +36,7 @@ __all__ = [
     "Average",
     "Averaged",
     "Await",
+    "AwaitAligned",
     "Draws",
     "Each",
     "Handoff",
@@ -71,6 +83,41 @@ class Protocol(Value):
                 f"merge.parts names {unknown[0]!r}; learner {self.learner.kind} and the server hold {sorted(known)}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _can_align(self) -> Self:
+        gate = self.gate if isinstance(self.gate, Always) else Always()
+        if not self.aligns:
+            if gate.align_every is not None or gate.warm_start:
+                raise ValueError(
+                    f"gate.align_every = {gate.align_every}, gate.warm_start = {gate.warm_start} are for learner local_loss with "
+                    "train_aux = false: no other auxiliary network is the server's to align"
+                )
+            return self
+        if gate.record is None:
+            raise ValueError("learner.train_aux = false needs gate.record, the samples to align with")
+        if not self.learner.aux.predicts:  # type: ignore[union-attr]
+            raise ValueError(
+                "learner.train_aux = false needs learner.aux.kind classifier: a decoder estimates no gradient"
+            )
+        if gate.warm_start and "aux" not in getattr(self.merge, "parts", ()):
+            raise ValueError(
+                f"gate.warm_start = {gate.warm_start} needs merge.parts = ['lower', 'aux']: all begin from the mean of the networks "
+                "that the clients trained; in later rounds aux is not exchanged"
+            )
+        return self
+
+    @property
+    def aligns(self) -> bool:
+        """True if the server trains the clients' auxiliary networks."""
+        return not getattr(self.learner, "train_aux", True)
+
+    def uploads(self, at: At, directive: Directive) -> tuple[str, ...]:
+        """The parts that clients bring after a wave: what the merge needs, if it was theirs to train."""
+        if not directive.update:
+            return ()
+        frozen = {"aux"} if self.aligns and not directive.warm else set[str]()
+        return tuple(part for part in self.merge.needs(at) if part in self.learner.parts and part not in frozen)
 
     @property
     def timing_free(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from sl_common.messages import Directive, Epoch
+from sl_common.messages import Directive, Epoch, Newest
 from sl_common.protocol.at import At
 from sl_common.value import Value
 
@@ -24,13 +24,24 @@ DIRECTIVES: dict[State, Directive] = {
 
 
 class Always(Value):
-    """Every client sends and updates in every round."""
+    """Every client sends and updates in every round.
+
+    `record`: of each client the server keeps its newest samples. `align_every`: from these it aligns the auxiliary networks that it
+    trains every so many rounds; one that was never aligned is aligned whatever this says (FSL-SAGE, Nair et al. 2025: record 1000,
+    align every 10). `warm_start`: in so many first rounds the clients train those networks themselves instead.
+    """
 
     kind: Literal["always"] = "always"
+    record: PositiveInt | None = None  # samples
+    align_every: PositiveInt | None = None  # rounds
+    warm_start: Annotated[int, Field(ge=0)] = 0  # rounds
 
     def decide(self, losses: Sequence[float], at: At) -> Directive:  # noqa: ARG002
-        """Always the same."""
-        return DIRECTIVES["A"]
+        """By the round's number."""
+        warm = at.round < self.warm_start
+        due = self.align_every is not None and (at.round - self.warm_start) % self.align_every == 0
+        record = None if self.record is None else Newest(samples=self.record)
+        return Directive(record=record, align=due and not warm, warm=warm)
 
 
 class LossGate(Value):

@@ -30,7 +30,8 @@ class Head(Value):
 
     `cut_grad_scale`: with `own_mean` a client's gradient is that of the mean loss over its own batch, dzᵢ·Σ|B|/|Bᵢ| (in that
     order); with `global_mean` that of the mean over the cohort. `weights`: how the cohort's samples count in the loss, all alike
-    (a client then weighs |Bᵢ|/Σ|B|), or each client by its |Dᵢ|. `lr_power`: the head's learning rate is multiplied by
+    (a client then weighs |Bᵢ|/Σ|B|), or each client by its |Dᵢ|. `loss`: `softmax_bce` is the mean over samples and classes of the
+    binary cross-entropy of the softmax's probabilities, as in SGLR's code; a mix has a loss of its own. `lr_power`: the head's learning rate is multiplied by
     C^lr_power, C = clients in the wave.
     """
 
@@ -39,6 +40,7 @@ class Head(Value):
     scatter: Scatter = Own()
     cut_grad_scale: Literal["own_mean", "global_mean"] = "own_mean"
     weights: Literal["batch", "data"] = "batch"
+    loss: Literal["cross_entropy", "softmax_bce"] = "cross_entropy"
     lr_power: Annotated[float, Field(ge=0, le=4)] = 0.0
 
     def lr_factor(self, wave_size: int) -> float:
@@ -66,7 +68,7 @@ class Head(Value):
         head.backward(total)
         if train:
             head.step_later()
-        losses = [value if extra is None else loss.item()] if len(cohort) == 1 else _losses(logits, y, cohort)
+        losses = [value if extra is None else loss.item()] if len(cohort) == 1 else self._losses(logits, y, cohort)
         if z.grad is not None and not all_finite(z.grad):
             raise Diverged(
                 f"the head's cut gradient holds NaN or Inf in round {at.round}, cohort {at.step}: lower the learning rates"
@@ -93,10 +95,21 @@ class Head(Value):
 
     def _loss(self, logits: Tensor, y: Tensor, cohort: Sequence[Arrived]) -> Tensor:
         if self.weights == "batch" or len(cohort) == 1:
-            return F.cross_entropy(logits, y)
+            return self._mean(logits, y)
         total = sum(a.samples for a in cohort)
-        means = [F.cross_entropy(part, labels) for part, labels in _parts(logits, y, cohort)]
+        means = [self._mean(part, labels) for part, labels in _parts(logits, y, cohort)]
         return torch.stack([m * (a.samples / total) for m, a in zip(means, cohort, strict=True)]).sum()
+
+    def _mean(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The loss, a mean over samples."""
+        if self.loss == "cross_entropy":
+            return F.cross_entropy(logits, y)
+        likely = torch.softmax(logits, dim=1)
+        return F.binary_cross_entropy(likely, F.one_hot(y, logits.shape[1]).to(likely.dtype))
+
+    def _losses(self, logits: Tensor, y: Tensor, cohort: Sequence[Arrived]) -> list[float]:
+        with torch.no_grad():
+            return [self._mean(part, labels).item() for part, labels in _parts(logits, y, cohort)]
 
     def _gradients(self, dz: Tensor, cohort: Sequence[Arrived], at: At) -> Mapping[int, Tensor]:
         pieces = torch.split(dz, [len(a.batch.y) for a in cohort]) if len(cohort) > 1 else (dz,)
@@ -127,8 +140,3 @@ def _draw(cohort: Sequence[Arrived], at: At) -> Draw:
 def _parts(logits: Tensor, y: Tensor, cohort: Sequence[Arrived]) -> list[tuple[Tensor, Tensor]]:
     sizes = [len(a.batch.y) for a in cohort]
     return list(zip(torch.split(logits, sizes), torch.split(y, sizes), strict=True))
-
-
-def _losses(logits: Tensor, y: Tensor, cohort: Sequence[Arrived]) -> list[float]:
-    with torch.no_grad():
-        return [F.cross_entropy(part, labels).item() for part, labels in _parts(logits, y, cohort)]

@@ -11,12 +11,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt
+from torch import Tensor
 
 from sl_common.batch import Batch
-from sl_common.messages import Alive, Directive, Gradient, Smashed
+from sl_common.messages import Aligned, Alive, Directive, Gradient, Smashed
 from sl_common.models.auxiliary import Auxiliary, Classifier, Decoder
 from sl_common.seeds import Draw
-from sl_common.segment import Bank
+from sl_common.segment import Bank, Segment
 from sl_common.value import Value
 
 
@@ -25,6 +26,11 @@ class Await:
     """Wait for the reply to the Smashed of this step."""
 
     ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitAligned:
+    """Wait for the auxiliary network that the server aligns in this wave."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +43,7 @@ class Tally:
 
 
 Exchanged = Literal["gradient", "activation", "nothing"]  # what crosses the cut in training: both ways, up alone, none
-Exchange = Generator[Smashed | Await | Alive, Any, Tally]
+Exchange = Generator[Smashed | Await | AwaitAligned | Alive, Any, Tally]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,10 +152,13 @@ class SplitWithLocalLoss(Value):
 
 
 class LocalLoss(Value):
-    """The client learns from a loss of its own and never waits; the head learns from what it sends.
+    """The client learns from a loss of its own and waits for no gradient; the head learns from what it sends.
 
     LocSplitFed (Han et al. 2021) sends every batch, CSE-FSL (arXiv:2302.05599) one of every `send_every`: its `upload` `last`, as the
     authors do (a last, smaller group is sent too), or its `first`. What is sent is the activation before the client's step.
+
+    Without `train_aux` the auxiliary network is the server's to train, and its loss no more than an estimate of the cut gradient
+    (FSL-SAGE, arXiv:2505.23182); where the server aligns it, the client waits for it after its first batch of the wave.
     """
 
     kind: Literal["local_loss"] = "local_loss"
@@ -157,6 +166,7 @@ class LocalLoss(Value):
     aux: Auxiliary = Classifier()
     send_every: PositiveInt = 1
     upload: Literal["first", "last"] = "last"
+    train_aux: bool = True
     parts: ClassVar[tuple[str, ...]] = ("lower", "aux")
 
     def train(self, bank: Bank, batches: Iterable[Batch], directive: Directive, draws: Draws) -> Exchange:
@@ -172,16 +182,27 @@ class LocalLoss(Value):
             if self._is_sent(steps, following is None):
                 yield Smashed(step=sent, z=z.detach(), y=batch.y, needs_grad=False)
                 sent += 1
+                if directive.align and sent == 1:
+                    aligned: Aligned = yield AwaitAligned()
+                    aux.load(aligned.weights["aux"], "the aligned auxiliary network")
             if not frozen:
                 zd = z.detach().requires_grad_(z.requires_grad)
-                aux.backward(self.aux.loss(aux, zd, batch, draws.of("aux", batch.step)))
-                aux.step()
-                lower.backward(z, zd.grad)
+                lower.backward(z, self._gradient(aux, zd, batch, directive, draws.of("aux", batch.step)))
                 lower.step()
             steps, samples = steps + 1, samples + len(batch.y)
             yield Alive(samples=samples)
             batch = following
         return Tally(steps=steps, samples=samples)
+
+    def _gradient(self, aux: Segment, zd: Tensor, batch: Batch, directive: Directive, draw: Draw) -> Tensor | None:
+        """d(local loss, a mean over the batch)/dz (B, *cut), and the auxiliary network's own step where that is the client's."""
+        keeps = not (self.train_aux or directive.warm)
+        loss = self.aux.loss(aux, zd, batch, draw, keep_buffers=keeps)
+        if keeps:
+            return aux.gradient(loss, zd) if zd.requires_grad else None
+        aux.backward(loss)
+        aux.step()
+        return zd.grad
 
     def _is_sent(self, step: int, is_last: bool) -> bool:
         place = step % self.send_every

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sl_common.codec import Coding, Direction, Layout, Link, Packed, Scheme
 from sl_common.errors import Refused, WireError
-from sl_common.messages import Begin, Done, Gradient, Message, Smashed, WireKind, kind_of
+from sl_common.messages import Aligned, Begin, Done, Gradient, Message, Smashed, WireKind, kind_of
 from sl_common.proto import split_pb2 as pb
 from sl_common.seeds import Draw
 from sl_common.wire import translate
@@ -224,7 +224,7 @@ class Endpoint:
             case Gradient(step=step):
                 like = self._likes.pop(step, None)
                 return Coding(like=like, draw=(*self._draw, "dz", self.sent), name="dz", residuals=self.residuals)
-            case Begin(round=r, wave=w) | Done(round=r, wave=w):
+            case Begin(round=r, wave=w) | Done(round=r, wave=w) | Aligned(round=r, wave=w):
                 return Coding(draw=(*self._draw, type(message).__name__, r, w), residuals=self.residuals)
             case _:
                 return Coding()
@@ -251,7 +251,7 @@ def _kind_of_header(name: str, header: Any) -> WireKind:
         return "smashed" if header.train or header.needs_grad else "eval"
     if name == "gradient":
         return "gradient" if header.HasField("dz") else "control"
-    return "weights" if name in ("begin", "done") and header.weights else "control"
+    return "weights" if name in ("begin", "done", "aligned") and header.weights else "control"
 
 
 def _tally(kind: WireKind, nbytes: int, labels: int) -> tuple[tuple[WireKind, int], ...]:

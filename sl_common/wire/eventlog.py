@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from sl_common.codec import Coding, Layout, Link, Packed
 from sl_common.errors import WireError
-from sl_common.messages import Advanced, Event, Joined, Left, Tick
+from sl_common.messages import Advanced, Aligned, Event, Joined, Left, Tick
 from sl_common.proto import split_pb2 as pb
 from sl_common.tensors import aligned_buffer
 from sl_common.wire import translate
@@ -27,9 +27,9 @@ def dump(client: str, event: Event | Advanced) -> bytes:
         header = json.dumps({"event": type(event).__name__.lower(), **fields}).encode()
         return _LENGTHS.pack(len(name), len(header), 0) + name + header
     field, message, packed = translate.encode(event, _EXACT, Coding())
-    frame = pb.ClientFrame()
+    kind, frame = (b"S", pb.ServerFrame()) if isinstance(event, Aligned) else (b"P", pb.ClientFrame())
     getattr(frame, field).CopyFrom(message)
-    header = b"P" + frame.SerializeToString()
+    header = kind + frame.SerializeToString()
     parts = [_LENGTHS.pack(len(name), len(header), len(packed)), name, header]
     for one in packed:
         parts += [_NBYTES.pack(one.layout.nbytes), bytes(one.data)]
@@ -71,7 +71,7 @@ def _load_one(view: memoryview) -> tuple[str, Event | Advanced, memoryview]:
     if bytes(header[:1]) == b"{":
         fields = json.loads(bytes(header))
         return client, _OWN[fields.pop("event")](**fields), view
-    frame = pb.ClientFrame.FromString(bytes(header[1:]))
+    frame = (pb.ServerFrame if bytes(header[:1]) == b"S" else pb.ClientFrame).FromString(bytes(header[1:]))
     field = frame.WhichOneof("header")
     if field is None:
         raise WireError("event log: a record without an event")

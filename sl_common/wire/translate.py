@@ -12,13 +12,30 @@ from torch import Tensor
 from sl_common.codec import Coding, Direction, Identity, Layout, Link, Packed, Scheme
 from sl_common.codec.packed import DTYPES, fits
 from sl_common.errors import WireError
-from sl_common.messages import Alive, Begin, Bye, Directive, Done, Gradient, Leave, Message, Ready, Smashed, Welcome
+from sl_common.messages import (
+    Aligned,
+    Alive,
+    Begin,
+    Bye,
+    Directive,
+    Done,
+    Gradient,
+    Leave,
+    Message,
+    Ready,
+    Smashed,
+    Welcome,
+)
 from sl_common.proto import split_pb2 as pb
 from sl_common.tensors import State
 
 _DTYPE_NUMBER = {dtype: number for number, dtype in enumerate(DTYPES, start=1)}
 _EXACT = Identity()
+_WITH_WEIGHTS = ("begin", "done", "aligned")
 _LAYOUTS = 4096  # tensor headers that are remembered: a step has the same few again and again
+
+
+_ASKED = ("send", "update", "align", "warm")  # of a directive, on the wire
 
 
 def direction_of(name: str) -> Direction:
@@ -33,7 +50,7 @@ def encode(message: Message, link: Link, coding: Coding) -> tuple[str, Any, list
     """The header field's name, the header, and its tensors in body order. Raises Diverged on NaN or Inf."""
     name, header, tensors = _headers[type(message)](message)
     scheme: Scheme = getattr(link, direction_of(name))
-    if name in ("begin", "done"):
+    if name in _WITH_WEIGHTS:
         names = [f"{named.part}/{named.name}" for named in header.weights]
         codings = [replace(coding, name=own, draw=(*coding.draw, own)) for own in names]
         packed = [_encode(tensor, scheme, own) for tensor, own in zip(tensors, codings, strict=True)]
@@ -66,7 +83,7 @@ def _slots(name: str, header: Any) -> list[pb.Tensor]:
             return [header.y, header.z]
         case "gradient":
             return [header.dz] if header.HasField("dz") else []
-        case "begin" | "done":
+        case "begin" | "done" | "aligned":
             return [named.tensor for named in header.weights]
         case _:
             return []
@@ -107,7 +124,7 @@ def _begin(m: Begin) -> tuple[str, Any, list[Tensor]]:
         first=m.first,
         lr=m.lr,
         upload=m.upload,
-        directive=pb.Directive(send=m.directive.send, update=m.directive.update),
+        directive=pb.Directive(**{name: getattr(m.directive, name) for name in _ASKED}),
         slice=m.slice,
         slices=m.slices,
         samples=m.samples,
@@ -123,6 +140,11 @@ def _gradient(m: Gradient) -> tuple[str, Any, list[Tensor]]:
     return "gradient", header, [m.dz]
 
 
+def _aligned(m: Aligned) -> tuple[str, Any, list[Tensor]]:
+    header = pb.Aligned(round=m.round, wave=m.wave, before=m.before, after=m.after)
+    return "aligned", header, _flatten(m.weights, header)
+
+
 def _welcome(m: Welcome) -> tuple[str, Any, list[Tensor]]:
     return "welcome", pb.Welcome(config=m.config, client=m.client, shard=m.shard, shards=m.shards), []
 
@@ -136,6 +158,7 @@ _headers: dict[type, Callable[[Any], tuple[str, Any, list[Tensor]]]] = {
     Welcome: _welcome,
     Begin: _begin,
     Gradient: _gradient,
+    Aligned: _aligned,
     Bye: lambda m: ("bye", pb.Bye(reason=m.reason, finished=m.finished), []),
 }
 
@@ -205,11 +228,15 @@ def _to_begin(h: pb.Begin, t: list[Tensor]) -> Begin:
         lr=h.lr,
         weights=_unflatten(h, t),
         upload=tuple(h.upload),
-        directive=Directive(send=h.directive.send, update=h.directive.update),
+        directive=Directive(**{name: getattr(h.directive, name) for name in _ASKED}),
         slice=h.slice,
         slices=h.slices,
         samples=h.samples,
     )
+
+
+def _to_aligned(h: pb.Aligned, t: list[Tensor]) -> Aligned:
+    return Aligned(round=h.round, wave=h.wave, weights=_unflatten(h, t), before=h.before, after=h.after)
 
 
 _messages: dict[str, Callable[[Any, list[Tensor]], Message]] = {
@@ -220,5 +247,6 @@ _messages: dict[str, Callable[[Any, list[Tensor]], Message]] = {
     "welcome": lambda h, _: Welcome(config=h.config, client=h.client, shard=h.shard, shards=h.shards),
     "begin": _to_begin,
     "gradient": lambda h, t: Gradient(step=h.step, loss=h.loss, correct=h.correct, dz=t[0] if t else None),
+    "aligned": _to_aligned,
     "bye": lambda h, _: Bye(reason=h.reason, finished=h.finished),
 }

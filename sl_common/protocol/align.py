@@ -1,0 +1,90 @@
+"""Alignment: an auxiliary network learns to give the cut gradients that the head would give (FSL-SAGE, Nair et al., ICML 2025).
+
+min over aux of the mean over stored samples of ‖d CE(aux(z), y)/dz − d CE(head(z), y)/dz‖². The estimate is itself a gradient, so
+this takes double backprop. All gradients here are of a sample's own loss (sums over samples, not means): the authors' code compares
+means over batches of different sizes, which is the same only where those sizes are equal. Whoever uses an estimate divides it by
+the size of its own batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveInt
+from torch import Tensor
+
+from sl_common.errors import Diverged
+from sl_common.optim import Adam, Optimizer
+from sl_common.seeds import Draw, torch_generator
+from sl_common.segment import Segment
+from sl_common.value import Value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Memory:
+    """Stored samples of one client, on one device."""
+
+    z: Tensor  # (N, *cut)
+    y: Tensor  # (N,) int64
+    targets: Tensor  # (N, *cut), d(own loss of each sample)/dz
+
+
+class Alignment(Value):
+    """How the server aligns a client's auxiliary network.
+
+    `targets`: `refreshed` from the head as it is now, as the authors do, or `stored` when the samples were trained on, as the paper's
+    sum is written. `head_buffers`: a refresh uses the statistics of all stored samples and leaves BatchNorm's own as they are, or
+    `updated` with them, as the authors' code does.
+    """
+
+    epochs: PositiveInt = 100
+    batch_size: PositiveInt = 1000
+    optimizer: Optimizer = Adam(lr=1e-3)
+    targets: Literal["refreshed", "stored"] = "refreshed"
+    head_buffers: Literal["kept", "updated"] = "kept"
+
+    def refresh(self, head: Segment, z: Tensor, y: Tensor, draw: Draw) -> Tensor:
+        """d(own loss of each sample)/dz (N, *cut) by the head as it is; no step."""
+        z = z.detach().to(head.device).requires_grad_()
+        logits = head.forward(z, draw, keep_buffers=self.head_buffers == "kept")
+        return head.gradient(F.cross_entropy(logits, y.to(head.device), reduction="sum"), z)
+
+    def run(self, aux: Segment, memory: Memory, draw: Draw) -> tuple[float, float]:
+        """Train aux; mean squared error per sample over the first epoch and over the last. Leaves aux's buffers as they are.
+
+        Raises Diverged if an error is not finite, ValueError if nothing is stored.
+        """
+        if not len(memory.y):
+            raise ValueError("alignment with an empty memory")
+        errors = [self._epoch(aux, memory, (*draw, epoch)) for epoch in range(self.epochs)]
+        return errors[0], errors[-1]
+
+    def _epoch(self, aux: Segment, memory: Memory, draw: Draw) -> float:
+        count = len(memory.y)
+        order = torch.randperm(count, generator=torch_generator(*draw))
+        total = 0.0
+        for step, chosen in enumerate(torch.split(order, self.batch_size)):
+            chosen = chosen.to(memory.z.device)
+            error = squared_error(
+                aux, Memory(z=memory.z[chosen], y=memory.y[chosen], targets=memory.targets[chosen]), (*draw, step)
+            )
+            total += error.item()
+            if not total < float("inf"):
+                raise Diverged(
+                    f"alignment of an auxiliary network: squared error {total}; lower server.alignment.optimizer.lr"
+                )
+            aux.backward(error)
+            aux.step()
+        return total / count
+
+
+def squared_error(aux: Segment, memory: Memory, draw: Draw) -> Tensor:
+    """Σ over samples of ‖estimated − target cut gradient‖², with the graph that aux's own gradient needs."""
+    z = memory.z.detach().requires_grad_()
+    logits = aux.forward(z, draw, keep_buffers=True)
+    loss = F.cross_entropy(logits, memory.y, reduction="sum")
+    estimate = aux.gradient(loss, z, differentiable=True)
+    return (estimate - memory.targets).square().sum()
