@@ -15,6 +15,8 @@ from rich.console import Console
 from sl_common import __version__
 from sl_common.errors import ConfigError, CutlayerError
 from sl_common.exits import INTERRUPTED, exit_code, is_loopback
+from sl_server.cli_certs import certs
+from sl_server.options import ConfigFile, Json, Overrides
 
 if TYPE_CHECKING:  # what imports torch is imported when it is needed, not for --help
     from sl_common.config import RunConfig
@@ -27,15 +29,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Split learning, the server's side: hold the head of a network, train it with clients that hold the rest.",
 )
-
-ConfigFile = Annotated[
-    Path, typer.Argument(help="The run's configuration, a TOML file (or a run's config.json).", metavar="RUN.toml")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a key of the file: --set run.rounds=3. May be repeated.", envvar="SL_SET"),
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.", envvar="SL_JSON")]
 
 
 def _version(wanted: bool) -> None:
@@ -266,6 +259,9 @@ def export(
     typer.echo(
         f"wrote {written}: {tensors} tensors; load with safetensors.torch.load_file and nn.Sequential(OrderedDict(blocks))"
     )
+
+
+app.command()(certs)
 
 
 def fail(error: CutlayerError) -> NoReturn:

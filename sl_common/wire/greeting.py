@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 
 from sl_common.errors import WireError
+from sl_common.names import MAX_NAME, is_name
 from sl_common.proto import split_pb2 as pb
 
 WIRE_VERSION = 1
 LIFE_BYTES = 16
-MAX_NAME = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +53,7 @@ class Hello:
         h = parsed.hello
         if len(h.life) != LIFE_BYTES:
             raise WireError(f"hello.life has {len(h.life)} bytes, must have {LIFE_BYTES}")
-        if len(h.client) > MAX_NAME or not h.client.isprintable() or "/" in h.client:
+        if not is_name(h.client):
             raise WireError(
                 f"hello.client must be at most {MAX_NAME} printable characters without '/', got {h.client[:80]!r}"
             )

@@ -1,0 +1,213 @@
+"""Certificates for one run: a CA, the server's, and one for each client whose common name is the client's id.
+
+Law: a private key is readable by its owner alone from its first byte on, and no file is ever overwritten.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID as Use
+from cryptography.x509.oid import NameOID
+
+from sl_common.errors import ConfigError
+from sl_common.names import is_name
+
+CA_DAYS = 3650  # it must outlive what it signs, so that a new certificate needs no new trust
+SLACK = timedelta(hours=1)  # clocks of devices differ
+RESERVED = ("ca", "server")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Issued:
+    """A certificate and its private key."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    @property
+    def cert_pem(self) -> bytes:
+        """For everybody."""
+        return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    @property
+    def key_pem(self) -> bytes:
+        """For its owner alone."""
+        encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        return self.key.private_bytes(encoding, form, serialization.NoEncryption())
+
+
+def make_ca(days: int = CA_DAYS, *, now: datetime | None = None) -> Issued:
+    """A new authority, which can sign certificates but no further authorities."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = _name(f"Cutlayer CA {secrets.token_hex(4)}")  # two of them are told apart by their names
+    builder = _begin(subject, subject, key, key, days, now)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
+    return Issued(certificate=builder.sign(key, hashes.SHA256()), key=key)
+
+
+def issue(ca: Issued, name: str, days: int, *, hosts: Sequence[str] = (), now: datetime | None = None) -> Issued:
+    """A certificate for `hosts` is a server's, one without any a client's. `now` is for tests of dates."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    builder = _begin(_name(name), ca.certificate.subject, key, ca.key, days, now)
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    builder = builder.add_extension(_usage(signs_certificates=False), critical=True)
+    builder = builder.add_extension(x509.ExtendedKeyUsage([Use.SERVER_AUTH if hosts else Use.CLIENT_AUTH]), False)
+    if hosts:
+        builder = builder.add_extension(x509.SubjectAlternativeName([_alternative(host) for host in hosts]), False)
+    return Issued(certificate=builder.sign(ca.key, hashes.SHA256()), key=key)
+
+
+def _begin(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    signer: ec.EllipticCurvePrivateKey,
+    days: int,
+    now: datetime | None,
+) -> x509.CertificateBuilder:
+    now = now or datetime.now(UTC)
+    return (
+        x509.CertificateBuilder(subject_name=subject, issuer_name=issuer, public_key=key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - SLACK)
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), False)
+    )
+
+
+def _name(text: str) -> x509.Name:
+    try:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+    except ValueError as error:  # X.509 counts bytes
+        raise ConfigError(f"{text!r} cannot be in a certificate: {error}") from error
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _alternative(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
+    except ValueError:
+        pass
+    try:
+        name = host.encode("idna").decode()
+    except UnicodeError as error:
+        raise ConfigError(f"--host {host!r} is no host name: {error}") from error
+    if not name or not set(name.lower()) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.*"):
+        raise ConfigError(f"--host {host!r}: write a host name or an address, without a port")
+    return x509.DNSName(name)
+
+
+def hosts_of(extra: Sequence[str]) -> list[str]:
+    """What a server's certificate is for: this machine by every usual name, and `extra`."""
+    return list(dict.fromkeys(["localhost", "127.0.0.1", "::1", socket.gethostname(), *extra]))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """One file."""
+
+    path: Path
+    what: str
+
+
+class Folder:
+    """A folder of certificates in PEM form: NAME.pem and NAME.key for the authority `ca`, the `server` and each client."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def cert(self, name: str) -> Path:
+        """Where a certificate is."""
+        return self._path / f"{name}.pem"
+
+    def key(self, name: str) -> Path:
+        """Where its private key is."""
+        return self._path / f"{name}.key"
+
+    def fill(self, clients: Sequence[str], hosts: Sequence[str], days: int, *, add: bool) -> Iterator[Written]:
+        """Make what is wanted; nothing is written if a file is in the way. With `add`, by the authority that is there."""
+        _check(clients)
+        old = [name for name in RESERVED if add and self.cert(name).exists()]
+        new = [name for name in (*RESERVED, *clients) if name not in old]
+        if add and "ca" not in old:
+            raise ConfigError(f"--add: there is no {self.cert('ca')} to sign with; leave --add out to make one")
+        for path in (path for name in new for path in (self.cert(name), self.key(name)) if path.exists()):
+            hint = (
+                "" if add or not self.cert("ca").exists() else "; --add makes further clients with the authority there"
+            )
+            raise ConfigError(f"{path} exists and is not overwritten: choose another folder or remove it{hint}")
+        ca = self._authority() if add else make_ca(max(days, CA_DAYS))
+        made = {name: ca if name == "ca" else self._issue(ca, name, hosts, days) for name in new}
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+            for name, issued in made.items():
+                _write(self.cert(name), issued.cert_pem, 0o644)
+                yield Written(path=self.cert(name), what=_what(name))
+                _write(self.key(name), issued.key_pem, 0o600)
+                yield Written(path=self.key(name), what=_whose(name))
+        except OSError as error:
+            raise ConfigError(f"{error.filename or self._path}: {error.strerror or error}") from error
+
+    def _issue(self, ca: Issued, name: str, hosts: Sequence[str], days: int) -> Issued:
+        return issue(ca, name, days, hosts=hosts_of(hosts) if name == "server" else ())
+
+    def _authority(self) -> Issued:
+        try:
+            certificate = x509.load_pem_x509_certificate(self.cert("ca").read_bytes())
+            key = serialization.load_pem_private_key(self.key("ca").read_bytes(), None)
+        except OSError as error:
+            raise ConfigError(f"--add: {error.filename}: {error.strerror or error}") from error
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"--add: {self.cert('ca')} and {self.key('ca')} are not an authority: {error}") from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+            raise ConfigError(f"--add: {self.key('ca')} is not the key of {self.cert('ca')}")
+        return Issued(certificate=certificate, key=key)
+
+
+def _check(clients: Sequence[str]) -> None:
+    for number, name in enumerate(clients):
+        if not name or not is_name(name):
+            raise ConfigError(f"--name {name[:80]!r}: a client's name has 1 to 64 printable characters without '/'")
+        if name in RESERVED or name in clients[:number]:
+            raise ConfigError(f"--name {name!r} is taken: its files would be those of another")
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(data)
+
+
+def _what(name: str) -> str:
+    where = {"ca": "to the server and every client: whom to trust", "server": "to the server: its certificate"}
+    return where.get(name, f"to client {name}: its certificate")
+
+
+def _whose(name: str) -> str:
+    where = {"ca": "keep it offline: whoever has it can make clients and servers", "server": "to the server, secret"}
+    return where.get(name, f"to client {name}, secret")

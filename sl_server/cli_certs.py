@@ -1,0 +1,73 @@
+"""The command `sl-server certs`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sl_common.errors import ConfigError
+from sl_server.options import Json
+
+
+def certs(
+    folder: Annotated[Path, typer.Argument(help="Where to write; it is made if need be.", metavar="DIR")],
+    clients: Annotated[
+        int | None,
+        typer.Option(
+            help="How many clients: c0, c1, … as the server would call them; by default as many as --name names.",
+            envvar="SL_CLIENTS",
+            min=0,
+        ),
+    ] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="A client's id, instead of c0, c1, …. May be repeated.", envvar="SL_NAME"),
+    ] = None,
+    hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--host",
+            help="A name or address by which clients reach the server, beside localhost and this machine's name. May be repeated.",
+            envvar="SL_HOST",
+        ),
+    ] = None,
+    days: Annotated[
+        int,
+        typer.Option(help="How long certificates hold; the CA holds ten years.", envvar="SL_DAYS", min=1, max=36500),
+    ] = 365,
+    add: Annotated[
+        bool,
+        typer.Option(
+            "--add",
+            help="Use the CA that is in DIR already: for further clients, or a new server certificate after the old one was "
+            "moved away.",
+            envvar="SL_ADD",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make certificates for TLS: a CA, the server's, and one for each client whose name in it is the client's id."""
+    wanted = list(names or []) or [f"c{number}" for number in range(clients or 0)]
+    if clients is not None and clients != len(wanted):
+        raise ConfigError(f"--clients {clients} and {len(wanted)} times --name: leave --clients out, or name them all")
+    try:
+        from sl_server.certs import Folder
+    except ModuleNotFoundError as error:
+        raise ConfigError("sl-server certs needs the package cryptography: pip install 'cutlayer[certs]'") from error
+    here = Folder(folder)
+    written = list(here.fill(wanted, hosts or [], days, add=add))
+    if as_json:
+        typer.echo(json.dumps({"files": [{"path": str(one.path), "what": one.what} for one in written]}))
+        return
+    width = max(len(str(one.path)) for one in written)
+    for one in written:
+        typer.echo(f"{one.path!s:<{width}}  {one.what}")
+    ca, client = here.cert("ca"), wanted[0] if wanted else "CLIENT"
+    typer.echo(
+        f"""
+sl-server run RUN.toml --listen 0.0.0.0:50051 --cert {here.cert("server")} --key {here.key("server")} --client-ca {ca}
+sl-client run --server {(hosts or ["HOST"])[0]}:50051 --ca {ca} --cert {here.cert(client)} --key {here.key(client)}"""
+    )

@@ -1,0 +1,41 @@
+"""Options that several commands of `sl-server` share. Each is an environment variable too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[
+    Path, typer.Argument(help="The run's configuration, a TOML file (or a run's config.json).", metavar="RUN.toml")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a key of the file: --set run.rounds=3. May be repeated.", envvar="SL_SET"),
+]
+Cert = Annotated[
+    Path | None,
+    typer.Option(
+        help="Turn TLS on: this server's certificate in PEM form (sl-server certs makes one). Read again when it changes.",
+        envvar="SL_CERT",
+    ),
+]
+Key = Annotated[Path | None, typer.Option(help="The private key of --cert, without a passphrase.", envvar="SL_KEY")]
+ClientCa = Annotated[
+    Path | None,
+    typer.Option(
+        "--client-ca",
+        help="Make TLS mutual: a client must show a certificate that this CA signed, and goes by the name in it.",
+        envvar="SL_CLIENT_CA",
+    ),
+]
+Tokens = Annotated[
+    Path | None,
+    typer.Option(
+        help='Ask clients for tokens: a file with a line id = "token" for each. Read again when it changes. Needs TLS, '
+        "but on this machine alone.",
+        envvar="SL_TOKENS",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.", envvar="SL_JSON")]
