@@ -22,7 +22,8 @@ class WireError(CutlayerError):
 class Refused(CutlayerError):
     """A no to the peer, or the peer's no to us; asking again unchanged is pointless.
 
-    `code` is one word for programs and metrics: version, full, shard, identity, protocol, limit, over, replaced, forgotten.
+    `code` is one word for programs and metrics: version, full, shard, identity, protocol, limit, over, replaced, forgotten; tls,
+    where no stream came about.
     """
 
     def __init__(self, code: str, reason: str) -> None:

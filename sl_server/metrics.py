@@ -28,7 +28,7 @@ from sl_common.messages import WIRE_KINDS
 from sl_server.ledger import Ledger
 
 PHASES = ("client_forward", "encode", "wire", "queue_wait", "server_compute", "decode", "client_backward")
-REASONS = ("version", "full", "shard", "identity", "protocol", "limit", "over", "replaced", "forgotten")
+REASONS = ("version", "full", "shard", "identity", "protocol", "limit", "over", "replaced", "forgotten", "tls")
 _BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 

@@ -13,6 +13,9 @@ from sl_common.errors import Refused, WireError
 from sl_common.messages import Advanced, Aligned, Event, Joined, Leave, Left, ToServer
 from sl_common.wire import WIRE_VERSION, Endpoint, Frame, Greeting, Hello, Received
 from sl_server.coordinator import Coordinator, Said
+from sl_server.identity import Identity, admit
+
+NOBODY_ASKS = Identity()
 
 
 @dataclass(kw_only=True, eq=False)
@@ -53,22 +56,26 @@ class Sessions:
         self.by_client: dict[str, Session] = {}
         self.log: Log | None = None  # if set, every event is written down here
 
-    def open(self, hello: Hello) -> Opened:
-        """Resume the session of this life or begin a new one. Raises Refused or WireError; nobody else is disturbed."""
+    def open(self, hello: Hello, identity: Identity = NOBODY_ASKS) -> Opened:
+        """Resume the session of this life or begin a new one. Raises Refused or WireError; nobody else is disturbed.
+
+        Where clients prove who they are, a session goes on only with the one who opened it: knowing its life is not enough.
+        """
         if hello.version != WIRE_VERSION:
             raise Refused(
                 "version",
                 f"client speaks wire version {hello.version} (cutlayer {hello.software}), "
                 f"this server {WIRE_VERSION} (cutlayer {__version__})",
             )
+        client = admit(hello.client, identity)
         session = next((s for s in self.by_client.values() if s.life == hello.life), None)
         if session is not None:
-            if hello.client not in ("", session.client):
-                raise Refused("identity", f"this life is client {session.client!r}, not {hello.client!r}")
+            if client not in ("", session.client):
+                raise Refused("identity", f"this life is client {session.client!r}, not {client!r}")
             return self._opened(session, hello, resumed=True)
         if hello.resume:
             raise Refused("forgotten", "this server has no session of yours any more: join again")
-        name, shard = self.coordinator.place(hello.client, hello.shard, hello.shards)
+        name, shard = self.coordinator.place(client, hello.shard, hello.shards)
         before = self.by_client.get(name)
         if before is not None:
             before.replaced = True
