@@ -14,9 +14,9 @@ from rich.console import Console
 
 from sl_common import __version__
 from sl_common.errors import ConfigError, CutlayerError
-from sl_common.exits import INTERRUPTED, exit_code, is_loopback
+from sl_common.exits import INTERRUPTED, exit_code
 from sl_server.cli_certs import certs
-from sl_server.options import ConfigFile, Json, Overrides
+from sl_server.options import Cert, ClientCa, ConfigFile, Json, Key, Overrides, Tokens
 
 if TYPE_CHECKING:  # what imports torch is imported when it is needed, not for --help
     from sl_common.config import RunConfig
@@ -90,11 +90,16 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; by default runs/NAME-TIME.", envvar="SL_OUT")] = None,
     overrides: Overrides = None,
+    cert: Cert = None,
+    key: Key = None,
+    client_ca: ClientCa = None,
+    tokens: Tokens = None,
     insecure: Annotated[
         bool,
         typer.Option(
             "--insecure",
-            help="Listen in plaintext beyond this machine: whoever is on the way reads labels and activations.",
+            help="Listen in plaintext beyond this machine: whoever is on the way reads labels and activations, and anybody "
+            "may join.",
             envvar="SL_INSECURE",
         ),
     ] = False,
@@ -111,16 +116,15 @@ def run(
     """Serve one run: wait for its clients, train, evaluate, write the run directory."""
     host, port = host_port(listen, "--listen")
     at = host_port(metrics, "--metrics") if metrics else None
-    if not is_loopback(f"{host}:{port}") and not insecure:
-        raise ConfigError(
-            f"--listen {host}:{port} is not on this machine alone and there is no TLS yet: add --insecure if you mean it"
-        )
+    from sl_server.door import make_door
+
+    door = make_door(f"{host}:{port}", cert=cert, key=key, client_ca=client_ca, tokens=tokens, insecure=insecure)
     config = read_config(config_file, overrides)
     from sl_server.serve import run_server
 
     where = out or _new_directory(config.run.name)
     _summary, failure, stopped = run_server(
-        config, listen=f"{host}:{port}", metrics=at, out=where, as_json=as_json, record=record
+        config, listen=f"{host}:{port}", door=door, metrics=at, out=where, as_json=as_json, record=record
     )
     if failure is not None:
         fail(CutlayerError(failure))

@@ -25,9 +25,11 @@ from sl_common.messages import Aligned, Tick
 from sl_common.wire import Frame, Hello, Refusal
 from sl_server.alignments import Job
 from sl_server.coordinator import Coordinator
+from sl_server.identity import Identity
 from sl_server.ledger import Ledger
 from sl_server.meter import Clock, Meter, Span
 from sl_server.metrics import Metrics
+from sl_server.refusals import Refusals
 from sl_server.sessions import Opened, Session, Sessions
 from sl_server.workers import Workers, run_timed
 
@@ -39,6 +41,7 @@ _TICK_S = 0.2
 class Stream(Protocol):
     """One open stream, as the engine sees it. Both methods may be called from the engine's thread and return at once."""
 
+    peer: str  # where it comes from, without the port
     posted: int  # bytes that the stream put into the inbox
     taken: int  # bytes that the engine took out of it
 
@@ -82,6 +85,7 @@ class Engine:
         self._on_fact = on_fact
         self._on_end = on_end
         self._warn = warn
+        self._refusals = Refusals(metrics, warn)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._links: dict[Session, _Link] = {}
         self._by_stream: dict[Stream, _Link] = {}
@@ -101,9 +105,9 @@ class Engine:
         """Wait until the loop is over."""
         self._thread.join(timeout)
 
-    def opened(self, stream: Stream, hello: bytes) -> None:
-        """A stream brought its first frame."""
-        self._inbox.put(lambda: self._open(stream, hello))
+    def opened(self, stream: Stream, hello: bytes, identity: Identity) -> None:
+        """A stream brought its first frame; `identity` is what its transport proves."""
+        self._inbox.put(lambda: self._open(stream, hello, identity))
 
     def came(self, stream: Stream, frame: bytes) -> None:
         """A stream brought a frame."""
@@ -114,6 +118,10 @@ class Engine:
     def closed(self, stream: Stream) -> None:
         """A stream is gone."""
         self._inbox.put(lambda: self._lose(stream))
+
+    def refused(self, who: str, error: Refused) -> None:
+        """Somebody was sent away before there was a session."""
+        self._inbox.put(lambda: self._refusals.note(who, error))
 
     def stop(self, reason: str) -> None:
         """End the run early; clients are told."""
@@ -218,14 +226,17 @@ class Engine:
 
     # --- streams
 
-    def _open(self, stream: Stream, data: bytes) -> None:
+    def _open(self, stream: Stream, data: bytes, identity: Identity) -> None:
+        client = next(iter(identity.certificate or ()), "")
         try:
-            opened = self.sessions.open(Hello.from_frame(data))
+            hello = Hello.from_frame(data)
+            client = hello.client or client
+            opened = self.sessions.open(hello, identity)
         except Refused as error:
-            self._refuse(stream, error.code, error.reason)
+            self._refuse(stream, client, error)
             return
         except WireError as error:
-            self._refuse(stream, "protocol", str(error))
+            self._refuse(stream, client, Refused("protocol", str(error)))
             return
         if opened.replaces is not None:
             self._replace(opened.replaces)
@@ -256,9 +267,8 @@ class Engine:
         try:
             received = self.sessions.feed(link.session, data)
         except WireError as error:
-            self._warn(f"{link.session.client}: {error}")
             self._drop(link)
-            self._refuse(stream, "protocol", str(error))
+            self._refuse(stream, link.session.client, Refused("protocol", str(error)))
             return
         self._meter.took(link.clock, received, arrived=arrived, fed=fed, decoded=time.perf_counter())
         bare = link.session.endpoint.acknowledgement()
@@ -291,11 +301,12 @@ class Engine:
         if link.stream is None:
             self._metrics.away(-1)
         else:
-            self._refuse(link.stream, "replaced", f"another client has joined as {session.client!r}")
+            reason = f"another client has joined as {session.client!r}"
+            self._refuse(link.stream, session.client, Refused("replaced", reason))
 
-    def _refuse(self, stream: Stream, code: str, reason: str) -> None:
-        self._metrics.rejected(code)
-        stream.send([Refusal(code=code, reason=reason).to_frame()])
+    def _refuse(self, stream: Stream, client: str, error: Refused) -> None:
+        self._refusals.note(f"{repr(client)[:80] if client else 'a client'} at {stream.peer}", error)
+        stream.send([Refusal(code=error.code, reason=error.reason).to_frame()])
         stream.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import threading
 import time
@@ -15,8 +16,9 @@ from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.facts import Evaluated, Fact, WaveBegun
 from sl_common.network import Network
-from sl_server import service
+from sl_server import handshakes, service
 from sl_server.coordinator import Coordinator
+from sl_server.door import Door
 from sl_server.engine import Engine
 from sl_server.eventlog import EventLog
 from sl_server.ledger import Ledger
@@ -39,17 +41,24 @@ def run_server(
     config: RunConfig,
     *,
     listen: str,
+    door: Door,
     metrics: tuple[str, int] | None,
     out: Path,
     as_json: bool,
     record: bool,
 ) -> tuple[dict[str, Any], str | None, bool]:
     """Serve one run to its end: its summary, why it failed (None if it did not), and whether a signal stopped it."""
-    return asyncio.run(_serve(config, listen, metrics, out, as_json, record))
+    return asyncio.run(_serve(config, listen, door, metrics, out, as_json, record))
 
 
 async def _serve(
-    config: RunConfig, listen: str, metrics_at: tuple[str, int] | None, out: Path, as_json: bool, record: bool
+    config: RunConfig,
+    listen: str,
+    door: Door,
+    metrics_at: tuple[str, int] | None,
+    out: Path,
+    as_json: bool,
+    record: bool,
 ) -> tuple[dict[str, Any], str | None, bool]:
     ledger = Ledger()
     metrics = Metrics(ledger)
@@ -72,14 +81,12 @@ async def _serve(
     log = EventLog(out / "events.log", config) if record else None
     engine.sessions.log = log
     server = None
+    ears = contextlib.ExitStack()
     try:
-        server, port = await service.start(engine, listen)
-        host = listen.rpartition(":")[0]
-        show.say(
-            "listening",
-            f"listening on {host}:{port}, waiting for {config.run.clients} client(s)",
-            address=f"{host}:{port}",
-        )
+        if door.certificates is not None:
+            ears.enter_context(handshakes.heard(engine.refused))
+        server, port = await service.start(engine, listen, door)
+        _announce(show, f"{listen.rpartition(':')[0]}:{port}", door, config.run.clients)
         if metrics_at is not None:
             at = metrics.serve(*metrics_at)
             show.say("metrics", f"metrics at http://{metrics_at[0]}:{at}/metrics", port=at)
@@ -98,8 +105,15 @@ async def _serve(
         metrics.close()
         if server is not None:
             await server.stop(grace=0)
+        ears.close()
         if log is not None:
             log.close()
+
+
+def _announce(show: Show, address: str, door: Door, clients: int) -> None:
+    text = f"listening on {address} ({door.says}), waiting for {clients} client(s)"
+    show.say("listening", text, address=address, tls=door.certificates is not None)
+    door.attach(show.warn)
 
 
 def _ring(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:

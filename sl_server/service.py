@@ -1,7 +1,7 @@
 """gRPC on asyncio: one handler a stream, which moves bytes between the network and the engine and does nothing else.
 
 Law: no torch, codec or coordinator here. Each stream has an outbox of its own; the engine alone decides which stream carries a
-session.
+session, and whether who has come may have it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
-from sl_common.errors import ConfigError
+from sl_common.errors import ConfigError, Refused
 from sl_common.wire import probe
 from sl_common.wire.endpoint import MAX_CHUNK
+from sl_server.door import Door, peer_of
 from sl_server.engine import Engine
+from sl_server.identity import admit
 
 SERVICE = "sl.v1.SplitLearning"
 MAX_MESSAGE = 2 * MAX_CHUNK
@@ -42,12 +44,14 @@ OPTIONS = (
 class TrainStream:
     """An open stream's outbox: the engine's thread puts frames in, the event loop writes them."""
 
-    def __init__(self) -> None:
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
         self.posted = 0
         self.taken = 0
         self._loop = asyncio.get_running_loop()
         self._frames: deque[bytes] = deque()
         self._wake = asyncio.Event()
+        self.answered = asyncio.Event()  # the engine has said something: its yes or no to the Hello
         self._closing = False
 
     def send(self, frames: Sequence[bytes]) -> None:
@@ -69,6 +73,7 @@ class TrainStream:
         while True:
             while self._frames:
                 await context.write(self._frames.popleft())
+                self.answered.set()
             if self._closing:
                 return
             self._wake.clear()
@@ -79,12 +84,13 @@ class TrainStream:
 class SplitLearning:
     """The service's handlers."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, door: Door) -> None:
         self._engine = engine
+        self._door = door
 
     async def train(self, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         """One stream of one client, from Hello to its end."""
-        stream = TrainStream()
+        stream = TrainStream(peer_of(context))
         reader = asyncio.create_task(self._read(stream, context))
         try:
             await stream.write_to(context)
@@ -96,7 +102,8 @@ class SplitLearning:
         try:
             hello = await asyncio.wait_for(context.read(), HELLO_TIMEOUT_S)
             if isinstance(hello, bytes):
-                self._engine.opened(stream, hello)
+                self._engine.opened(stream, hello, self._door.identity(context))
+                await stream.answered.wait()  # nothing is kept of what a stranger sends on
                 while isinstance(frame := await context.read(), bytes):
                     self._engine.came(stream, frame)
                     while stream.posted - stream.taken > READ_AHEAD:
@@ -107,7 +114,12 @@ class SplitLearning:
             stream.close()
 
     async def probe(self, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        """Answer a bounded number of pings."""
+        """Answer a bounded number of pings, of those who could take part."""
+        try:
+            admit("", self._door.identity(context))
+        except Refused as error:
+            self._engine.refused(f"a probe from {peer_of(context)}", error)
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, error.reason)
         for _ in range(probe.MAX_PINGS):
             ping = await context.read()
             if not isinstance(ping, bytes):
@@ -118,9 +130,13 @@ class SplitLearning:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
 
-async def start(engine: Engine, listen: str) -> tuple[grpc.aio.Server, int]:
-    """A server that takes streams at `listen` (HOST:PORT), with health and reflection. Raises ConfigError if it is taken."""
-    service = SplitLearning(engine)
+async def start(engine: Engine, listen: str, door: Door | None = None) -> tuple[grpc.aio.Server, int]:
+    """A server that takes streams at `listen` (HOST:PORT), with health and reflection. Raises ConfigError if it is taken.
+
+    Without a door of its own it is open to everybody, in plaintext.
+    """
+    door = door or Door()
+    service = SplitLearning(engine, door)
     server = grpc.aio.server(options=OPTIONS)
     handlers = {
         "Train": grpc.stream_stream_rpc_method_handler(service.train),
@@ -135,7 +151,7 @@ async def start(engine: Engine, listen: str) -> tuple[grpc.aio.Server, int]:
         (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
     )
     try:
-        port = server.add_insecure_port(listen)
+        port = door.open(server, listen)
     except RuntimeError as error:
         raise ConfigError(f"--listen {listen}: cannot be bound; is another server running there? ({error})") from error
     await server.start()

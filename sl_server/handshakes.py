@@ -1,0 +1,82 @@
+"""TLS handshakes that failed. gRPC tells of them nowhere but in its log, which goes to file descriptor 2: they are read there.
+
+Law: every other line goes on to stderr as it came, and Python's own stderr does not pass here. A crash of C code may lose the
+last lines that it wrote. With GRPC_VERBOSITY=ERROR gRPC does not write them, and nothing is counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+from sl_common.errors import Refused
+
+_FAILED = re.compile(rb"\] Handshake failed with error [^:]*(?::.*OPENSSL_internal:(\w+)(?:: (.*))?)?$")
+_NAME = re.compile(rb"\] No match found for server name: (.*)$")
+_MINE = b"ssl_transport_security"  # the source file that says either
+_BROKE_OFF = "it may not trust --cert: another CA, a date, a name it is not for"
+_CAUSES = {
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": ("a client without a certificate", "--client-ca asks for one"),
+    "WRONG_VERSION_NUMBER": ("a client that speaks plaintext", "this server speaks TLS only"),
+    "HTTP_REQUEST": ("a client that speaks plaintext", "this server speaks TLS only"),
+    "BAD_PACKET_LENGTH": ("a client that broke the handshake off", _BROKE_OFF),  # an alert in plaintext, as OpenSSL's
+}
+
+
+def read_line(line: bytes) -> tuple[str, Refused] | None:
+    """Who was refused, and why; None for a line that says something else."""
+    line = line.rstrip()
+    if _MINE not in line:
+        return None
+    if name := _NAME.search(line):
+        who = f"a client that asked for {name[1].decode(errors='replace')[:80]!r}"
+        return who, Refused("tls", "--cert is not made for that name")
+    if failed := _FAILED.search(line):
+        code, detail = ((part or b"").decode(errors="replace") for part in failed.groups())
+        return _cause(code, detail)
+    return None
+
+
+def _cause(code: str, detail: str) -> tuple[str, Refused]:
+    if code == "CERTIFICATE_VERIFY_FAILED":
+        who, why = f"a client's certificate ({detail})", "--client-ca must have signed it, and its dates must hold"
+    elif "ALERT" in code:
+        who, why = f"a client that broke the handshake off ({code})", _BROKE_OFF
+    else:
+        who, why = _CAUSES.get(code, (f"a client whose handshake failed ({code or 'unknown'})", "no TLS came about"))
+    return who, Refused("tls", why)
+
+
+@contextlib.contextmanager
+def heard(tell: Callable[[str, Refused], None]) -> Iterator[None]:
+    """While inside, `tell` hears of each failed handshake, from a thread of its own."""
+    kept = os.dup(2)
+    pythons, sys.stderr = sys.stderr, os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    out, into = os.pipe()
+    os.dup2(into, 2)
+    os.close(into)
+    reader = threading.Thread(target=_read, args=(out, kept, tell), daemon=True)
+    reader.start()
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)  # nobody writes into the pipe any more: its reader comes to the end
+        reader.join(1.0)
+        os.close(kept)
+        sys.stderr.close()
+        sys.stderr = pythons
+
+
+def _read(out: int, to: int, tell: Callable[[str, Refused], None]) -> None:
+    with os.fdopen(out, "rb") as lines:
+        for line in lines:
+            found = read_line(line)
+            if found is None:
+                with contextlib.suppress(OSError):
+                    os.write(to, line)
+            else:
+                tell(*found)

@@ -1,0 +1,74 @@
+"""The server's certificate: read from files, checked, and read anew whenever they change, without a restart."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from sl_common.errors import ConfigError
+from sl_server.watched import Watched, caution, read_file
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CertificateFiles:
+    """In PEM form. With `client_ca` clients must show a certificate that it signed."""
+
+    cert: Path
+    key: Path
+    client_ca: Path | None = None
+
+    @property
+    def paths(self) -> list[Path]:
+        """All that there are."""
+        return [path for path in (self.cert, self.key, self.client_ca) if path is not None]
+
+    def read(self) -> grpc.ServerCertificateConfiguration:
+        """Raises ConfigError naming the option and the file that gRPC could not use."""
+        cert, key = read_file("--cert", self.cert), read_file("--key", self.key)
+        client_ca = read_file("--client-ca", self.client_ca) if self.client_ca else None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self.cert, self.key, password=self._no_password)
+        except ssl.SSLError as error:
+            raise ConfigError(_pair_fault(self.cert, self.key, error)) from error
+        if self.client_ca is not None:
+            try:
+                context.load_verify_locations(self.client_ca)
+            except ssl.SSLError as error:
+                raise ConfigError(f"--client-ca {self.client_ca}: no certificate in PEM form") from error
+        return grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=client_ca)
+
+    def _no_password(self) -> str:
+        raise ConfigError(f"--key {self.key} is encrypted, the server needs it without a passphrase")
+
+
+class Certificates:
+    """What gRPC shows in each handshake."""
+
+    def __init__(self, files: CertificateFiles) -> None:
+        self.files = files
+        self._watched = Watched(files.paths, files.read)
+
+    def attach(self, warn: Callable[[str], None]) -> None:
+        """Tell of files that others can read, and later of what cannot be read any more."""
+        self._watched.attach(warn)
+        for text in caution("--key", self.files.key):
+            warn(text)
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """gRPC asks before every handshake, from threads of its own, whether there is a new certificate."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._watched.current,
+            lambda: self._watched.current if self._watched.renew() else None,
+            require_client_authentication=self.files.client_ca is not None,
+        )
+
+
+def _pair_fault(cert: Path, key: Path, error: ssl.SSLError) -> str:
+    if error.reason == "KEY_VALUES_MISMATCH":
+        return f"--key {key} does not belong to the certificate --cert {cert}"
+    return f"--cert {cert}, --key {key}: not a certificate and its key in PEM form ({error.reason or error})"
