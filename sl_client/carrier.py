@@ -9,6 +9,7 @@ from typing import Protocol
 
 import grpc
 
+from sl_client.access import PLAINTEXT, Access
 from sl_common.wire.endpoint import MAX_CHUNK
 
 METHOD = "/sl.v1.SplitLearning/Train"
@@ -31,14 +32,14 @@ class StreamBroken(Exception):
 
 
 class Carrier(Protocol):
-    """One stream. A broken one raises StreamBroken from `receive`; `send` never blocks."""
+    """One stream. A broken one raises StreamBroken from `receive`; `send` never blocks. Opening one may raise ConfigError."""
 
     def send(self, frame: bytes) -> None:
         """Hand a frame to the stream."""
         ...
 
     def receive(self) -> bytes:
-        """The next frame; blocks. Raises StreamBroken."""
+        """The next frame; blocks. Raises StreamBroken, or Refused if another try is pointless."""
         ...
 
     def close(self) -> None:
@@ -57,10 +58,13 @@ class Carrier(Protocol):
 class GrpcCarrier:
     """A stream on a channel of its own."""
 
-    def __init__(self, server: str) -> None:
-        self._channel = grpc.insecure_channel(server, options=OPTIONS)
+    def __init__(self, server: str, access: Access = PLAINTEXT) -> None:
+        self._server = server
+        self._access = access
+        self._channel = access.channel(server, OPTIONS)
+        self._answered = False
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._call = self._channel.stream_stream(METHOD)(self._outgoing())
+        self._call = self._channel.stream_stream(METHOD)(self._outgoing(), metadata=access.metadata)
 
     def _outgoing(self) -> Iterator[bytes]:
         while (frame := self._outbox.get()) is not None:
@@ -71,13 +75,19 @@ class GrpcCarrier:
         self._outbox.put(frame)
 
     def receive(self) -> bytes:
-        """The next frame; blocks. Raises StreamBroken."""
+        """The next frame; blocks. Raises StreamBroken, or Refused if no stream can come about as we try it."""
         try:
-            return next(self._call)  # type: ignore[no-any-return]
+            frame: bytes = next(self._call)
         except StopIteration:
             raise StreamBroken("the server ended the stream") from None
         except grpc.RpcError as error:
+            if not self._answered and error.code() == grpc.StatusCode.UNAVAILABLE:
+                refused = self._access.refusal(self._server)
+                if refused is not None:
+                    raise refused from None
             raise StreamBroken(_words(error)) from None
+        self._answered = True
+        return frame
 
     def close(self) -> None:
         """End the stream."""

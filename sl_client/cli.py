@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -11,9 +13,10 @@ from rich.console import Console
 
 from sl_common import __version__
 from sl_common.errors import ConfigError, CutlayerError
-from sl_common.exits import INTERRUPTED, exit_code, is_loopback
+from sl_common.exits import INTERRUPTED, exit_code
 
 if TYPE_CHECKING:  # torch is imported when it is needed, not for --help
+    from sl_client.access import Access
     from sl_common.tensors import State
 
 app = typer.Typer(
@@ -26,11 +29,36 @@ app = typer.Typer(
 )
 
 Server = Annotated[str, typer.Option(help="The server's HOST:PORT.", envvar="SL_SERVER")]
+Ca = Annotated[
+    Path | None,
+    typer.Option(
+        help="Speak TLS, and only TLS: the CA of the server's certificate, in PEM form.",
+        envvar="SL_CA",
+    ),
+]
+Cert = Annotated[
+    Path | None,
+    typer.Option(
+        help="This client's certificate in PEM form, for a server that asks for one; its name is this client's id.",
+        envvar="SL_CERT",
+    ),
+]
+Key = Annotated[Path | None, typer.Option(help="The private key of --cert, without a passphrase.", envvar="SL_KEY")]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        help="This client's token, for a server that asks for one; better @FILE or SL_TOKEN, which no list of processes "
+        "shows. Only over TLS or on this machine.",
+        metavar="TOKEN|@FILE",
+        envvar="SL_TOKEN",
+    ),
+]
 Insecure = Annotated[
     bool,
     typer.Option(
         "--insecure",
-        help="Speak plaintext beyond this machine: whoever is on the way reads labels and activations.",
+        help="Speak plaintext beyond this machine: whoever is on the way reads labels and activations, and may pose as the "
+        "server.",
         envvar="SL_INSECURE",
     ),
 ]
@@ -84,20 +112,33 @@ def run(
         Path | None,
         typer.Option(help="Write this client's lower segment here at the end (safetensors).", envvar="SL_SAVE_LOWER"),
     ] = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token: Token = None,
     insecure: Insecure = False,
     as_json: Json = False,
 ) -> None:
     """Take part in a run, until it is over."""
-    check_address(server, insecure)
+    access = reach(server, ca=ca, cert=cert, key=key, token=token, insecure=insecure)
     index, shards = _shard(shard)
     if save_lower is not None and not save_lower.parent.is_dir():
         raise ConfigError(f"--save-lower {save_lower}: there is no folder {save_lower.parent}")
+    from sl_client.carrier import GrpcCarrier
     from sl_client.runner import Interrupted, Runner, run_until_interrupted
     from sl_client.show import make_show
 
     show = make_show(as_json=as_json)
     runner = Runner(
-        server, name=name, shard=index, shards=shards, data=data, allowed=tuple(allow or ()), retry_s=retry, show=show
+        server,
+        name=name,
+        shard=index,
+        shards=shards,
+        data=data,
+        allowed=tuple(allow or ()),
+        retry_s=retry,
+        show=show,
+        connect=partial(GrpcCarrier, access=access),
     )
     try:
         run_until_interrupted(runner)
@@ -120,23 +161,33 @@ def _save(lower: State, path: Path) -> None:
 
 
 @app.command()
-def doctor(server: Server = "127.0.0.1:50051", insecure: Insecure = False, as_json: Json = False) -> None:
-    """Can this device take part? Reach, versions, round trip and bandwidth of the server, and what is installed here."""
-    check_address(server, insecure)
+def doctor(
+    server: Server = "127.0.0.1:50051",
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token: Token = None,
+    insecure: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Can this device take part? Reach, versions, certificates, round trip and bandwidth, and what is installed here."""
+    access = reach(server, ca=ca, cert=cert, key=key, token=token, insecure=insecure)
     from sl_client.doctor import examine
 
-    examine(server, as_json=as_json)
+    examine(server, access, as_json=as_json)
 
 
-def check_address(server: str, insecure: bool) -> None:
-    """Raises ConfigError for an address that is none, or one beyond this machine without --insecure."""
+def reach(
+    server: str, *, ca: Path | None, cert: Path | None, key: Path | None, token: str | None, insecure: bool
+) -> Access:
+    """Raises ConfigError for an address that is none, and for what make_access does not take."""
     host, colon, port = server.rpartition(":")
     if not server.startswith("unix:") and (not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536):
         raise ConfigError(f"--server {server!r}: write it as HOST:PORT")
-    if not is_loopback(server) and not insecure:
-        raise ConfigError(
-            f"--server {server} is another machine and there is no TLS yet: add --insecure if you mean it"
-        )
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # before grpc is imported; what fails is said in our words
+    from sl_client.access import make_access
+
+    return make_access(server, ca=ca, cert=cert, key=key, token=token, insecure=insecure)
 
 
 def _shard(text: str | None) -> tuple[int | None, int | None]:

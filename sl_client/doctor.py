@@ -15,9 +15,11 @@ import grpc
 import numpy as np
 import torch
 
+from sl_client.access import Access
 from sl_client.carrier import OPTIONS
+from sl_client.tls import Tls, own_certificate
 from sl_common import __version__
-from sl_common.errors import PeerLost, Refused
+from sl_common.errors import CutlayerError, PeerLost, Refused
 from sl_common.wire import WIRE_VERSION, probe
 
 METHOD = "/sl.v1.SplitLearning/Probe"
@@ -26,8 +28,11 @@ _PINGS = 16
 _BULK = 16
 
 
-def examine(server: str, *, as_json: bool) -> None:
-    """Print what is found. Raises PeerLost if the server does not answer, Refused if it speaks another wire version."""
+def examine(server: str, access: Access, *, as_json: bool) -> None:
+    """Print what is found.
+
+    Raises PeerLost if the server does not answer, Refused if it does not take us or speaks another wire version.
+    """
     found: dict[str, object] = {
         "cutlayer": __version__,
         "wire_version": WIRE_VERSION,
@@ -37,13 +42,13 @@ def examine(server: str, *, as_json: bool) -> None:
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "server": server,
-        "tls": False,
+        "tls": access.tls is not None,
     }
-    with grpc.insecure_channel(server, options=OPTIONS) as channel:
+    with access.channel(server, OPTIONS) as channel:
         try:
-            _measure(channel, found)
+            _measure(channel, access, found)
         except grpc.RpcError as error:
-            raise PeerLost(_why(server, error)) from None
+            raise _blamed(server, access, error) from None
     if as_json:
         sys.stdout.write(json.dumps(found) + "\n")
     else:
@@ -55,31 +60,49 @@ def examine(server: str, *, as_json: bool) -> None:
         )
 
 
-def _why(server: str, error: grpc.RpcError) -> str:
-    """In words: nobody there, or somebody else."""
+def _blamed(server: str, access: Access, error: grpc.RpcError) -> CutlayerError:
+    """In words: nobody there, somebody who does not want us, or somebody else."""
     code, details = error.code(), error.details()
+    if code == grpc.StatusCode.UNAUTHENTICATED:
+        return Refused("identity", details)
     if code == grpc.StatusCode.UNAVAILABLE:
-        return f"no server at {server}: {details}"
+        return access.refusal(server) or PeerLost(f"no server at {server}: {details}")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"no answer from {server} within {_TIMEOUT_S:g} s"
-    return f"{server} answers, but not as a Cutlayer server: {code.name.lower()}: {details}"
+        return PeerLost(f"no answer from {server} within {_TIMEOUT_S:g} s")
+    return PeerLost(f"{server} answers, but not as a Cutlayer server: {code.name.lower()}: {details}")
 
 
-def _measure(channel: grpc.Channel, found: dict[str, object]) -> None:
+def _certificates(server: str, tls: Tls) -> dict[str, object]:
+    """The version of TLS, and of each side's certificate whose it is and how long it holds."""
+    found: dict[str, object] = {}
+    seen = tls.look(server)
+    if seen is not None:
+        certificate, version = seen
+        found |= {"tls_version": version, "server_subject": certificate.subject}
+        found |= {"server_names": " ".join(certificate.names), "server_days_left": certificate.days_left}
+    own = own_certificate(tls.cert, tls.key) if tls.cert and tls.key else None
+    if own is not None:
+        found |= {"client_subject": own.subject, "client_days_left": own.days_left}
+    return found
+
+
+def _measure(channel: grpc.Channel, access: Access, found: dict[str, object]) -> None:
     trips = []
-    for pong, seconds in _pings(channel, [(64, 64)] * _PINGS):
+    for pong, seconds in _pings(channel, access, [(64, 64)] * _PINGS):
         trips.append(seconds)
         found["server_version"], found["server_wire_version"] = pong.software, pong.version
+    if access.tls is not None:
+        found |= _certificates(str(found["server"]), access.tls)
     found["round_trip_ms"] = round(1e3 * statistics.median(trips), 3)
     for name, sizes in (("up", (probe.MAX_PAYLOAD, 0)), ("down", (0, probe.MAX_PAYLOAD))):
-        seconds = sum(s for _, s in _pings(channel, [sizes] * _BULK))
+        seconds = sum(s for _, s in _pings(channel, access, [sizes] * _BULK))
         found[f"{name}_mbit_per_s"] = round(8e-6 * _BULK * probe.MAX_PAYLOAD / seconds, 1)
 
 
-def _pings(channel: grpc.Channel, sizes: list[tuple[int, int]]) -> Iterator[tuple[probe.Pong, float]]:
+def _pings(channel: grpc.Channel, access: Access, sizes: list[tuple[int, int]]) -> Iterator[tuple[probe.Pong, float]]:
     """One ping at a time on one stream: the answer and the seconds it took."""
     asks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    answers = channel.stream_stream(METHOD)(iter(asks.get, None), timeout=_TIMEOUT_S)
+    answers = channel.stream_stream(METHOD)(iter(asks.get, None), timeout=_TIMEOUT_S, metadata=access.metadata)
     for nbytes, reply_bytes in sizes:
         data = probe.ping(nbytes, reply_bytes)
         started = time.perf_counter()

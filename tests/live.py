@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from sl_client.access import PLAINTEXT, Access
 from sl_client.carrier import Carrier, GrpcCarrier, StreamBroken
 from sl_client.runner import Runner
 from sl_client.show import Lines
@@ -17,6 +18,7 @@ from sl_common.messages import Bye
 from sl_common.network import Network
 from sl_server import service
 from sl_server.coordinator import Coordinator
+from sl_server.door import Door
 from sl_server.engine import Engine
 from sl_server.ledger import Ledger
 from sl_server.metrics import Metrics
@@ -59,14 +61,16 @@ class LiveServer:
 
 
 @contextmanager
-def serving(config: RunConfig) -> Iterator[LiveServer]:
+def serving(config: RunConfig, door: Door | None = None) -> Iterator[LiveServer]:
     """A live server; stopped at the end whatever happened."""
     live = LiveServer(config)
+    door = door or Door()
+    door.attach(live.warnings.append)
     loop = asyncio.new_event_loop()
     started = threading.Event()
 
     async def serve() -> None:
-        server, port = await service.start(live.engine, "127.0.0.1:0")
+        server, port = await service.start(live.engine, "127.0.0.1:0", door)
         live.address = f"127.0.0.1:{port}"
         live.engine.start()
         started.set()
@@ -107,8 +111,8 @@ class ClientThread(threading.Thread):
 class FlakyCarrier(GrpcCarrier):
     """A real stream that breaks after so many frames, counting both directions; later ones are lost."""
 
-    def __init__(self, server: str, frames: int) -> None:
-        super().__init__(server)
+    def __init__(self, server: str, frames: int, access: Access = PLAINTEXT) -> None:
+        super().__init__(server, access)
         self._left = frames
 
     def send(self, frame: bytes) -> None:

@@ -69,8 +69,9 @@ def json_lines(path: Path) -> list[dict]:
 
 # fmt: off
 OPTIONS = {
-    ("sl-server",): ["--version", "run", "simulate", "check", "codecs", "presets", "export"],
+    ("sl-server",): ["--version", "run", "simulate", "check", "codecs", "presets", "export", "certs"],
     ("sl-server", "run"): ["RUN.toml", "--listen", "--metrics", "--out", "--set", "--insecure", "--record", "--json",
+                           "--cert", "--key", "--client-ca", "--tokens", "SL_CERT", "SL_KEY", "SL_CLIENT_CA", "SL_TOKENS",
                            "SL_LISTEN", "SL_METRICS", "SL_OUT", "SL_SET", "SL_INSECURE", "SL_RECORD", "SL_JSON",
                            "127.0.0.1:50051", "runs/NAME-TIME"],
     ("sl-server", "simulate"): ["RUN.toml", "--data", "--out", "--set", "--json", "SL_DATA", "SL_OUT", "SL_SET", "SL_JSON"],
@@ -78,11 +79,15 @@ OPTIONS = {
     ("sl-server", "codecs"): ["RUN.toml", "--on", "--data", "--set", "--json", "SL_ON", "SL_DATA", "SL_SET", "SL_JSON"],
     ("sl-server", "presets"): ["--json", "SL_JSON"],
     ("sl-server", "export"): ["RUNDIR", "--to", "--lower", "--head", "SL_TO", "SL_LOWER", "SL_HEAD"],
+    ("sl-server", "certs"): ["DIR", "--clients", "--name", "--host", "--days", "--add", "--json", "SL_CLIENTS", "SL_NAME",
+                             "SL_HOST", "SL_DAYS", "SL_ADD", "SL_JSON"],
     ("sl-client",): ["--version", "run", "doctor"],
     ("sl-client", "run"): ["--server", "--id", "--data", "--shard", "--allow", "--retry", "--save-lower", "--insecure", "--json",
                            "SL_SERVER", "SL_ID", "SL_DATA", "SL_SHARD", "SL_ALLOW", "SL_RETRY", "SL_SAVE_LOWER",
-                           "SL_INSECURE", "SL_JSON"],
-    ("sl-client", "doctor"): ["--server", "--insecure", "--json", "SL_SERVER", "SL_INSECURE", "SL_JSON"],
+                           "SL_INSECURE", "SL_JSON", "--ca", "--cert", "--key", "--token", "@FILE",
+                           "SL_CA", "SL_CERT", "SL_KEY", "SL_TOKEN"],
+    ("sl-client", "doctor"): ["--server", "--insecure", "--json", "SL_SERVER", "SL_INSECURE", "SL_JSON",
+                              "--ca", "--cert", "--key", "--token", "SL_CA", "SL_CERT", "SL_KEY", "SL_TOKEN"],
 }
 
 # name -> (command line, exit code, what stderr tells); {small} is a good file, {tmp} a folder, {taken} a port in use
@@ -96,6 +101,10 @@ MISTAKES: dict[str, tuple[str, int, str]] = {
     "port too high": ("sl-server run {small} --listen 127.0.0.1:65536", 2, "--listen '127.0.0.1:65536'"),
     "bad --metrics": ("sl-server run {small} --metrics x", 2, "--metrics 'x': write it as HOST:PORT"),
     "plaintext server": ("sl-server run {small} --listen 0.0.0.0:0", 2, "--listen 0.0.0.0:0 is not on this machine alone"),
+    "half of TLS": ("sl-server run {small} --cert {small}", 2, "--cert and --key belong together"),
+    "certs twice": ("sl-server certs {tmp}/certs --clients 1", 2, "{tmp}/certs/c0.pem exists and is not overwritten"),
+    "no CA file": ("sl-client run --server 192.0.2.1:1 --ca {tmp}/absent", 2, "--ca {tmp}/absent: No such file or directory"),
+    "token in the open": ("sl-client run --server 192.0.2.1:1 --insecure --token x", 2, "would be sent to 192.0.2.1:1 in plaintext"),
     "port taken": ("sl-server run {small} --listen 127.0.0.1:{taken} --out {tmp}/o1", 2, "127.0.0.1:{taken}: cannot be bound"),
     "metrics port taken": ("sl-server run {small} --listen 127.0.0.1:0 --metrics 127.0.0.1:{taken} --out {tmp}/o2", 2,
                            "--metrics 127.0.0.1:{taken}: Address already in use"),
@@ -104,7 +113,7 @@ MISTAKES: dict[str, tuple[str, int, str]] = {
     "no data": ("sl-server simulate {small} --set data.name=fashion-mnist --data {tmp}/damaged --out {tmp}/o3", 2,
                 "{tmp}/damaged: no train-labels-idx1-ubyte"),
     "bad --server": ("sl-client run --server here", 2, "--server 'here': write it as HOST:PORT"),
-    "plaintext client": ("sl-client run --server 192.0.2.1:1", 2, "192.0.2.1:1 is another machine and there is no TLS yet"),
+    "plaintext client": ("sl-client run --server 192.0.2.1:1", 2, "192.0.2.1:1 is another machine: add TLS with --ca"),
     "plaintext doctor": ("sl-client doctor --server example.org:1", 2, "example.org:1 is another machine"),
     "bad --shard": ("sl-client run --shard 3/2", 2, "--shard '3/2': write it as I/N with I from 1 to N"),
     "bad --save-lower": ("sl-client run --save-lower {tmp}/no/lower", 2, "there is no folder"),
@@ -133,6 +142,8 @@ def ended(small: Path, simulated: tuple[Process, Path]) -> Iterator[dict[str, tu
     """Every command that ends by itself, with what filled its command line in."""
     tmp = small.parent
     (tmp / "bad.toml").write_text("[run]\nround = 3")
+    (tmp / "certs").mkdir()
+    (tmp / "certs" / "c0.pem").touch()
     (tmp / "damaged").mkdir()
     (tmp / "damaged" / "train-images-idx3-ubyte").write_bytes(b"")
     with socket.create_server(("127.0.0.1", 0)) as server:
