@@ -7,6 +7,7 @@ import json
 import re
 import tempfile
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from benchmarks.processes import BenchmarkFailed, Line, module, script, started
 from benchmarks.workloads import BATCH, LR, MOMENTUM, Workload
 
 Result = dict[str, Any]
+Words = Sequence[object]
 START_S = 120.0  # for a process to start
 _PHASE = re.compile(r'^sl_step_seconds_(sum|count)\{phase="(\w+)"\} (\S+)$', re.MULTILINE)
 
@@ -107,19 +109,22 @@ def _scrape(port: int) -> dict[str, dict[str, float]]:
     return phases
 
 
-def ours(workload: Workload, steps: int) -> Result:
-    """`sl-server run` and `sl-client run`; the time is the server's own, from the second wave's begin to its round's end."""
+def ours(workload: Workload, steps: int, *, server: Words = (), client: Words = ()) -> Result:
+    """`sl-server run` and `sl-client run`; the time is the server's own, from the second wave's begin to its round's end.
+
+    `server` and `client` are further options of the two commands.
+    """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         toml, out = Path(folder, "run.toml"), Path(folder, "out")
         toml.write_text(config(workload, steps))
         scrapes = _Scrapes()
         at = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
-        with started(script("sl-server", "run", toml, *at, "--out", out, "--json"), scrapes.hear) as server:
-            address = server.line("address", START_S)["address"]
-            command = script("sl-client", "run", "--server", address, "--allow", "benchmarks", "--json")
-            with started(command) as client:
-                client.finish(2 * _limit_s(steps))
-            server.finish(START_S)
+        with started(script("sl-server", "run", toml, *at, "--out", out, "--json", *server), scrapes.hear) as serves:
+            address = serves.line("address", START_S)["address"]
+            command = script("sl-client", "run", "--server", address, "--allow", "benchmarks", "--json", *client)
+            with started(command) as trains:
+                trains.finish(2 * _limit_s(steps))
+            serves.finish(START_S)
         return {"steps_per_s": steps / second_round_seconds(out), "phases": scrapes.phases(), **_overhead(out)}
 
 
