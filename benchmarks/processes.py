@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -64,6 +65,16 @@ class Process:
         self._reader.join(limit_s)
         if code:
             raise BenchmarkFailed(f"{self.name}: ended with {code}")
+
+    def cpu_s(self) -> float:
+        """User and system seconds that it has used so far (Linux)."""
+        fields = Path(f"/proc/{self._popen.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def peak_kb(self) -> int:
+        """High-water mark of its resident memory (Linux)."""
+        status = Path(f"/proc/{self._popen.pid}/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
     def end(self) -> None:
         """End it if it still runs, by force if it must be."""

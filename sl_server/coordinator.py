@@ -271,7 +271,7 @@ class Coordinator:
     def _begin_training(self, members: list[Member]) -> None:
         at = self._at(len(members))
         directive = self.protocol.gate.decide(self._losses, at)
-        wave = Wave(at=at, directive=directive, begins={}, samples={m.shard: m.samples for m in members})
+        wave = Wave(at=at, directive=directive, samples={m.shard: m.samples for m in members})
         if not directive.send:
             self._begin_playback(wave, members)
             return
@@ -279,7 +279,7 @@ class Coordinator:
             news = self._news_for(m)  # first: a new life's network was never aligned
             asked = self.alignments.directive(m.shard, directive)
             self.recordings.begin(m.shard, directive.record)
-            wave.begins[m.shard] = Begin(
+            begin = Begin(
                 round=at.round,
                 rounds=at.rounds,
                 wave=at.wave,
@@ -291,6 +291,7 @@ class Coordinator:
                 upload=self.protocol.uploads(at, asked),
                 directive=asked,
             )
+            wave.expect(m.shard, begin)
         self._set_lr(at, members)
         self._begin(wave, members)
 
@@ -299,10 +300,8 @@ class Coordinator:
         recorded = [m for m in members if self.recordings.batches(m.shard)]
         wave.playback = {m.shard: self.recordings.play(m.shard, wave.at) for m in recorded}
         for m in recorded:
-            wave.begins[m.shard] = Begin(
-                round=wave.at.round, rounds=wave.at.rounds, steps=self.recordings.batches(m.shard)
-            )
-            wave.play(m.shard)
+            steps = self.recordings.batches(m.shard)
+            wave.expect(m.shard, Begin(round=wave.at.round, rounds=wave.at.rounds, steps=steps))
         self._set_lr(wave.at, recorded)
         self._begin(wave, recorded)
 
@@ -346,7 +345,7 @@ class Coordinator:
             self._evaluate(wave, client, wave.next_of(client))
             return True
         at = wave.now(self._now)
-        cohort = self.protocol.barrier.cohort(list(wave.waiting), wave.training, at)
+        cohort = self.protocol.barrier.cohort(wave.waiting.keys(), wave.training, at)
         if isinstance(cohort, WaitUntil):
             self.wake_at = cohort.now
             return False
@@ -462,8 +461,9 @@ class Coordinator:
             return
         at = self._at(len(members))
         split = shared and self.config.sharded
-        begins = {
-            m.shard: Begin(
+        wave = Wave(at=at, directive=Directive())
+        for number, m in enumerate(members):
+            begin = Begin(
                 round=at.round,
                 rounds=at.rounds,
                 wave=at.wave,
@@ -474,9 +474,8 @@ class Coordinator:
                 slices=len(members) if split else 1,
                 samples=0 if split or last or not self.config.sharded else self.config.eval.samples,
             )
-            for number, m in enumerate(members)
-        }
-        self._begin(Wave(at=at, directive=Directive(), begins=begins), members)
+            wave.expect(m.shard, begin)
+        self._begin(wave, members)
 
     def weights(self) -> dict[str, State]:
         """What the server has: `lower` if all share it, `head`, or `head-<shard>` where copies differ."""

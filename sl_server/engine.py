@@ -34,6 +34,7 @@ from sl_server.workers import Workers, run_timed
 LINGER_S = 10.0  # after the run, for clients that have not taken their Bye yet
 HURRY_S = 2.0  # the same after a stop
 _TICK_S = 0.2
+_AT_ONCE = 256  # events that are taken before the coordinator works again
 
 
 class Stream(Protocol):
@@ -126,14 +127,20 @@ class Engine:
         try:
             worked = False
             while not self._is_over():
-                with contextlib.suppress(queue.Empty):
-                    self._inbox.get(timeout=0 if worked else _TICK_S)()
+                self._take_events(0 if worked else _TICK_S)
                 self._tick()
                 worked = self._work()
         except Exception as error:  # a bug, or training that diverged: say so to everybody and end
             self._fail(error)
         finally:
             self._on_end()
+
+    def _take_events(self, wait_s: float) -> None:
+        """Whatever lies in the inbox, but not more than a bounded share of it: work comes after."""
+        with contextlib.suppress(queue.Empty):
+            self._inbox.get(timeout=wait_s)()
+            for _ in range(_AT_ONCE):
+                self._inbox.get_nowait()()
 
     def _work(self) -> bool:
         started = time.perf_counter()

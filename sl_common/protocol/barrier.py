@@ -1,13 +1,14 @@
 """Which waiting batches the server joins into one cohort: `cohort(waiting, training, at)`.
 
-`waiting` names the clients with a batch here, in order of arrival; `training` maps every client that is still in the wave to the
+`waiting` names the clients of `training` with a batch here, in order of arrival; `training` maps every client that is still in the wave to the
 number of its batches that were served. The answer is a cohort (empty: not yet), or the time at which to ask again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -29,9 +30,9 @@ class Each(Value):
 
     kind: Literal["each"] = "each"
 
-    def cohort(self, waiting: Sequence[int], training: Mapping[int, int], at: At) -> list[int] | WaitUntil:  # noqa: ARG002
+    def cohort(self, waiting: Collection[int], training: Mapping[int, int], at: At) -> list[int] | WaitUntil:  # noqa: ARG002
         """The first that came."""
-        return list(waiting[:1])
+        return [next(iter(waiting))] if waiting else []
 
 
 class All(Value):
@@ -39,9 +40,9 @@ class All(Value):
 
     kind: Literal["all"] = "all"
 
-    def cohort(self, waiting: Sequence[int], training: Mapping[int, int], at: At) -> list[int] | WaitUntil:  # noqa: ARG002
+    def cohort(self, waiting: Collection[int], training: Mapping[int, int], at: At) -> list[int] | WaitUntil:  # noqa: ARG002
         """Everybody by shard, once everybody is here."""
-        return sorted(waiting) if training and set(waiting) >= set(training) else []
+        return sorted(waiting) if training and len(waiting) >= len(training) else []
 
 
 class InTurn(Value):
@@ -55,7 +56,7 @@ class InTurn(Value):
     order: Literal["fixed", "shuffled"] = "shuffled"
     unit: Literal["batch", "epoch"] = "epoch"
 
-    def cohort(self, waiting: Sequence[int], training: Mapping[int, int], at: At) -> list[int] | WaitUntil:
+    def cohort(self, waiting: Collection[int], training: Mapping[int, int], at: At) -> list[int] | WaitUntil:
         """The client whose turn it is, if its batch is here."""
         if not training:
             return []
@@ -67,7 +68,13 @@ class InTurn(Value):
         """By a key drawn for each client alone, so that one that leaves does not move the others."""
         if self.order == "fixed":
             return clients
-        return sorted(clients, key=lambda c: (numpy_generator(at.seed, "turn", at.round, at.wave, c).random(), c))
+        return sorted(clients, key=lambda c: (_key(at.seed, at.round, at.wave, c), c))
+
+
+@lru_cache(maxsize=1 << 16)
+def _key(seed: int, round: int, wave: int, client: int) -> float:
+    """Asked for again with every batch, drawn once."""
+    return float(numpy_generator(seed, "turn", round, wave, client).random())
 
 
 Barrier = Annotated[Each | All | InTurn, Field(discriminator="kind")]
