@@ -41,6 +41,13 @@ class Run(Value):
     clients: PositiveInt = 1  # start when so many are here; more may join where the data have shards for them
     threads: PositiveInt = 1  # intra-op threads of torch on every participant; other numbers change the last bits
     grace_s: Annotated[float, Field(gt=0)] = 30.0  # a client that is away for longer has left
+    checkpoints: Literal["wave", "round", "never"] = "wave"  # when the server's state is made durable
+    rejoin_s: Annotated[float, Field(gt=0)] = (
+        60.0  # a server that went back to a checkpoint waits so long for its clients
+    )
+    on_lost: Literal["drop", "redo"] = (
+        "drop"  # a client lost within a wave: go on without it, or go back and wait for it
+    )
 
     @field_validator("name")
     @classmethod

@@ -13,15 +13,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from sl_common.batch import Batch
 from sl_common.config import RunConfig
 from sl_common.errors import WireError
 from sl_common.messages import Aligned, Alive, Begin, Bye, Done, Gradient, Ready, Smashed, ToClient, ToServer, Welcome
 from sl_common.protocol import Await, AwaitAligned, Draws, Tally
-from sl_common.segment import Bank
+from sl_common.segment import Bank, Tree
+from sl_common.snapshots import Snapshots
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +74,50 @@ class Seat:
     bank: Bank
     data: Batches
     limit_bytes: int  # no message of this run has a larger body
+    residuals: dict[str, Tensor] = field(default_factory=dict)  # of this client's endpoint
+    snapshots: Snapshots = field(default_factory=lambda: Snapshots(""))
 
     @property
     def ready(self) -> Ready:
         """What the server needs to know before the first wave."""
-        return Ready(samples=self.data.samples, batches=self.data.batches)
+        kept = self.snapshots
+        return Ready(
+            samples=self.data.samples,
+            batches=self.data.batches,
+            snapshots=kept.numbers,
+            intact=kept.last is not None,
+        )
+
+    def snapshot(self) -> Tree:
+        """Everything that this client goes on from."""
+        return {"bank": self.bank.snapshot(), "residuals": dict(self.residuals)}
+
+    def hand_on(self) -> Snapshots:
+        """What the next life of this client can go on from; this one's state, unless it never came to use what it was given."""
+        if self.snapshots.last is None:
+            self.snapshots.last = self.snapshot()
+        return self.snapshots
+
+    def _restore(self, tree: Tree) -> None:
+        self.bank.restore(tree["bank"])
+        self.residuals.clear()
+        self.residuals.update(tree["residuals"])
+
+    def _heed_checkpoints(self, begin: Begin) -> None:
+        """Go back if the server did, and keep what there is before this wave."""
+        if begin.restore:
+            self._restore(self.snapshots.back_to(begin.restore))
+        elif begin.intact:
+            if self.snapshots.last is None:
+                raise WireError("begin says to go on from what was here, but this client has nothing")
+            self._restore(self.snapshots.last)
+        self.snapshots.last = None
+        if begin.checkpoint:
+            self.snapshots.keep(begin.checkpoint, self.snapshot)
 
     def wave(self, begin: Begin) -> Generator[Wish, Any, Done]:
         """One wave, from its weights to its Done."""
+        self._heed_checkpoints(begin)
         for part, state in begin.weights.items():
             if part not in self.bank:
                 raise WireError(f"begin carries weights of {part!r}, this client holds {self.bank.parts}")

@@ -42,6 +42,7 @@ from sl_common.messages import (
     Left,
     Newest,
     Ready,
+    Saved,
     Smashed,
     Tick,
     ToClient,
@@ -49,7 +50,7 @@ from sl_common.messages import (
 )
 from sl_common.network import Network
 from sl_common.protocol import Arrived, At, Record, WaitUntil
-from sl_common.segment import Alone, Bank, Segment
+from sl_common.segment import Alone, Bank, Segment, Tree
 from sl_common.tensors import State, check_state, raw_bytes
 from sl_server.alignments import Alignments, Job
 from sl_server.recordings import Recordings, Spill
@@ -73,11 +74,13 @@ class Coordinator:
         device: str = "cpu",
         spill: Spill | None = None,
         alone: Alone | None = None,
+        run: str = "",
     ) -> None:
         """`spill` moves recorded batches out of memory; without it nothing is recorded beyond the memory's budget.
 
-        `alone`: a lock, for whoever runs `jobs` in other threads.
+        `alone`: a lock, for whoever runs `jobs` in other threads. `run` names this run, also after a restart.
         """
+        self.run = run
         self.config = config
         self.network = network
         self.protocol = config.protocol
@@ -98,7 +101,11 @@ class Coordinator:
         self._over: list[Wave] = []  # training waves of this round that are over
         self._losses: list[float] = []  # of the rounds so far
         self._now = 0.0
-        self.wake_at: float | None = None  # a barrier wants a Tick then
+        self.rests = 0  # training waves that are over: between two of them the state can be kept
+        self.checkpoint = 0  # after which of them it was last made durable
+        self.must_redo = False  # a client was lost within a wave, and the run is to go back and wait for it
+        self._awaited: dict[int, Member] = {}  # by shard: who was here at the checkpoint that we went back to
+        self.wake_at: float | None = None  # a Tick is wanted then
         self.ended: RunEnded | None = None
 
     def _new_bank(self, device: str, alone: Alone) -> Bank:
@@ -137,8 +144,10 @@ class Coordinator:
                 self._left(self.roster[client], reason)
             case Aligned():
                 self._aligned(client, event)
+            case Saved(number=number):
+                self.checkpoint = number
             case Tick(now=now):
-                self._now = now
+                self._tick(now)
             case Alive():
                 pass
 
@@ -169,7 +178,8 @@ class Coordinator:
         member = self.roster.join(name, shard)
         self._facts.append(ClientJoined(client=name, shard=shard))
         config = self.config.to_json()
-        self._say(member, Welcome(config=config, client=name, shard=shard, shards=self.config.shards))
+        welcome = Welcome(config=config, client=name, shard=shard, shards=self.config.shards, run=self.run)
+        self._say(member, welcome)
 
     def _ready(self, member: Member, event: Ready) -> None:
         if member.ready:
@@ -177,7 +187,29 @@ class Coordinator:
         if not 1 <= event.batches <= event.samples <= MAX_SAMPLES:
             raise WireError(f"ready with {event.samples} samples in {event.batches} batches")
         member.samples, member.batches, member.ready = event.samples, event.batches, True
+        before = self._awaited.pop(member.shard, None)
+        if before is not None:
+            self._take_up(member, before, event)
         self._facts.append(ClientReady(client=member.name, shard=member.shard, samples=event.samples))
+
+    def _take_up(self, member: Member, before: Member, event: Ready) -> None:
+        """A client that was here at the checkpoint goes on from what it had then, if it still has it; else it begins anew."""
+        if self.checkpoint in event.snapshots:
+            member.restore = self.checkpoint
+        elif event.intact and all(number < self.checkpoint for number in event.snapshots):
+            member.intact = True  # it has begun no wave since
+        else:
+            return
+        member.holds, member.seen, member.taught = dict(before.holds), dict(before.seen), before.taught
+
+    def _tick(self, now: float) -> None:
+        self._now = now
+        if self._awaited and self.wake_at is not None and now >= self.wake_at:
+            reason = f"did not come back within run.rejoin_s = {self.config.run.rejoin_s:g} s after the server did"
+            for m in self._awaited.values():
+                self._facts.append(ClientLeft(client=m.name, shard=m.shard, reason=reason, was_ready=False))
+            self._awaited.clear()
+            self.wake_at = None
 
     def _done(self, member: Member, done: Done) -> None:
         wave = self._current_wave("done")
@@ -221,6 +253,8 @@ class Coordinator:
         was_ready, member.here, member.ready = member.ready, False, False
         self.recordings.forget(member.shard)
         if self._wave is not None:
+            redo = self.config.run.on_lost == "redo" and member.shard in self._wave.training
+            self.must_redo = self.must_redo or redo
             self._wave.drop(member.shard)
         self._out = [(name, message) for name, message in self._out if name != member.name]
         if self.ended is not None:  # nothing follows the end of a run
@@ -247,6 +281,8 @@ class Coordinator:
 
     def _begin_next(self) -> bool:
         """The next wave of this round, or the round's end; False if there are too few clients."""
+        if self._awaited:
+            return False
         ready = self.roster.ready()
         if self._plan is None:
             if not ready or (self._round == 0 and len(ready) < self.config.run.clients):
@@ -290,7 +326,11 @@ class Coordinator:
                 weights=news,
                 upload=self.protocol.uploads(at, asked),
                 directive=asked,
+                checkpoint=self.checkpoint,
+                restore=m.restore,
+                intact=m.intact,
             )
+            m.restore, m.intact = 0, False
             wave.expect(m.shard, begin)
         self._set_lr(at, members)
         self._begin(wave, members)
@@ -406,6 +446,7 @@ class Coordinator:
         if wave.done and wave.directive.update:
             self._weights.trained()
         self._weights.merge(self.protocol.merge.after_wave(self._record([wave])))
+        self.rests += 1
         return True
 
     def _end_round(self) -> None:
@@ -449,6 +490,50 @@ class Coordinator:
         at = waves[-1].at if waves else self._at()
         return Record(at=at, samples=samples, weights=weights)
 
+    # --- checkpoints
+
+    @property
+    def resting(self) -> bool:
+        """No wave is under way, and nothing is left to say."""
+        return self._wave is None and not self._out
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether the end of this wave is one after which the state is to be made durable."""
+        which = self.config.run.checkpoints
+        return which == "wave" or (which == "round" and not self._plan)
+
+    def snapshot(self) -> Tree:
+        """Everything that the run goes on from, between two waves."""
+        assert self._wave is None, "a wave is under way"
+        return {
+            "rests": self.rests,
+            "round": self._round,
+            "plan": self._plan,
+            "waves": self._waves,
+            "over": [wave.snapshot() for wave in self._over],
+            "losses": self._losses,
+            "bank": self.bank.snapshot(),
+            "weights": self._weights.snapshot(),
+            "roster": self.roster.snapshot(),
+            "recordings": self.recordings.snapshot(),
+            "alignments": self.alignments.snapshot(),
+        }
+
+    def restore(self, tree: Tree, now: float = 0.0) -> None:
+        """Go back to a snapshot. Nobody is here then; those who were are waited for until `run.rejoin_s` after `now`."""
+        self._wave, self._out, self.ended, self.must_redo = None, [], None, False
+        self.rests = self.checkpoint = tree["rests"]
+        self._round, self._plan, self._waves = tree["round"], copy.deepcopy(tree["plan"]), tree["waves"]
+        self._over = [Wave.restored(one) for one in tree["over"]]
+        self._losses = list(tree["losses"])
+        self.bank.restore(tree["bank"])
+        self._weights.restore(tree["weights"])
+        self.recordings.restore(tree["recordings"])
+        self.alignments.restore(tree["alignments"])
+        self._awaited = {m.shard: m for m in self.roster.restore(tree["roster"])}
+        self._now, self.wake_at = now, now + self.config.run.rejoin_s
+
     # --- evaluation and the result
 
     def _begin_evaluation(self, last: bool) -> None:
@@ -473,7 +558,11 @@ class Coordinator:
                 slice=number if split else 0,
                 slices=len(members) if split else 1,
                 samples=0 if split or last or not self.config.sharded else self.config.eval.samples,
+                checkpoint=self.checkpoint,
+                restore=m.restore,
+                intact=m.intact,
             )
+            m.restore, m.intact = 0, False
             wave.expect(m.shard, begin)
         self._begin(wave, members)
 

@@ -7,6 +7,7 @@ of work never blocks a leave, a tick or a stop for longer than one cohort.
 from __future__ import annotations
 
 import contextlib
+import copy
 import queue
 import secrets
 import threading
@@ -22,6 +23,7 @@ import torch
 from sl_common.errors import CutlayerError, Refused, WireError
 from sl_common.facts import AuxAligned, Fact
 from sl_common.messages import Aligned, Tick
+from sl_common.segment import Tree
 from sl_common.wire import Frame, Hello, Refusal
 from sl_server.alignments import Job
 from sl_server.coordinator import Coordinator
@@ -52,6 +54,18 @@ class Stream(Protocol):
         ...
 
 
+class Archive(Protocol):
+    """Where the run's state is made durable."""
+
+    def save(self, number: int, tree: Tree) -> None:
+        """Durable when it returns; raises OSError with what was saved before still there."""
+        ...
+
+    def back(self) -> None:
+        """The run goes back to what was saved last: what it wrote since then never happened."""
+        ...
+
+
 @dataclass(kw_only=True, slots=True)
 class _Link:
     """A session and the stream that carries it now; None while the client is away."""
@@ -74,8 +88,15 @@ class Engine:
         on_fact: Callable[[Fact], None],
         on_end: Callable[[], None],
         warn: Callable[[str], None],
+        archive: Archive | None = None,
     ) -> None:
+        """Without an archive nothing is kept beyond this process."""
         self.coordinator = coordinator
+        self.drained = False  # it stopped between two waves, to be resumed
+        self._archive = archive
+        self._kept: Tree | None = None  # the newest durable snapshot, or the run's beginning
+        self._rests = coordinator.rests
+        self._draining = False
         self.sessions = Sessions(coordinator, incarnation=secrets.randbits(63))
         self.failure: str | None = None
         self._meter = Meter(ledger, metrics)
@@ -120,10 +141,16 @@ class Engine:
         """End the run early; clients are told."""
         self._inbox.put(lambda: self.coordinator.stop(reason))
 
+    def drain(self) -> None:
+        """Finish the wave that is under way, keep what there is, and end; clients are not told that the run is over."""
+        self._inbox.put(lambda: setattr(self, "_draining", True))
+
     # --- the loop
 
     def _run(self) -> None:
         torch.set_num_threads(self.coordinator.config.run.threads)
+        if self._kept is None:
+            self._kept = copy.deepcopy(self.sessions.snapshot())
         try:
             worked = False
             while not self._is_over():
@@ -143,6 +170,8 @@ class Engine:
                 self._inbox.get_nowait()()
 
     def _work(self) -> bool:
+        if self._is_at_rest():
+            return False
         started = time.perf_counter()
         said = self.sessions.advance()
         if said is None:
@@ -164,6 +193,54 @@ class Engine:
             self._workers.do(partial(self._align, job))
         self._tell()
         return True
+
+    def _is_at_rest(self) -> bool:
+        """Between two waves: keep the run's state if it is due; True if nothing more may begin."""
+        coordinator = self.coordinator
+        if coordinator.must_redo and self._kept is not None:
+            self._go_back(self._kept)
+        if not coordinator.resting or coordinator.ended is not None:
+            return False
+        due = coordinator.rests != self._rests and coordinator.checkpoint_due
+        if due or (self._draining and coordinator.checkpoint != coordinator.rests):
+            self._checkpoint()
+        self._rests = coordinator.rests
+        self.drained = self._draining
+        return self.drained
+
+    def _checkpoint(self) -> None:
+        if self._archive is None:
+            return
+        tree = copy.deepcopy(self.sessions.snapshot())
+        try:
+            self._archive.save(self.coordinator.rests, tree)
+        except OSError as error:
+            self._warn(
+                f"no checkpoint after wave {self.coordinator.rests} ({error.strerror or error}); training goes on"
+            )
+            return
+        self._kept = tree
+        self.sessions.saved()
+
+    def resume(self, tree: Tree) -> None:
+        """Begin from a snapshot; before `start`."""
+        self._kept = tree
+        self.sessions.restore(copy.deepcopy(tree))
+        self._rests = self.coordinator.rests
+
+    def _go_back(self, tree: Tree) -> None:
+        """A client was lost within a wave: everybody goes back to the last checkpoint, and it is waited for."""
+        for link in list(self._links.values()):
+            self._drop(link)
+            if link.stream is not None:
+                link.stream.close()
+            else:
+                self._metrics.away(-1)
+        if self._archive is not None:
+            self._archive.back()
+        self.sessions.restore(copy.deepcopy(tree), time.monotonic() - self._started)
+        self._rests = self.coordinator.rests
+        self._warn(f"a client was lost within a wave: back to checkpoint {self._rests}, run.on_lost = redo")
 
     def _align(self, job: Job) -> None:
         """In a worker's thread; the result is one more thing that the loop takes out of its inbox."""
@@ -193,6 +270,11 @@ class Engine:
         self._meter.sent(frames)
 
     def _is_over(self) -> bool:
+        if self.drained:
+            for link in self._links.values():
+                if link.stream is not None:
+                    link.stream.close()
+            return True
         if self.coordinator.ended is None or self.coordinator.advance_pending:
             return False
         now = time.monotonic()

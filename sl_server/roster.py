@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from sl_common.errors import Refused
+from sl_common.segment import Tree
 
 
 @dataclass(kw_only=True, slots=True)
@@ -21,6 +22,8 @@ class Member:
     trained: int = 0  # batches since the run began: the position of its loader
     holds: dict[str, bytes] = field(default_factory=dict)  # part -> digest of the weights it has
     seen: dict[str, int] = field(default_factory=dict)  # part -> which merge it was last told of
+    restore: int = 0  # its next Begin says to go back to this checkpoint
+    intact: bool = False  # or to go on from what it had when the server was lost
 
 
 class Roster:
@@ -91,6 +94,20 @@ class Roster:
         member = Member(name=name, shard=shard, here=True, trained=before.trained if before else 0)
         self._members[name] = self._by_shard[shard] = member
         return member
+
+    def snapshot(self) -> Tree:
+        """Everybody who was ever here."""
+        return [asdict(member) for member in self.known()]
+
+    def restore(self, tree: Tree) -> list[Member]:
+        """Go back to a snapshot, with nobody here: those that were ready then, by shard."""
+        members = [Member(**fields) for fields in tree]
+        ready = [replace(member) for member in members if member.ready]
+        for member in members:
+            member.here = member.ready = False
+        self._members = {member.name: member for member in members}
+        self._by_shard = {member.shard: member for member in members}
+        return ready
 
     def _free_name(self, shard: int) -> str:
         name = f"c{shard}"

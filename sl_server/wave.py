@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from sl_common.errors import WireError
 from sl_common.messages import Begin, Directive, Done, Smashed
 from sl_common.protocol import At
+from sl_common.segment import Tree
 
 
 @dataclass(kw_only=True, slots=True)
@@ -93,6 +94,19 @@ class Wave:
             raise WireError(f"done carries weights of {sorted(done.weights)}, begin asked for {sorted(begin.upload)}")
         self.done[client] = done
         self._settle(client)
+
+    def snapshot(self) -> Tree:
+        """Of a wave that is over: what the round's end needs of it."""
+        done = {client: asdict(said) for client, said in self.done.items()}
+        return {"at": asdict(self.at), "samples": self.samples, "losses": self.losses, "done": done}
+
+    @classmethod
+    def restored(cls, tree: Tree) -> Wave:
+        """A wave that is over."""
+        done = {client: Done(**fields) for client, fields in tree["done"].items()}
+        return cls(
+            at=At(**tree["at"]), directive=Directive(), samples=tree["samples"], losses=tree["losses"], done=done
+        )
 
     def _check_in(self, client: int, what: str, round: int, wave: int) -> None:
         if client not in self.begins or client in self.gone or client in self.done or self.playback is not None:

@@ -28,6 +28,9 @@ rounds = 3
 clients = 4
 threads = 2
 grace_s = 1.5
+checkpoints = "round"
+rejoin_s = 7
+on_lost = "redo"
 [model]
 name = "mlp"
 cut = "hidden1"

@@ -125,27 +125,33 @@ class Refusal(_message.Message):
     def __init__(self, code: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("config", "client", "shard", "shards")
+    __slots__ = ("config", "client", "shard", "shards", "run")
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     config: str
     client: str
     shard: int
     shards: int
-    def __init__(self, config: _Optional[str] = ..., client: _Optional[str] = ..., shard: _Optional[int] = ..., shards: _Optional[int] = ...) -> None: ...
+    run: str
+    def __init__(self, config: _Optional[str] = ..., client: _Optional[str] = ..., shard: _Optional[int] = ..., shards: _Optional[int] = ..., run: _Optional[str] = ...) -> None: ...
 
 class Ready(_message.Message):
-    __slots__ = ("samples", "batches")
+    __slots__ = ("samples", "batches", "snapshots", "intact")
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     BATCHES_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    INTACT_FIELD_NUMBER: _ClassVar[int]
     samples: int
     batches: int
-    def __init__(self, samples: _Optional[int] = ..., batches: _Optional[int] = ...) -> None: ...
+    snapshots: _containers.RepeatedScalarFieldContainer[int]
+    intact: bool
+    def __init__(self, samples: _Optional[int] = ..., batches: _Optional[int] = ..., snapshots: _Optional[_Iterable[int]] = ..., intact: _Optional[bool] = ...) -> None: ...
 
 class Begin(_message.Message):
-    __slots__ = ("round", "rounds", "wave", "wave_size", "evaluate", "steps", "first", "lr", "weights", "upload", "directive", "slice", "slices", "samples", "parts")
+    __slots__ = ("round", "rounds", "wave", "wave_size", "evaluate", "steps", "first", "lr", "weights", "upload", "directive", "slice", "slices", "samples", "parts", "checkpoint", "restore", "intact")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     WAVE_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +167,9 @@ class Begin(_message.Message):
     SLICES_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    RESTORE_FIELD_NUMBER: _ClassVar[int]
+    INTACT_FIELD_NUMBER: _ClassVar[int]
     round: int
     rounds: int
     wave: int
@@ -176,7 +185,10 @@ class Begin(_message.Message):
     slices: int
     samples: int
     parts: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, round: _Optional[int] = ..., rounds: _Optional[int] = ..., wave: _Optional[int] = ..., wave_size: _Optional[int] = ..., evaluate: _Optional[bool] = ..., steps: _Optional[int] = ..., first: _Optional[int] = ..., lr: _Optional[float] = ..., weights: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., upload: _Optional[_Iterable[str]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., slice: _Optional[int] = ..., slices: _Optional[int] = ..., samples: _Optional[int] = ..., parts: _Optional[_Iterable[str]] = ...) -> None: ...
+    checkpoint: int
+    restore: int
+    intact: bool
+    def __init__(self, round: _Optional[int] = ..., rounds: _Optional[int] = ..., wave: _Optional[int] = ..., wave_size: _Optional[int] = ..., evaluate: _Optional[bool] = ..., steps: _Optional[int] = ..., first: _Optional[int] = ..., lr: _Optional[float] = ..., weights: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., upload: _Optional[_Iterable[str]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., slice: _Optional[int] = ..., slices: _Optional[int] = ..., samples: _Optional[int] = ..., parts: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[int] = ..., restore: _Optional[int] = ..., intact: _Optional[bool] = ...) -> None: ...
 
 class Directive(_message.Message):
     __slots__ = ("send", "update", "align", "warm")
