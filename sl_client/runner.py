@@ -21,7 +21,20 @@ from sl_common import __version__
 from sl_common.codec import Link
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, CutlayerError, Diverged, PeerLost, Refused
-from sl_common.messages import Aligned, Alive, Begin, Bye, Done, Gradient, Leave, Smashed, ToClient, ToServer, Welcome
+from sl_common.messages import (
+    Aligned,
+    Alive,
+    Begin,
+    Bye,
+    Done,
+    Gradient,
+    Late,
+    Leave,
+    Smashed,
+    ToClient,
+    ToServer,
+    Welcome,
+)
 from sl_common.participate import Flow, Seat, participate
 from sl_common.snapshots import Snapshots
 from sl_common.wire import Endpoint, Frame, Hello, Refusal, Timing, read_answer
@@ -320,6 +333,8 @@ class Runner:
                 self._show.step(message)
             case Aligned():
                 self._show.aligned(message)
+            case Late():
+                self._show.late(message)
             case _:
                 pass
         self._flow.deliver(message)

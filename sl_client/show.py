@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sl_common.messages import Aligned, Begin, Bye, Done, Gradient, Welcome
+from sl_common.messages import Aligned, Begin, Bye, Done, Gradient, Late, Welcome
 from sl_common.participate import Seat
 
 
@@ -22,6 +22,7 @@ class Show(Protocol):
     def begin(self, begin: Begin) -> None: ...
     def step(self, reply: Gradient) -> None: ...
     def aligned(self, aligned: Aligned) -> None: ...
+    def late(self, late: Late) -> None: ...
     def done(self, done: Done) -> None: ...
     def warn(self, text: str) -> None: ...
     def lost(self, why: str) -> None: ...
@@ -85,6 +86,12 @@ class Lines:
             round=aligned.round + 1,
             before=aligned.before,
             after=aligned.after,
+        )
+
+    def late(self, late: Late) -> None:
+        """The wave went on without us."""
+        self.say(
+            "late", f"round {late.round + 1}: too slow, the round goes on without this client", round=late.round + 1
         )
 
     def done(self, done: Done) -> None:

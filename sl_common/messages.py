@@ -154,6 +154,14 @@ class Aligned:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Late:
+    """The wave went on without this client; what it sends of it is not trained. The next Begin comes in its time."""
+
+    round: int
+    wave: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Bye:
     """The server has no more work for this client."""
 
@@ -207,7 +215,7 @@ class Advanced:
 
 
 ToServer = Ready | Smashed | Done | Alive | Leave
-ToClient = Welcome | Begin | Gradient | Aligned | Bye
+ToClient = Welcome | Begin | Gradient | Aligned | Late | Bye
 Message = ToServer | ToClient
 Event = ToServer | Joined | Left | Tick | Aligned | Saved
 Logged = Event | Advanced | Restored

@@ -20,6 +20,7 @@ from sl_common.errors import Refused, WireError
 from sl_common.facts import (
     ClientDone,
     ClientJoined,
+    ClientLate,
     ClientLeft,
     ClientReady,
     Fact,
@@ -38,6 +39,7 @@ from sl_common.messages import (
     Event,
     Gradient,
     Joined,
+    Late,
     Leave,
     Left,
     Newest,
@@ -49,7 +51,7 @@ from sl_common.messages import (
     Welcome,
 )
 from sl_common.network import Network
-from sl_common.protocol import Arrived, At, Record, WaitUntil
+from sl_common.protocol import Arrived, At, Quorum, Record, WaitUntil, Without
 from sl_common.segment import Alone, Bank, Segment, Tree
 from sl_common.tensors import State, check_state, raw_bytes
 from sl_server.alignments import Alignments, Job
@@ -132,14 +134,16 @@ class Coordinator:
             return  # it crossed with our Bye, or comes too late
         match event:
             case Smashed():
-                self.network.check(event)
-                self._current_wave(f"batch {event.step}").take(self.roster[client].shard, event)
+                if not self._is_late(client, event):
+                    self.network.check(event)
+                    self._current_wave(f"batch {event.step}").take(self.roster[client].shard, event)
             case Joined(shard=shard, shards=shards):
                 self._join(*self.place(client, shard, shards))
             case Ready():
                 self._ready(self.roster[client], event)
             case Done():
-                self._done(self.roster[client], event)
+                if not self._is_late(client, event):
+                    self._done(self.roster[client], event)
             case Left(reason=reason) | Leave(reason=reason):
                 self._left(self.roster[client], reason)
             case Aligned():
@@ -155,6 +159,11 @@ class Coordinator:
         """End the run before its last round."""
         if self.ended is None:
             self._end(reason, finished=False)
+
+    @property
+    def timed(self) -> bool:
+        """Whether Ticks are wanted all the time."""
+        return isinstance(self.protocol.barrier, Quorum)
 
     @property
     def advance_pending(self) -> bool:
@@ -261,6 +270,13 @@ class Coordinator:
             return
         self._facts.append(ClientLeft(client=member.name, shard=member.shard, reason=reason, was_ready=was_ready))
 
+    def _is_late(self, client: str, said: Smashed | Done) -> bool:
+        """Whether it is of a wave that went on without this client; it will hear so, or has heard meanwhile."""
+        late, when = self.roster[client].late, (said.round, said.wave)
+        if when not in late:
+            late[:] = [other for other in late if other > when]  # it has come further
+        return when in late
+
     def _current_wave(self, what: str) -> Wave:
         if self._wave is None:
             raise WireError(f"{what} while no wave is under way")
@@ -353,6 +369,7 @@ class Coordinator:
 
     def _begin(self, wave: Wave, members: list[Member]) -> None:
         self._wave = wave
+        wave.since = self._now
         for m in members:
             if wave.playback is None:
                 self._say(m, wave.begins[m.shard])
@@ -389,9 +406,22 @@ class Coordinator:
         if isinstance(cohort, WaitUntil):
             self.wake_at = cohort.now
             return False
+        if isinstance(cohort, Without):
+            for shard in cohort.late:
+                self._go_on_without(wave, self.roster.by_shard(shard))
+            cohort = cohort.cohort
         if cohort:
             self._train(wave, cohort, at)
         return bool(cohort)
+
+    def _go_on_without(self, wave: Wave, member: Member) -> None:
+        """It takes part again in the next wave; the batches that were trained of it count as trained."""
+        member.trained += wave.training.get(member.shard, 0)
+        member.late.append((wave.at.round, wave.at.wave))
+        member.holds.clear()  # what it has now is for nobody
+        wave.drop(member.shard)
+        self._say(member, Late(round=wave.at.round, wave=wave.at.wave))
+        self._facts.append(ClientLate(client=member.name, round=wave.at.round, wave=wave.at.wave))
 
     def _train(self, wave: Wave, cohort: list[int], at: At) -> None:
         members = {client: self.roster.by_shard(client) for client in cohort}
@@ -402,6 +432,7 @@ class Coordinator:
         ]
         replies = self.protocol.head.step(self.bank, arrived, at)
         wave.cohorts += 1
+        wave.since = self._now
         for a in arrived:
             reply, batch = replies[a.client], came[a.client]
             wave.losses[a.client, batch.step] = (reply.loss, len(batch.y))

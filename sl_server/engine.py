@@ -22,7 +22,7 @@ import torch
 
 from sl_common.errors import CutlayerError, Refused, WireError
 from sl_common.facts import AuxAligned, Fact
-from sl_common.messages import Aligned, Tick
+from sl_common.messages import Aligned
 from sl_common.segment import Tree
 from sl_common.wire import Frame, Hello, Refusal
 from sl_server.alignments import Job
@@ -293,8 +293,9 @@ class Engine:
                 self._drop(link)
                 self._metrics.away(-1)
                 self.sessions.lose(link.session, f"away for more than grace_s = {grace:g} s")
-        if self.coordinator.wake_at is not None and now - self._started >= self.coordinator.wake_at:
-            self.coordinator.handle("", Tick(now=now - self._started))
+        wake_at = self.coordinator.wake_at
+        if self.coordinator.timed or (wake_at is not None and now - self._started >= wake_at):
+            self.sessions.tick(now - self._started)
 
     def _fail(self, error: Exception) -> None:
         text = str(error) if isinstance(error, CutlayerError) else f"internal error: {error!r}"

@@ -22,6 +22,7 @@ class Member:
     trained: int = 0  # batches since the run began: the position of its loader
     holds: dict[str, bytes] = field(default_factory=dict)  # part -> digest of the weights it has
     seen: dict[str, int] = field(default_factory=dict)  # part -> which merge it was last told of
+    late: list[tuple[int, int]] = field(default_factory=list)  # waves (round, wave) that went on without it
     restore: int = 0  # its next Begin says to go back to this checkpoint
     intact: bool = False  # or to go on from what it had when the server was lost
 

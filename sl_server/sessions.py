@@ -23,6 +23,7 @@ from sl_common.messages import (
     Ready,
     Restored,
     Saved,
+    Tick,
     ToServer,
 )
 from sl_common.segment import Tree
@@ -139,6 +140,10 @@ class Sessions:
         """The coordinator between two waves, and what belongs to its clients' endpoints."""
         residuals = {name: dict(session.endpoint.residuals) for name, session in self.by_client.items()}
         return {"run": self.coordinator.run, "coordinator": self.coordinator.snapshot(), "residuals": residuals}
+
+    def tick(self, now: float) -> None:
+        """So late is it, in seconds since the run began."""
+        self._handle("", Tick(now=now))
 
     def saved(self) -> None:
         """The coordinator as it is was made durable."""

@@ -30,6 +30,7 @@ class Wave:
     came: dict[int, int] = field(default_factory=dict)
     done: dict[int, Done] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
+    since: float = 0.0  # when the last cohort was trained, or the wave began
     aligning: set[int] = field(default_factory=set)  # clients whose auxiliary networks are being aligned
     losses: dict[tuple[int, int], tuple[float, int]] = field(default_factory=dict)  # (shard, step) -> mean, samples
     correct: dict[int, int] = field(default_factory=dict)
@@ -61,7 +62,7 @@ class Wave:
 
     def now(self, now: float) -> At:
         """Where the run is, for the next cohort."""
-        return replace(self.at, step=self.cohorts, now=now)
+        return replace(self.at, step=self.cohorts, now=now, since=self.since)
 
     def take(self, client: int, batch: Smashed) -> None:
         """A batch came. Raises WireError if none may come, or not this one."""
@@ -131,7 +132,7 @@ class Wave:
         return batch
 
     def drop(self, client: int) -> None:
-        """A client left; what waited of it is not trained."""
+        """A client left, or is too late; what waited of it is not trained."""
         if client in self.begins and client not in self.done:
             self.gone.add(client)
         self.aligning.discard(client)

@@ -23,6 +23,7 @@ from sl_common.messages import (
     Directive,
     Done,
     Gradient,
+    Late,
     Leave,
     Message,
     Ready,
@@ -160,6 +161,7 @@ DRAWN: dict[type, st.SearchStrategy[Any]] = {
     ),
     Gradient: st.builds(Gradient, step=u64, loss=st.floats(), correct=u64, dz=st.none() | tensors()),
     Aligned: st.builds(Aligned, round=u32, wave=u32, weights=weights, before=st.floats(), after=st.floats()),
+    Late: st.builds(Late, round=u32, wave=u32),
     Bye: st.builds(Bye, reason=st.text(), finished=st.booleans()),
 }
 said_by: dict[Side, st.SearchStrategy[Any]] = {

@@ -76,6 +76,7 @@ OTHERS = [
     'protocol.waves = { kind = "sequential", shuffle = true }\nprotocol.merge = { kind = "handoff", parts = ["lower"] }',
     'protocol.learner = { kind = "local" }\nprotocol.merge = { kind = "average", parts = ["lower", "head"] }',
     'protocol.barrier = { kind = "all" }',
+    'protocol.barrier = { kind = "quorum", fraction = 0.7, timeout_s = 2.5 }',
     'protocol.gate = { kind = "loss", threshold = 0.3, reference = "previous" }',
     'codec.up = { kind = "topk", r = 0.5, scope = "batch", key = "signed", values = "float16" }',
     'codec.down = { kind = "masked", of = { kind = "uniform", point = "middle", rounding = "stochastic" } }',

@@ -65,6 +65,7 @@ class World:
         self.said: list = []  # everything the coordinator said
         self.clients: dict[str, Client] = {}
         self.jobs: list[Job] = []  # alignments under way; they end at any time
+        self.slow: set[str] = set()  # clients whose streams carry nothing for now
         self.stuck: set[str] = set()  # clients whose alignments never end
         self.leave_after: dict[str, int] = {}  # client -> messages after which it is gone
         self.cut_every: int | None = None  # frames, both directions together
@@ -132,7 +133,7 @@ class World:
     def _actions(self) -> list:
         actions = []
         for client in self.clients.values():
-            if client.gone:
+            if client.gone or client.session.client in self.slow:
                 continue
             if client.up:
                 actions.append(lambda c=client: self._carry_up(c))

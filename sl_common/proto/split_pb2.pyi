@@ -57,7 +57,7 @@ class ClientFrame(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., ack: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., smashed: _Optional[_Union[Smashed, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class ServerFrame(_message.Message):
-    __slots__ = ("seq", "ack", "greeting", "refusal", "welcome", "begin", "gradient", "bye", "aligned", "chunk")
+    __slots__ = ("seq", "ack", "greeting", "refusal", "welcome", "begin", "gradient", "bye", "aligned", "late", "chunk")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     GREETING_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,7 @@ class ServerFrame(_message.Message):
     GRADIENT_FIELD_NUMBER: _ClassVar[int]
     BYE_FIELD_NUMBER: _ClassVar[int]
     ALIGNED_FIELD_NUMBER: _ClassVar[int]
+    LATE_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     seq: int
     ack: int
@@ -77,8 +78,9 @@ class ServerFrame(_message.Message):
     gradient: Gradient
     bye: Bye
     aligned: Aligned
+    late: Late
     chunk: bytes
-    def __init__(self, seq: _Optional[int] = ..., ack: _Optional[int] = ..., greeting: _Optional[_Union[Greeting, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., gradient: _Optional[_Union[Gradient, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., aligned: _Optional[_Union[Aligned, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, seq: _Optional[int] = ..., ack: _Optional[int] = ..., greeting: _Optional[_Union[Greeting, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., gradient: _Optional[_Union[Gradient, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., aligned: _Optional[_Union[Aligned, _Mapping]] = ..., late: _Optional[_Union[Late, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("version", "software", "client", "life", "received", "resume", "shard_plus_one", "shards")
@@ -247,6 +249,14 @@ class Aligned(_message.Message):
     before: float
     after: float
     def __init__(self, round: _Optional[int] = ..., wave: _Optional[int] = ..., weights: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., parts: _Optional[_Iterable[str]] = ..., before: _Optional[float] = ..., after: _Optional[float] = ...) -> None: ...
+
+class Late(_message.Message):
+    __slots__ = ("round", "wave")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    WAVE_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    wave: int
+    def __init__(self, round: _Optional[int] = ..., wave: _Optional[int] = ...) -> None: ...
 
 class Done(_message.Message):
     __slots__ = ("round", "wave", "steps", "samples", "loss_sum", "weights", "digests", "parts")

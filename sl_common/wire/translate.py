@@ -20,6 +20,7 @@ from sl_common.messages import (
     Directive,
     Done,
     Gradient,
+    Late,
     Leave,
     Message,
     Ready,
@@ -160,6 +161,7 @@ _headers: dict[type, Callable[[Any], tuple[str, Any, list[Tensor]]]] = {
     Alive: lambda m: ("alive", pb.Alive(samples=m.samples), []),
     Leave: lambda m: ("leave", pb.Leave(reason=m.reason), []),
     Welcome: _welcome,
+    Late: lambda m: ("late", pb.Late(round=m.round, wave=m.wave), []),
     Begin: _begin,
     Gradient: _gradient,
     Aligned: _aligned,
@@ -259,5 +261,6 @@ _messages: dict[str, Callable[[Any, list[Tensor]], Message]] = {
     "begin": _to_begin,
     "gradient": lambda h, t: Gradient(step=h.step, loss=h.loss, correct=h.correct, dz=t[0] if t else None),
     "aligned": _to_aligned,
+    "late": lambda h, _: Late(round=h.round, wave=h.wave),
     "bye": lambda h, _: Bye(reason=h.reason, finished=h.finished),
 }
