@@ -55,6 +55,7 @@ from sl_common.protocol import Arrived, At, Quorum, Record, WaitUntil, Without
 from sl_common.segment import Alone, Bank, Segment, Tree
 from sl_common.tensors import State, check_state, raw_bytes
 from sl_server.alignments import Alignments, Job
+from sl_server.guard import guarded_batch, guarded_state
 from sl_server.recordings import Recordings, Spill
 from sl_server.roster import Member, Roster
 from sl_server.scores import evaluation, mean_loss
@@ -135,8 +136,9 @@ class Coordinator:
         match event:
             case Smashed():
                 if not self._is_late(client, event):
-                    self.network.check(event)
-                    self._current_wave(f"batch {event.step}").take(self.roster[client].shard, event)
+                    batch = guarded_batch(event, self.config.server.guard)
+                    self.network.check(batch)
+                    self._current_wave(f"batch {event.step}").take(self.roster[client].shard, batch)
             case Joined(shard=shard, shards=shards):
                 self._join(*self.place(client, shard, shards))
             case Ready():
@@ -227,10 +229,12 @@ class Coordinator:
             raise WireError(
                 f"done carries digests of {sorted(done.digests)}, expected 32 bytes for each of {sorted(parts)}"
             )
+        whose = {part: f"{member.name}'s {part}" for part in done.weights}
+        guard = self.config.server.guard
+        done = replace(done, weights={p: guarded_state(state, guard, whose[p]) for p, state in done.weights.items()})
         for part, state in done.weights.items():
             own = self.network.part(part).state_dict()
-            expected = {k: (t.dtype, tuple(t.shape)) for k, t in own.items()}
-            check_state(state, expected, f"{member.name}'s {part}")
+            check_state(state, {k: (t.dtype, tuple(t.shape)) for k, t in own.items()}, whose[part])
         wave.finish(member.shard, done, self.config.data.batch_size)
         if not wave.evaluate:
             member.trained += done.steps
@@ -301,7 +305,11 @@ class Coordinator:
             return False
         ready = self.roster.ready()
         if self._plan is None:
-            if not ready or (self._round == 0 and len(ready) < self.config.run.clients):
+            run = self.config.run
+            if not ready or len(ready) < (run.clients if self._round == 0 else run.min_clients):
+                if self._round and run.below_min == "end":
+                    self._end(f"{len(ready)} clients are left, run.min_clients = {run.min_clients}", finished=False)
+                    return True
                 return False
             self._plan = self.protocol.waves.plan([m.shard for m in ready], self._at())
             self._waves = 0
