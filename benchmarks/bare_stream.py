@@ -53,13 +53,15 @@ async def serve(workload: Workload, piece: int, options: Options, clients: int) 
 
     async def train(_requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         memory = memoryview(bytearray(nbytes + 8 * BATCH))
+        data = await gather(context.read, memory)
         await begin.wait()
-        while (data := await gather(context.read, memory)) is not None:
+        while data is not None:
             laps.lap("wait")
             dz = step(data)
             laps.lap("server_compute")
             for out in pieces(view(dz), memoryview(b""), piece or nbytes):
                 await context.write(out)
+            data = await gather(context.read, memory)
         await over.wait()
 
     server = grpc.aio.server(options=options)

@@ -2,7 +2,7 @@
 
 python -m benchmarks.peers [--only NAME…] [--workload mlp|cnn|all] [--clients 1 2] [--pairs 5] [--steps N]; `make bench-peers`.
 
-First `python -m benchmarks.peers.install`. It writes peers.json and peers.md into benchmarks/results. A peer that is not installed or
+First `python -m benchmarks.peers.install`. All of it takes an hour or two. It writes peers.json and peers.md into benchmarks/results. A peer that is not installed or
 fails is a line that says so.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks import sides
 from benchmarks.page import Page, parser_of
 from benchmarks.peers import table
-from benchmarks.peers.catalog import FOLDER, PEERS, Peer
+from benchmarks.peers.catalog import FOLDER, PEERS, STEPS, Peer
 from benchmarks.processes import BenchmarkFailed, started
 from benchmarks.workloads import WORKLOADS, Workload
 
@@ -35,7 +35,7 @@ class NotRun(Exception):
 def once(peer: Peer, workload: Workload, steps: int, clients: int) -> sides.Result:
     """One run of a peer. Raises NotRun."""
     if peer.clients is not None and clients > peer.clients:
-        raise NotRun(f"it has {peer.clients} client")
+        raise NotRun(f"{peer.clients} client is all it supports")
     if not peer.python.exists():
         raise NotRun("not installed (python -m benchmarks.peers.install)")
     run = ("--workload", workload.name, "--steps", str(steps), "--clients", str(clients))
@@ -96,7 +96,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--workload", choices=(*WORKLOADS, "all"), default="all")
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--pairs", type=int, default=5, help="how often each side runs")
-    parser.add_argument("--steps", type=int, help="of one run, by default 1500 for mlp and 60 for cnn; as many warm up")
+    parser.add_argument("--steps", type=int, help="of one run, by default 300 for mlp and 40 for cnn; as many warm up")
     return parser.parse_args()
 
 
@@ -109,7 +109,7 @@ def main() -> None:
     peers = [PEERS[name] for name in args.only]
     try:
         results = [
-            measure(workload, clients, args.steps or workload.steps, args.pairs, peers)
+            measure(workload, clients, args.steps or STEPS[workload.name], args.pairs, peers)
             for workload in chosen
             for clients in args.clients
         ]

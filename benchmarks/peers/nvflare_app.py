@@ -10,7 +10,7 @@ from typing import Any
 from nvflare.collab import collab
 from torch import Tensor
 
-from benchmarks.peers.work import Head, meet, train
+from benchmarks.peers.work import Head, train
 from benchmarks.sides import limit_s
 from benchmarks.workloads import WORKLOADS, one_thread
 
@@ -51,5 +51,5 @@ class Client:
         """Called by the server's workflow."""
         one_thread()
         server = collab.server
-        meet(Path(self.folder), self.clients)
-        return train(WORKLOADS[self.workload], self.steps, lambda z, y: server.step(z, y)) | {"client": os.getpid()}
+        span = train(self.workload, self.steps, Path(self.folder), self.clients, lambda z, y: server.step(z, y))
+        return {**span, "client": os.getpid()}

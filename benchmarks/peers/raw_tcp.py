@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import selectors
 import socket
 import struct
-import threading
 
 import torch
 from torch import Tensor
 
-from benchmarks.peers.work import Head, Say, arguments, meet, play, train
+from benchmarks.peers.work import Head, Say, arguments, play, train
 from benchmarks.processes import Line
 from benchmarks.raw import view
 from benchmarks.workloads import BATCH, WORKLOADS, Workload
@@ -56,23 +56,23 @@ def _cut(workload: Workload) -> tuple[tuple[int, ...], int]:
 
 
 def server(args: argparse.Namespace, say: Say) -> None:
-    """One thread a client, one head for all."""
+    """One thread, one head: whoever's message is there is served, the whole of it at once."""
     workload = WORKLOADS[args.workload]
     head, (shape, nbytes) = Head(workload), _cut(workload)
-
-    def serve(connection: socket.socket) -> None:
-        wire = _Wire(connection, nbytes + 8 * BATCH)
-        while (message := wire.receive()) is not None:
-            z = torch.frombuffer(message, dtype=torch.float32, count=nbytes // 4).view(shape)
-            wire.send(view(head.step(z, torch.frombuffer(message, dtype=torch.int64, offset=nbytes))))
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with socket.create_server(("127.0.0.1", 0)) as listening, selectors.DefaultSelector() as waiting:
         say({"address": listening.getsockname()[1]})
-        threads = [threading.Thread(target=serve, args=listening.accept()[:1]) for _ in range(args.clients)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        for _ in range(args.clients):
+            connection = listening.accept()[0]
+            waiting.register(connection, selectors.EVENT_READ, _Wire(connection, nbytes + 8 * BATCH))
+        while waiting.get_map():
+            for key, _ in waiting.select():
+                wire: _Wire = key.data
+                message = wire.receive()
+                if message is None:
+                    waiting.unregister(key.fileobj)
+                    continue
+                z = torch.frombuffer(message, dtype=torch.float32, count=nbytes // 4).view(shape)
+                wire.send(view(head.step(z, torch.frombuffer(message, dtype=torch.int64, offset=nbytes))))
 
 
 def client(args: argparse.Namespace) -> Line:
@@ -88,8 +88,7 @@ def client(args: argparse.Namespace) -> Line:
             assert message is not None
             return torch.frombuffer(message, dtype=torch.float32).view(shape)
 
-        meet(args.folder, args.clients)
-        return train(workload, args.steps, exchange)
+        return train(args.workload, args.steps, args.folder, args.clients, exchange)
 
 
 if __name__ == "__main__":

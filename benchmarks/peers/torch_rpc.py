@@ -13,7 +13,7 @@ import functools
 from torch import Tensor
 from torch.distributed import rpc
 
-from benchmarks.peers.work import Head, Say, arguments, free_port, meet, play, train
+from benchmarks.peers.work import Head, Say, arguments, free_port, play, train
 from benchmarks.processes import Line
 from benchmarks.sides import limit_s
 from benchmarks.workloads import WORKLOADS
@@ -51,12 +51,11 @@ def server(args: argparse.Namespace, say: Say) -> None:
 def client(args: argparse.Namespace) -> Line:
     """The span of one client."""
     _join(args, int(args.address), f"client-{args.number}", 1 + args.number)
-    meet(args.folder, args.clients)
 
     def exchange(z: Tensor, y: Tensor) -> Tensor:
         return rpc.rpc_sync("server", _step, args=(args.workload, z, y))  # type: ignore[no-any-return]
 
-    span = train(WORKLOADS[args.workload], args.steps, exchange)
+    span = train(args.workload, args.steps, args.folder, args.clients, exchange)
     rpc.shutdown()
     return span
 

@@ -22,7 +22,7 @@ from hivemind.p2p import PeerID
 from hivemind.utils.tensor_descr import BatchTensorDescriptor
 from torch import Tensor
 
-from benchmarks.peers.work import Say, arguments, meet, play, train
+from benchmarks.peers.work import Say, arguments, play, train
 from benchmarks.processes import Line
 from benchmarks.sides import limit_s
 from benchmarks.workloads import BATCH, WORKLOADS, sgd
@@ -66,8 +66,7 @@ def client(args: argparse.Namespace) -> Line:
         assert z.grad is not None
         return z.grad
 
-    meet(args.folder, args.clients)
-    span = train(WORKLOADS[args.workload], args.steps, exchange)
+    span = train(args.workload, args.steps, args.folder, args.clients, exchange)
     dht.shutdown()
     return span
 

@@ -54,12 +54,17 @@ class Head:
         return z.grad
 
 
-def train(workload: Workload, steps: int, exchange: Callable[[Tensor, Tensor], Tensor]) -> Line:
-    """The client's half, `steps` to warm up and as many that count; `exchange` turns (z, y) into dz."""
-    lower = workload.segments()[0]
+def train(workload: str, steps: int, folder: Path, clients: int, exchange: Callable[[Tensor, Tensor], Tensor]) -> Line:
+    """The client's half, `steps` to warm up and as many that count; `exchange` turns (z, y) into dz.
+
+    The warm-up starts when so many clients have come to the folder with their first batch in hand.
+    """
+    lower = WORKLOADS[workload].segments()[0]
     optimizer = sgd(lower)
     began = 0.0
     for number, (x, y) in enumerate(batches(2 * steps)):
+        if number == 0:
+            _meet(folder, clients)
         if number == steps:
             began = time.perf_counter()
         z = lower(x)
@@ -75,8 +80,7 @@ def norm(state: dict[str, Tensor]) -> float:
     return float(sum(t.double().square().sum() for t in state.values()))
 
 
-def meet(folder: Path, clients: int) -> None:
-    """Return when so many processes have come here; the warm-up starts for all at once."""
+def _meet(folder: Path, clients: int) -> None:
     folder.joinpath(f"here-{os.getpid()}").touch()
     while len(list(folder.glob("here-*"))) < clients:
         time.sleep(0.001)
