@@ -51,7 +51,7 @@ def bare(workload: Workload, steps: int, *, piece: int = 0, tuned: bool = False,
 
 def span(results: Sequence[Result]) -> float:
     """Seconds from the first that began to count to the last that ended: processes of one machine share one clock."""
-    return max(r["ended"] for r in results) - min(r["began"] for r in results)
+    return float(max(r["ended"] for r in results) - min(r["began"] for r in results))
 
 
 def config(workload: Workload, steps: int, clients: int = 1) -> str:
