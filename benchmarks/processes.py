@@ -25,9 +25,14 @@ class BenchmarkFailed(Exception):
 class Process:
     """A running process and the JSON objects it prints, one a line."""
 
-    def __init__(self, command: Sequence[str], on_line: Callable[[Line], None] | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        on_line: Callable[[Line], None] | None = None,
+        stderr: IO[str] | None = None,
+    ) -> None:
         self.name = " ".join(Path(part).name for part in command[:4])
-        self._popen = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        self._popen = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True)
         self._lines: queue.SimpleQueue[Line | None] = queue.SimpleQueue()
         self._on_line = on_line
         assert self._popen.stdout is not None
@@ -86,9 +91,11 @@ class Process:
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], on_line: Callable[[Line], None] | None = None) -> Iterator[Process]:
+def started(
+    command: Sequence[str], on_line: Callable[[Line], None] | None = None, stderr: IO[str] | None = None
+) -> Iterator[Process]:
     """A process that has ended when the block is left, however it is left."""
-    process = Process(command, on_line)
+    process = Process(command, on_line, stderr)
     try:
         yield process
     finally:
