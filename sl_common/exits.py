@@ -22,6 +22,11 @@ def exit_code(error: CutlayerError) -> int:
             return 1
 
 
+# Engine, event loop and gRPC's own threads hand over to each other several times in a step. With Python's default a thread that computes
+# keeps one with a frame to send waiting for up to 5 ms.
+HAND_OVER_S = 0.0002
+
+
 def is_loopback(address: str) -> bool:
     """True for HOST:PORT on this machine, where plaintext is seen by nobody else."""
     host = address.rpartition(":")[0].strip("[]").lower()

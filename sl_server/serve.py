@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
+from sl_common.exits import HAND_OVER_S
 from sl_common.facts import Evaluated, Fact, WaveBegun
 from sl_common.network import Network
 from sl_common.segment import Tree
@@ -52,6 +54,7 @@ def run_server(
 
     `resume`: go on from the newest checkpoint in `out`, or begin anew there if it has none yet.
     """
+    sys.setswitchinterval(HAND_OVER_S)
     return asyncio.run(_serve(config, listen, metrics, out, as_json, record, resume))
 
 
