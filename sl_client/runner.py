@@ -6,6 +6,7 @@ import contextlib
 import random
 import secrets
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -21,6 +22,7 @@ from sl_common import __version__
 from sl_common.codec import Link
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, CutlayerError, Diverged, PeerLost, Refused
+from sl_common.exits import HAND_OVER_S
 from sl_common.messages import (
     Aligned,
     Alive,
@@ -357,6 +359,7 @@ def run_until_interrupted(runner: Runner) -> Bye:
         finally:
             over.set()
 
+    sys.setswitchinterval(HAND_OVER_S)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     thread = threading.Thread(target=run, name="runner", daemon=True)
     thread.start()
