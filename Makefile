@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all check format proto fuzz bench bench-codecs bench-link bench-presets bench-cohorts bench-tls
+.PHONY: install demo test test-all check format proto fuzz bench bench-codecs bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
@@ -50,6 +50,13 @@ bench-cohorts: install  ## the head's step on cohorts of 1, 16, 64; writes bench
 
 bench-tls: install  ## a step over TLS against plaintext; writes benchmarks/results/tls.md
 	@$(BIN)/python -m benchmarks.tls
+
+bench-crowd: install  ## one server under 10 to 1,000 clients; writes benchmarks/results/crowd.md
+	@$(BIN)/python -m benchmarks.crowd
+
+bench-peers: install  ## the same step over other people's systems, an hour or two; writes benchmarks/results/peers.md
+	@$(BIN)/python -m benchmarks.peers.install || true
+	@$(BIN)/python -m benchmarks.peers
 
 bench: install  ## measure; writes benchmarks/results
 	@$(BIN)/python -m benchmarks.step

@@ -34,11 +34,11 @@ TUNED: Options = (
 )
 
 
-async def serve(workload: Workload, piece: int, options: Options) -> None:
-    """Train the head for one client, then print the seconds that computing took, the warm-up's included."""
+async def serve(workload: Workload, piece: int, options: Options, clients: int) -> None:
+    """Train the head for so many clients, who start together, then print the seconds that computing took, the warm-up's included."""
     head = workload.segments()[1]
     optimizer = sgd(head)
-    over, laps = asyncio.Event(), Laps()
+    begin, over, laps = asyncio.Barrier(clients), asyncio.Barrier(clients + 1), Laps()
     nbytes = BATCH * math.prod(workload.cut) * 4
 
     def step(data: bytes | memoryview) -> Tensor:
@@ -53,13 +53,16 @@ async def serve(workload: Workload, piece: int, options: Options) -> None:
 
     async def train(_requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         memory = memoryview(bytearray(nbytes + 8 * BATCH))
-        while (data := await gather(context.read, memory)) is not None:
+        data = await gather(context.read, memory)
+        await begin.wait()
+        while data is not None:
             laps.lap("wait")
             dz = step(data)
             laps.lap("server_compute")
             for out in pieces(view(dz), memoryview(b""), piece or nbytes):
                 await context.write(out)
-        over.set()
+            data = await gather(context.read, memory)
+        await over.wait()
 
     server = grpc.aio.server(options=options)
     handlers = {"Train": grpc.stream_stream_rpc_method_handler(train)}
@@ -96,10 +99,10 @@ async def train(workload: Workload, piece: int, options: Options, steps: int, ad
             z.backward(torch.frombuffer(data, dtype=torch.float32).view(shape))
             optimizer.step()
             laps.lap("client_backward")
-        seconds = time.perf_counter() - started
+        ended = time.perf_counter()
         await call.done_writing()
         await call.read()
-    return {"steps_per_s": steps / seconds, "seconds": dict(laps)}
+    return {"steps_per_s": steps / (ended - started), "seconds": dict(laps), "began": started, "ended": ended}
 
 
 def main() -> None:
@@ -111,12 +114,13 @@ def main() -> None:
     parser.add_argument("--tuned", action="store_true", help="HTTP/2 options for messages of this size")
     parser.add_argument("--steps", type=int, help="by default the workload's")
     parser.add_argument("--address", help="the server's")
+    parser.add_argument("--clients", type=int, default=1, help="whom the server waits for")
     args = parser.parse_args()
     one_thread()
     workload = WORKLOADS[args.workload]
     options = TUNED if args.tuned else DEFAULT
     if args.side == "server":
-        asyncio.run(serve(workload, args.piece, options))
+        asyncio.run(serve(workload, args.piece, options, args.clients))
     else:
         steps = args.steps or workload.steps
         print(json.dumps(asyncio.run(train(workload, args.piece, options, steps, args.address))))

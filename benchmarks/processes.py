@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -24,9 +25,14 @@ class BenchmarkFailed(Exception):
 class Process:
     """A running process and the JSON objects it prints, one a line."""
 
-    def __init__(self, command: Sequence[str], on_line: Callable[[Line], None] | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        on_line: Callable[[Line], None] | None = None,
+        stderr: IO[str] | None = None,
+    ) -> None:
         self.name = " ".join(Path(part).name for part in command[:4])
-        self._popen = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        self._popen = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True)
         self._lines: queue.SimpleQueue[Line | None] = queue.SimpleQueue()
         self._on_line = on_line
         assert self._popen.stdout is not None
@@ -65,6 +71,16 @@ class Process:
         if code:
             raise BenchmarkFailed(f"{self.name}: ended with {code}")
 
+    def cpu_s(self) -> float:
+        """User and system seconds that it has used so far (Linux)."""
+        fields = Path(f"/proc/{self._popen.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def peak_kb(self) -> int:
+        """High-water mark of its resident memory (Linux)."""
+        status = Path(f"/proc/{self._popen.pid}/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
     def end(self) -> None:
         """End it if it still runs, by force if it must be."""
         for stop in (self._popen.terminate, self._popen.kill):
@@ -75,9 +91,11 @@ class Process:
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], on_line: Callable[[Line], None] | None = None) -> Iterator[Process]:
+def started(
+    command: Sequence[str], on_line: Callable[[Line], None] | None = None, stderr: IO[str] | None = None
+) -> Iterator[Process]:
     """A process that has ended when the block is left, however it is left."""
-    process = Process(command, on_line)
+    process = Process(command, on_line, stderr)
     try:
         yield process
     finally:

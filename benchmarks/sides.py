@@ -20,37 +20,49 @@ START_S = 120.0  # for a process to start
 _PHASE = re.compile(r'^sl_step_seconds_(sum|count)\{phase="(\w+)"\} (\S+)$', re.MULTILINE)
 
 
-def _limit_s(steps: int) -> float:
+def limit_s(steps: int) -> float:
+    """How long a run may take before it is given up."""
     return START_S + 2.0 * steps
 
 
 def plain(workload: Workload, steps: int) -> Result:
     """One process, no cut."""
     with started(module("plain_loop", "--workload", workload.name, "--steps", steps)) as loop:
-        return loop.line("steps_per_s", _limit_s(steps))
+        return loop.line("steps_per_s", limit_s(steps))
 
 
-def bare(workload: Workload, steps: int, *, piece: int = 0, tuned: bool = False) -> Result:
-    """The bare stream. `phases`: ms of a step; the wire is what the round trip takes beyond the server's computing."""
+def bare(workload: Workload, steps: int, *, piece: int = 0, tuned: bool = False, clients: int = 1) -> Result:
+    """The bare stream. `phases`: ms of a step; the wire is what the round trip takes beyond the server's computing.
+
+    Several clients start together; the rate is that of each, from the first that begins to count to the last that ends, and
+    `phases` are one client's.
+    """
     common = ("--workload", workload.name, "--piece", piece, *(("--tuned",) if tuned else ()))
-    with started(module("bare_stream", "server", *common)) as server:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(started(module("bare_stream", "server", *common, "--clients", clients)))
         address = f"127.0.0.1:{server.line('port', START_S)['port']}"
-        with started(module("bare_stream", "client", *common, "--steps", steps, "--address", address)) as client:
-            result = client.line("steps_per_s", _limit_s(steps))
-        computing = server.line("server_compute", START_S)["server_compute"] / 2  # it counts the warm-up too
-    seconds = result["seconds"]
+        command = module("bare_stream", "client", *common, "--steps", steps, "--address", address)
+        running = [stack.enter_context(started(command)) for _ in range(clients)]
+        results = [client.line("steps_per_s", limit_s(steps)) for client in running]
+        computing = server.line("server_compute", START_S)["server_compute"] / 2 / clients  # it counts the warm-up too
+    seconds = results[0]["seconds"]
     seconds |= {"server_compute": computing, "wire": seconds.pop("round_trip") - computing}
-    return {"steps_per_s": result["steps_per_s"], "phases": {k: 1e3 * s / steps for k, s in seconds.items()}}
+    return {"steps_per_s": steps / span(results), "phases": {k: 1e3 * s / steps for k, s in seconds.items()}}
 
 
-def config(workload: Workload, steps: int) -> str:
+def span(results: Sequence[Result]) -> float:
+    """Seconds from the first that began to count to the last that ended: processes of one machine share one clock."""
+    return float(max(r["ended"] for r in results) - min(r["began"] for r in results))
+
+
+def config(workload: Workload, steps: int, clients: int = 1) -> str:
     """Our system's configuration: one round to warm up, one that counts, the evaluation after both."""
     optimizer = f'optimizer = {{ kind = "sgd", lr = {LR}, momentum = {MOMENTUM} }}'
     return f"""
 [run]
 name = "bench-{workload.name}"
 rounds = 2
-clients = 1
+clients = {clients}
 threads = 1
 [model]
 name = "{workload.name}"
@@ -109,21 +121,23 @@ def _scrape(port: int) -> dict[str, dict[str, float]]:
     return phases
 
 
-def ours(workload: Workload, steps: int, *, server: Words = (), client: Words = ()) -> Result:
+def ours(workload: Workload, steps: int, *, clients: int = 1, server: Words = (), client: Words = ()) -> Result:
     """`sl-server run` and `sl-client run`; the time is the server's own, from the second wave's begin to its round's end.
 
     `server` and `client` are further options of the two commands.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         toml, out = Path(folder, "run.toml"), Path(folder, "out")
-        toml.write_text(config(workload, steps))
+        toml.write_text(config(workload, steps, clients))
         scrapes = _Scrapes()
         at = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
-        with started(script("sl-server", "run", toml, *at, "--out", out, "--json", *server), scrapes.hear) as serves:
+        with contextlib.ExitStack() as stack:
+            serve = script("sl-server", "run", toml, *at, "--out", out, "--json", *server)
+            serves = stack.enter_context(started(serve, scrapes.hear))
             address = serves.line("address", START_S)["address"]
             command = script("sl-client", "run", "--server", address, "--allow", "benchmarks", "--json", *client)
-            with started(command) as trains:
-                trains.finish(2 * _limit_s(steps))
+            for trains in [stack.enter_context(started(command)) for _ in range(clients)]:
+                trains.finish(2 * limit_s(steps))
             serves.finish(START_S)
         return {"steps_per_s": steps / second_round_seconds(out), "phases": scrapes.phases(), **_overhead(out)}
 

@@ -108,6 +108,13 @@ def run(
     retry: Annotated[
         float, typer.Option(help="Seconds to go on trying when no server answers.", envvar="SL_RETRY", min=0)
     ] = 60.0,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for snapshots, so that this client can go on after its own process was killed.",
+            envvar="SL_STATE",
+        ),
+    ] = None,
     save_lower: Annotated[
         Path | None,
         typer.Option(help="Write this client's lower segment here at the end (safetensors).", envvar="SL_SAVE_LOWER"),
@@ -139,6 +146,7 @@ def run(
         retry_s=retry,
         show=show,
         connect=partial(GrpcCarrier, access=access),
+        state=state,
     )
     try:
         run_until_interrupted(runner)

@@ -6,6 +6,7 @@ import contextlib
 import random
 import secrets
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -14,14 +15,30 @@ from pathlib import Path
 import torch
 
 from sl_client.carrier import Carrier, GrpcCarrier, StreamBroken
+from sl_client.past import find_past
 from sl_client.seat import take_seat
 from sl_client.show import Show
 from sl_common import __version__
 from sl_common.codec import Link
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, CutlayerError, Diverged, PeerLost, Refused
-from sl_common.messages import Aligned, Alive, Begin, Bye, Done, Gradient, Leave, Smashed, ToClient, ToServer, Welcome
+from sl_common.exits import HAND_OVER_S
+from sl_common.messages import (
+    Aligned,
+    Alive,
+    Begin,
+    Bye,
+    Done,
+    Gradient,
+    Late,
+    Leave,
+    Smashed,
+    ToClient,
+    ToServer,
+    Welcome,
+)
 from sl_common.participate import Flow, Seat, participate
+from sl_common.snapshots import Snapshots
 from sl_common.wire import Endpoint, Frame, Hello, Refusal, Timing, read_answer
 
 ALIVE_EVERY_S = 5.0
@@ -94,7 +111,10 @@ class Runner:
         retry_s: float = 60.0,
         show: Show,
         connect: Callable[[str], Carrier] = GrpcCarrier,
+        state: Path | None = None,
     ) -> None:
+        """`state`: a folder in which snapshots outlive this process."""
+        self._state = state
         self._server = server
         self._name = name
         self._shard, self._shards = shard, shards
@@ -120,11 +140,20 @@ class Runner:
     def _sit(self, welcome: Welcome) -> Seat:
         config = RunConfig.from_json(welcome.config)
         torch.set_num_threads(config.run.threads)
-        seat = take_seat(welcome, data=self._data, allowed=self._allowed, span=self._watch.span)
-        self._endpoint.agree(config.codec, seat.limit_bytes, config.draw_of(welcome.shard))
+        seat = take_seat(
+            welcome, data=self._data, allowed=self._allowed, span=self._watch.span, snapshots=self._past(welcome)
+        )
+        self._endpoint.agree(config.codec, seat.limit_bytes, config.draw_of(welcome.shard), seat.residuals)
         self.seat = seat
         self._show.seated(welcome, seat)
         return seat
+
+    def _past(self, welcome: Welcome) -> Snapshots:
+        """What this client has of this run from before: in this process, or on disk."""
+        before = self.seat
+        if before is None or before.snapshots.run != welcome.run or before.shard != welcome.shard:
+            return find_past(self._state, welcome.run, welcome.client, self._show.warn)
+        return before.hand_on()
 
     def interrupt(self) -> None:
         """Leave the run, from another thread: `run` tells the server and raises Interrupted."""
@@ -306,6 +335,8 @@ class Runner:
                 self._show.step(message)
             case Aligned():
                 self._show.aligned(message)
+            case Late():
+                self._show.late(message)
             case _:
                 pass
         self._flow.deliver(message)
@@ -328,6 +359,7 @@ def run_until_interrupted(runner: Runner) -> Bye:
         finally:
             over.set()
 
+    sys.setswitchinterval(HAND_OVER_S)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     thread = threading.Thread(target=run, name="runner", daemon=True)
     thread.start()

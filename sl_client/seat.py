@@ -13,13 +13,21 @@ from sl_common.messages import Welcome
 from sl_common.network import Network
 from sl_common.participate import Seat
 from sl_common.segment import Bank, Segment, Span, no_span
+from sl_common.snapshots import Snapshots
 
 
-def take_seat(welcome: Welcome, *, data: Path | None, allowed: Collection[str] | None, span: Span = no_span) -> Seat:
+def take_seat(
+    welcome: Welcome,
+    *,
+    data: Path | None,
+    allowed: Collection[str] | None,
+    span: Span = no_span,
+    snapshots: Snapshots | None = None,
+) -> Seat:
     """Build what a client needs for its part in the run.
 
-    `data` is where data sets lie; `allowed` the packages that code of the user's may come from (None: any). Raises ConfigError
-    or DataError naming the key, file or field.
+    `data` is where data sets lie; `allowed` the packages that code of the user's may come from (None: any); `snapshots`
+    what a former life of this client has left. Raises ConfigError or DataError naming the key, file or field.
     """
     config = RunConfig.from_json(welcome.config)
     mine = load(config.data.name, data, allowed)
@@ -41,4 +49,11 @@ def take_seat(welcome: Welcome, *, data: Path | None, allowed: Collection[str] |
         return lambda: Segment(copy.deepcopy(network.part(part)), optimizer or config.client.optimizer, span=span)
 
     bank = Bank({part: make(part) for part in config.protocol.learner.parts})
-    return Seat(config=config, shard=welcome.shard, bank=bank, data=loader, limit_bytes=network.limit_bytes)
+    return Seat(
+        config=config,
+        shard=welcome.shard,
+        bank=bank,
+        data=loader,
+        limit_bytes=network.limit_bytes,
+        snapshots=snapshots or Snapshots(welcome.run),
+    )

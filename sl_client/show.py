@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sl_common.messages import Aligned, Begin, Bye, Done, Gradient, Welcome
+from sl_common.messages import Aligned, Begin, Bye, Done, Gradient, Late, Welcome
 from sl_common.participate import Seat
 
 
@@ -22,7 +22,9 @@ class Show(Protocol):
     def begin(self, begin: Begin) -> None: ...
     def step(self, reply: Gradient) -> None: ...
     def aligned(self, aligned: Aligned) -> None: ...
+    def late(self, late: Late) -> None: ...
     def done(self, done: Done) -> None: ...
+    def warn(self, text: str) -> None: ...
     def lost(self, why: str) -> None: ...
     def forgotten(self) -> None: ...
     def ended(self, bye: Bye) -> None: ...
@@ -86,6 +88,12 @@ class Lines:
             after=aligned.after,
         )
 
+    def late(self, late: Late) -> None:
+        """The wave went on without us."""
+        self.say(
+            "late", f"round {late.round + 1}: too slow, the round goes on without this client", round=late.round + 1
+        )
+
     def done(self, done: Done) -> None:
         """The wave is over."""
         loss = (
@@ -102,6 +110,10 @@ class Lines:
             seconds=round(seconds, 3),
             loss=loss,
         )
+
+    def warn(self, text: str) -> None:
+        """Something that a person should know of."""
+        self.say("warning", f"warning: {text}", why=text)
 
     def lost(self, why: str) -> None:
         """The stream broke."""

@@ -20,6 +20,7 @@ import grpc
 from sl_common.errors import ConfigError
 
 _TIMEOUT_S = 3.0
+_CONFIRM_S = 0.5  # a server that is just going down closes connections too: only twice is no accident
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, which Python does not name
 _WRONG_NAME = {62, 63, 64}  # X509_V_ERR_HOSTNAME_, EMAIL_ and IP_ADDRESS_MISMATCH
 _NOT_YET, _EXPIRED = 9, 10
@@ -93,19 +94,28 @@ class Tls:
 
     def fault(self, server: str) -> str | None:
         """What is wrong between us and a server to which no channel comes about; None if it is not TLS."""
+        for pause_s in (0.0, _CONFIRM_S):
+            time.sleep(pause_s)
+            closed, fault = self._try(server)
+            if not closed:
+                return fault
+        return self._unwelcome(server)
+
+    def _try(self, server: str) -> tuple[bool, str | None]:
+        """One handshake: whether the server took it and then closed the connection, and what was wrong with it."""
         shaken = False
         try:
             with _knock(server, self._context()) as line:
                 shaken = True
-                return None if line.recv(1) else self._unwelcome(server)  # a server that takes us speaks first
+                return not line.recv(1), None  # a server that takes us speaks first
         except ssl.SSLCertVerificationError as error:
-            return self._distrust(server, error)
+            return False, self._distrust(server, error)
         except ssl.SSLError as error:
-            return _alert(server, error)
+            return False, _alert(server, error)
         except ConnectionError:
-            return self._unwelcome(server) if shaken else None
+            return shaken, None
         except (OSError, ValueError):
-            return None
+            return False, None
 
     def _distrust(self, server: str, error: ssl.SSLCertVerificationError) -> str:
         """Why we do not believe the server."""
@@ -127,7 +137,7 @@ class Tls:
         return f"the certificate of {server} does not hold: {error.verify_message}"
 
     def _unwelcome(self, server: str) -> str:
-        """The server closed the connection when it had seen what we have to show."""
+        """Why the server closed the connection when it had seen what we have to show."""
         if self.cert is None or self.key is None:
             return f"{server} wants a client certificate: give --cert and --key"
         own = own_certificate(self.cert, self.key)

@@ -40,7 +40,16 @@ class Run(Value):
     rounds: PositiveInt = 10
     clients: PositiveInt = 1  # start when so many are here; more may join where the data have shards for them
     threads: PositiveInt = 1  # intra-op threads of torch on every participant; other numbers change the last bits
+    min_clients: PositiveInt = 1  # to go on with a round
+    below_min: Literal["wait", "end"] = "wait"  # for more clients, or the run, when there are fewer
     grace_s: Annotated[float, Field(gt=0)] = 30.0  # a client that is away for longer has left
+    checkpoints: Literal["wave", "round", "never"] = "wave"  # when the server's state is made durable
+    rejoin_s: Annotated[float, Field(gt=0)] = (
+        60.0  # a server that went back to a checkpoint waits so long for its clients
+    )
+    on_lost: Literal["drop", "redo"] = (
+        "drop"  # a client lost within a wave: go on without it, or go back and wait for it
+    )
 
     @field_validator("name")
     @classmethod
@@ -103,10 +112,19 @@ class Budget(Value):
     disk_mb: Annotated[float, Field(ge=0)] = 0.0  # beyond the memory, in files that vanish with the run
 
 
+class Guard(Value):
+    """What clients' numbers may be: NaN, Inf and larger ones are refused, with their client, or clipped (NaN becomes 0)."""
+
+    activations: Annotated[float, Field(gt=0)] | None = None  # largest absolute value; by default any finite one
+    weights: Annotated[float, Field(gt=0)] | None = None
+    action: Literal["reject", "clip"] = "reject"
+
+
 class Server(Training):
     """The head."""
 
     recordings: Budget = Budget()
+    guard: Guard = Guard()
     alignment: Alignment = Alignment()  # of auxiliary networks that the server trains
     device: str = "cpu"  # "auto" takes a GPU if there is one; bits are equal only on equal devices
 

@@ -34,6 +34,15 @@ class ClientLeft:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ClientLate:
+    """A wave went on without a client that was too slow; it takes part again in the next one."""
+
+    client: str
+    round: int
+    wave: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class WaveBegun:
     """Clients were told to begin."""
 
@@ -137,6 +146,7 @@ Fact = (
     ClientJoined
     | ClientReady
     | ClientLeft
+    | ClientLate
     | WaveBegun
     | Trained
     | AuxAligned

@@ -50,6 +50,8 @@ class Ready:
 
     samples: int
     batches: int  # in one epoch
+    snapshots: tuple[int, ...] = ()  # checkpoints of the run that this client can go back to
+    intact: bool = False  # it also has what it had when the server was lost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -104,6 +106,7 @@ class Welcome:
     client: str
     shard: int
     shards: int
+    run: str = ""  # which run this is, across restarts of the server
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -124,6 +127,9 @@ class Begin:
     slice: int = 0
     slices: int = 1
     samples: int = 0  # of the test set; 0 = all
+    checkpoint: int = 0  # the newest durable one: keep what you have, before this wave, under its number; 0 = none
+    restore: int = 0  # first go back to what you had at this one; 0 = do not
+    intact: bool = False  # first take what you had when the server was lost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -145,6 +151,14 @@ class Aligned:
     weights: Mapping[str, State]
     before: float  # mean squared error per sample of the estimated cut gradient, in the first epoch
     after: float  # in the last one
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Late:
+    """The wave went on without this client; what it sends of it is not trained. The next Begin comes in its time."""
+
+    round: int
+    wave: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,14 +195,30 @@ class Tick:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Saved:
+    """The state between two waves is durable; checkpoints are counted from 1 with the waves."""
+
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Restored:
+    """The coordinator went back to a checkpoint: only in event logs."""
+
+    number: int
+    now: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Advanced:
     """The coordinator worked: only in event logs, where it says between which events."""
 
 
 ToServer = Ready | Smashed | Done | Alive | Leave
-ToClient = Welcome | Begin | Gradient | Aligned | Bye
+ToClient = Welcome | Begin | Gradient | Aligned | Late | Bye
 Message = ToServer | ToClient
-Event = ToServer | Joined | Left | Tick | Aligned
+Event = ToServer | Joined | Left | Tick | Aligned | Saved
+Logged = Event | Advanced | Restored
 
 
 def kind_of(message: Message) -> WireKind:

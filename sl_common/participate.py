@@ -13,20 +13,40 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from sl_common.batch import Batch
 from sl_common.config import RunConfig
 from sl_common.errors import WireError
-from sl_common.messages import Aligned, Alive, Begin, Bye, Done, Gradient, Ready, Smashed, ToClient, ToServer, Welcome
+from sl_common.messages import (
+    Aligned,
+    Alive,
+    Begin,
+    Bye,
+    Done,
+    Gradient,
+    Late,
+    Ready,
+    Smashed,
+    ToClient,
+    ToServer,
+    Welcome,
+)
 from sl_common.protocol import Await, AwaitAligned, Draws, Tally
-from sl_common.segment import Bank
+from sl_common.segment import Bank, Tree
+from sl_common.snapshots import Snapshots
 
 
 @dataclass(frozen=True, slots=True)
 class Next:
     """Wait for the server's next word that is not a reply to a batch."""
+
+
+class TooLate(Exception):
+    """Thrown into a life whose wave went on without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +91,50 @@ class Seat:
     bank: Bank
     data: Batches
     limit_bytes: int  # no message of this run has a larger body
+    residuals: dict[str, Tensor] = field(default_factory=dict)  # of this client's endpoint
+    snapshots: Snapshots = field(default_factory=lambda: Snapshots(""))
 
     @property
     def ready(self) -> Ready:
         """What the server needs to know before the first wave."""
-        return Ready(samples=self.data.samples, batches=self.data.batches)
+        kept = self.snapshots
+        return Ready(
+            samples=self.data.samples,
+            batches=self.data.batches,
+            snapshots=kept.numbers,
+            intact=kept.last is not None,
+        )
+
+    def snapshot(self) -> Tree:
+        """Everything that this client goes on from."""
+        return {"bank": self.bank.snapshot(), "residuals": dict(self.residuals)}
+
+    def hand_on(self) -> Snapshots:
+        """What the next life of this client can go on from; this one's state, unless it never came to use what it was given."""
+        if self.snapshots.last is None:
+            self.snapshots.last = self.snapshot()
+        return self.snapshots
+
+    def _restore(self, tree: Tree) -> None:
+        self.bank.restore(tree["bank"])
+        self.residuals.clear()
+        self.residuals.update(tree["residuals"])
+
+    def _heed_checkpoints(self, begin: Begin) -> None:
+        """Go back if the server did, and keep what there is before this wave."""
+        if begin.restore:
+            self._restore(self.snapshots.back_to(begin.restore))
+        elif begin.intact:
+            if self.snapshots.last is None:
+                raise WireError("begin says to go on from what was here, but this client has nothing")
+            self._restore(self.snapshots.last)
+        self.snapshots.last = None
+        if begin.checkpoint:
+            self.snapshots.keep(begin.checkpoint, self.snapshot)
 
     def wave(self, begin: Begin) -> Generator[Wish, Any, Done]:
         """One wave, from its weights to its Done."""
+        self._heed_checkpoints(begin)
         for part, state in begin.weights.items():
             if part not in self.bank:
                 raise WireError(f"begin carries weights of {part!r}, this client holds {self.bank.parts}")
@@ -154,7 +210,11 @@ def participate(take_seat: Callable[[Welcome], Seat]) -> Life:
     yield seat.ready
     while True:
         begin: Begin = yield Next()
-        yield (yield from seat.wave(begin))
+        try:
+            done = yield from seat.wave(begin)
+        except TooLate:
+            continue
+        yield done
 
 
 class Flow:
@@ -168,6 +228,8 @@ class Flow:
         self._under_way: dict[int, bool] = {}  # step -> does the life want the reply
         self._replies: dict[int, Gradient] = {}
         self._aligned: Aligned | None = None
+        self._wave: tuple[int, int] | None = None  # round and wave of the last Begin that was begun
+        self._late: set[tuple[int, int]] = set()  # waves that the server went on in without us
         self.ended: Bye | None = None
 
     def run(self) -> Iterator[ToServer]:
@@ -177,7 +239,11 @@ class Flow:
                 case Await(ticket) if ticket in self._replies:
                     self._go_on(self._replies.pop(ticket))
                 case Next() if self._words:
-                    self._go_on(self._words.popleft())
+                    word = self._words.popleft()
+                    self._go_on(word)
+                    if isinstance(word, Begin):
+                        self._wave = (word.round, word.wave)
+                        self._heed_late()
                 case AwaitAligned() if self._aligned is not None:
                     aligned, self._aligned = self._aligned, None
                     self._go_on(aligned)
@@ -213,8 +279,22 @@ class Flow:
                         f"weights of {sorted(weights)} in round {r}, wave {w}, which this client did not await"
                     )
                 self._aligned = message
+            case Late(round=r, wave=w):
+                self._late.add((r, w))
+                self._heed_late()
             case Welcome() | Begin():
                 self._words.append(message)
+
+    def _heed_late(self) -> None:
+        """A wave that is under way may be over for this client; if its Done was sent already, that crossed with the server's word."""
+        if self._wave not in self._late:
+            return
+        self._late.clear()
+        if not isinstance(self._op, Next):
+            self._op = self._life.throw(TooLate())
+        self._under_way.clear()
+        self._replies.clear()
+        self._aligned = None
 
     def _go_on(self, answer: Any) -> None:
         self._op = self._life.send(answer)

@@ -6,8 +6,10 @@ Learners touch torch only through `forward`, `backward` and `step`; a shell may 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from sl_common.optim import Optimizer
 from sl_common.seeds import Draw, seed_of
 from sl_common.tensors import State, check_state, copy_state, digest
 
+Tree = Any  # what sl_common.tree can write: dicts, lists and tuples of plain values, bytes and tensors
 Span = Callable[[str], AbstractContextManager[object]]
 Alone = AbstractContextManager[object]
 _NOBODY: Alone = contextlib.nullcontext()
@@ -157,6 +160,20 @@ class Segment:
             for name, tensor in own.items():
                 tensor.copy_(state[name])
 
+    def snapshot(self) -> Tree:
+        """Everything that it goes on from: weights, buffers, the optimiser's state."""
+        self.settle()
+        optimizer = None if self.optimizer is None else copy.deepcopy(self.optimizer.state_dict())
+        return {"module": self.state(), "optimizer": optimizer}
+
+    def restore(self, tree: Tree) -> None:
+        """Go back to a snapshot of a segment like this one. Raises WireError if the weights do not fit."""
+        self._stepping = False
+        self.load(tree["module"], "a snapshot")
+        if self.optimizer is not None:
+            self.clear()
+            self.optimizer.load_state_dict(copy.deepcopy(tree["optimizer"]))
+
     @property
     def nbytes(self) -> int:
         """Bytes of parameters and buffers."""
@@ -215,6 +232,21 @@ class Bank:
         """Drop a client's copies."""
         for key in [key for key in self._copies if key[1] == client]:
             del self._copies[key]
+
+    def snapshot(self) -> Tree:
+        """All segments."""
+        return {
+            "shared": {part: segment.snapshot() for part, segment in self._shared.items()},
+            "copies": {key: segment.snapshot() for key, segment in self._copies.items()},
+        }
+
+    def restore(self, tree: Tree) -> None:
+        """Go back to a snapshot of a bank like this one."""
+        for part, snapshot in tree["shared"].items():
+            self._shared[part].restore(snapshot)
+        self._copies = {}
+        for (part, client), snapshot in tree["copies"].items():
+            self.get(part, client).restore(snapshot)
 
 
 _DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)

@@ -14,7 +14,7 @@ from sl_common.config import RunConfig
 from sl_common.messages import Aligned, Directive, Newest, Smashed
 from sl_common.protocol import At
 from sl_common.protocol.align import Memory
-from sl_common.segment import Bank, Segment
+from sl_common.segment import Bank, Segment, Tree
 from sl_server.recordings import Recordings
 
 
@@ -46,6 +46,14 @@ class Alignments:
     def forget(self, shard: int) -> None:
         """A new life of a client begins with a network that was not aligned."""
         self._aligned.discard(shard)
+
+    def snapshot(self) -> Tree:
+        """At the end of a wave no job is under way."""
+        return sorted(self._aligned)
+
+    def restore(self, tree: Tree) -> None:
+        """Go back to a snapshot; what jobs come to that are under way is for nobody."""
+        self._aligned, self._jobs = set(tree), []
 
     @property
     def stores_targets(self) -> bool:

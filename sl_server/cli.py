@@ -81,7 +81,18 @@ def _new_directory(name: str, suffix: str = "") -> Path:
 
 @app.command()
 def run(
-    config_file: ConfigFile,
+    config_file: Annotated[
+        Path | None,
+        typer.Argument(help="The run's configuration, a TOML file (or a run's config.json).", metavar="RUN.toml"),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Go on with the run in this directory, from its newest checkpoint, in place of a configuration.",
+            envvar="SL_RESUME",
+            metavar="DIR",
+        ),
+    ] = None,
     listen: Annotated[
         str, typer.Option(help="Where clients connect: HOST:PORT; port 0 takes a free one.", envvar="SL_LISTEN")
     ] = "127.0.0.1:50051",
@@ -119,17 +130,40 @@ def run(
     from sl_server.door import make_door
 
     door = make_door(f"{host}:{port}", cert=cert, key=key, client_ca=client_ca, tokens=tokens, insecure=insecure)
-    config = read_config(config_file, overrides)
+    config, where = _which_run(config_file, resume, out, overrides, record=record)
     from sl_server.serve import run_server
 
-    where = out or _new_directory(config.run.name)
     _summary, failure, stopped = run_server(
-        config, listen=f"{host}:{port}", door=door, metrics=at, out=where, as_json=as_json, record=record
+        config,
+        listen=f"{host}:{port}",
+        door=door,
+        metrics=at,
+        out=where,
+        as_json=as_json,
+        record=record,
+        resume=resume is not None,
     )
     if failure is not None:
         fail(CutlayerError(failure))
     if stopped:
         raise typer.Exit(INTERRUPTED)
+
+
+def _which_run(
+    config_file: Path | None, resume: Path | None, out: Path | None, overrides: list[str] | None, *, record: bool
+) -> tuple[RunConfig, Path]:
+    """A new run of a configuration, or the one that a directory holds. Raises ConfigError unless it is clear which."""
+    if (config_file is None) == (resume is None):
+        raise ConfigError("give a configuration RUN.toml, or --resume DIR, not both and not neither")
+    if resume is None:
+        assert config_file is not None
+        config = read_config(config_file, overrides)
+        return config, out or _new_directory(config.run.name)
+    if out is not None or overrides or record:
+        raise ConfigError("--resume goes on with a run as it is: without --out, --set and --record")
+    if (resume / "summary.json").exists():
+        raise ConfigError(f"--resume {resume}: that run is over; its results are in summary.json")
+    return read_config(resume / "config.json", None), resume
 
 
 @app.command()

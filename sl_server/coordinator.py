@@ -20,6 +20,7 @@ from sl_common.errors import Refused, WireError
 from sl_common.facts import (
     ClientDone,
     ClientJoined,
+    ClientLate,
     ClientLeft,
     ClientReady,
     Fact,
@@ -38,20 +39,23 @@ from sl_common.messages import (
     Event,
     Gradient,
     Joined,
+    Late,
     Leave,
     Left,
     Newest,
     Ready,
+    Saved,
     Smashed,
     Tick,
     ToClient,
     Welcome,
 )
 from sl_common.network import Network
-from sl_common.protocol import Arrived, At, Record, WaitUntil
-from sl_common.segment import Alone, Bank, Segment
+from sl_common.protocol import Arrived, At, Quorum, Record, WaitUntil, Without
+from sl_common.segment import Alone, Bank, Segment, Tree
 from sl_common.tensors import State, check_state, raw_bytes
 from sl_server.alignments import Alignments, Job
+from sl_server.guard import guarded_batch, guarded_state
 from sl_server.recordings import Recordings, Spill
 from sl_server.roster import Member, Roster
 from sl_server.scores import evaluation, mean_loss
@@ -73,11 +77,13 @@ class Coordinator:
         device: str = "cpu",
         spill: Spill | None = None,
         alone: Alone | None = None,
+        run: str = "",
     ) -> None:
         """`spill` moves recorded batches out of memory; without it nothing is recorded beyond the memory's budget.
 
-        `alone`: a lock, for whoever runs `jobs` in other threads.
+        `alone`: a lock, for whoever runs `jobs` in other threads. `run` names this run, also after a restart.
         """
+        self.run = run
         self.config = config
         self.network = network
         self.protocol = config.protocol
@@ -98,7 +104,11 @@ class Coordinator:
         self._over: list[Wave] = []  # training waves of this round that are over
         self._losses: list[float] = []  # of the rounds so far
         self._now = 0.0
-        self.wake_at: float | None = None  # a barrier wants a Tick then
+        self.rests = 0  # training waves that are over: between two of them the state can be kept
+        self.checkpoint = 0  # after which of them it was last made durable
+        self.must_redo = False  # a client was lost within a wave, and the run is to go back and wait for it
+        self._awaited: dict[int, Member] = {}  # by shard: who was here at the checkpoint that we went back to
+        self.wake_at: float | None = None  # a Tick is wanted then
         self.ended: RunEnded | None = None
 
     def _new_bank(self, device: str, alone: Alone) -> Bank:
@@ -125,20 +135,25 @@ class Coordinator:
             return  # it crossed with our Bye, or comes too late
         match event:
             case Smashed():
-                self.network.check(event)
-                self._current_wave(f"batch {event.step}").take(self.roster[client].shard, event)
+                if not self._is_late(client, event):
+                    batch = guarded_batch(event, self.config.server.guard)
+                    self.network.check(batch)
+                    self._current_wave(f"batch {event.step}").take(self.roster[client].shard, batch)
             case Joined(shard=shard, shards=shards):
                 self._join(*self.place(client, shard, shards))
             case Ready():
                 self._ready(self.roster[client], event)
             case Done():
-                self._done(self.roster[client], event)
+                if not self._is_late(client, event):
+                    self._done(self.roster[client], event)
             case Left(reason=reason) | Leave(reason=reason):
                 self._left(self.roster[client], reason)
             case Aligned():
                 self._aligned(client, event)
+            case Saved(number=number):
+                self.checkpoint = number
             case Tick(now=now):
-                self._now = now
+                self._tick(now)
             case Alive():
                 pass
 
@@ -146,6 +161,11 @@ class Coordinator:
         """End the run before its last round."""
         if self.ended is None:
             self._end(reason, finished=False)
+
+    @property
+    def timed(self) -> bool:
+        """Whether Ticks are wanted all the time."""
+        return isinstance(self.protocol.barrier, Quorum)
 
     @property
     def advance_pending(self) -> bool:
@@ -169,7 +189,8 @@ class Coordinator:
         member = self.roster.join(name, shard)
         self._facts.append(ClientJoined(client=name, shard=shard))
         config = self.config.to_json()
-        self._say(member, Welcome(config=config, client=name, shard=shard, shards=self.config.shards))
+        welcome = Welcome(config=config, client=name, shard=shard, shards=self.config.shards, run=self.run)
+        self._say(member, welcome)
 
     def _ready(self, member: Member, event: Ready) -> None:
         if member.ready:
@@ -177,7 +198,29 @@ class Coordinator:
         if not 1 <= event.batches <= event.samples <= MAX_SAMPLES:
             raise WireError(f"ready with {event.samples} samples in {event.batches} batches")
         member.samples, member.batches, member.ready = event.samples, event.batches, True
+        before = self._awaited.pop(member.shard, None)
+        if before is not None:
+            self._take_up(member, before, event)
         self._facts.append(ClientReady(client=member.name, shard=member.shard, samples=event.samples))
+
+    def _take_up(self, member: Member, before: Member, event: Ready) -> None:
+        """A client that was here at the checkpoint goes on from what it had then, if it still has it; else it begins anew."""
+        if self.checkpoint in event.snapshots:
+            member.restore = self.checkpoint
+        elif event.intact and all(number < self.checkpoint for number in event.snapshots):
+            member.intact = True  # it has begun no wave since
+        else:
+            return
+        member.holds, member.seen, member.taught = dict(before.holds), dict(before.seen), before.taught
+
+    def _tick(self, now: float) -> None:
+        self._now = now
+        if self._awaited and self.wake_at is not None and now >= self.wake_at:
+            reason = f"did not come back within run.rejoin_s = {self.config.run.rejoin_s:g} s after the server did"
+            for m in self._awaited.values():
+                self._facts.append(ClientLeft(client=m.name, shard=m.shard, reason=reason, was_ready=False))
+            self._awaited.clear()
+            self.wake_at = None
 
     def _done(self, member: Member, done: Done) -> None:
         wave = self._current_wave("done")
@@ -186,10 +229,12 @@ class Coordinator:
             raise WireError(
                 f"done carries digests of {sorted(done.digests)}, expected 32 bytes for each of {sorted(parts)}"
             )
+        whose = {part: f"{member.name}'s {part}" for part in done.weights}
+        guard = self.config.server.guard
+        done = replace(done, weights={p: guarded_state(state, guard, whose[p]) for p, state in done.weights.items()})
         for part, state in done.weights.items():
             own = self.network.part(part).state_dict()
-            expected = {k: (t.dtype, tuple(t.shape)) for k, t in own.items()}
-            check_state(state, expected, f"{member.name}'s {part}")
+            check_state(state, {k: (t.dtype, tuple(t.shape)) for k, t in own.items()}, whose[part])
         wave.finish(member.shard, done, self.config.data.batch_size)
         if not wave.evaluate:
             member.trained += done.steps
@@ -221,11 +266,20 @@ class Coordinator:
         was_ready, member.here, member.ready = member.ready, False, False
         self.recordings.forget(member.shard)
         if self._wave is not None:
+            redo = self.config.run.on_lost == "redo" and member.shard in self._wave.training
+            self.must_redo = self.must_redo or redo
             self._wave.drop(member.shard)
         self._out = [(name, message) for name, message in self._out if name != member.name]
         if self.ended is not None:  # nothing follows the end of a run
             return
         self._facts.append(ClientLeft(client=member.name, shard=member.shard, reason=reason, was_ready=was_ready))
+
+    def _is_late(self, client: str, said: Smashed | Done) -> bool:
+        """Whether it is of a wave that went on without this client; it will hear so, or has heard meanwhile."""
+        late, when = self.roster[client].late, (said.round, said.wave)
+        if when not in late:
+            late[:] = [other for other in late if other > when]  # it has come further
+        return when in late
 
     def _current_wave(self, what: str) -> Wave:
         if self._wave is None:
@@ -247,9 +301,15 @@ class Coordinator:
 
     def _begin_next(self) -> bool:
         """The next wave of this round, or the round's end; False if there are too few clients."""
+        if self._awaited:
+            return False
         ready = self.roster.ready()
         if self._plan is None:
-            if not ready or (self._round == 0 and len(ready) < self.config.run.clients):
+            run = self.config.run
+            if not ready or len(ready) < (run.clients if self._round == 0 else run.min_clients):
+                if self._round and run.below_min == "end":
+                    self._end(f"{len(ready)} clients are left, run.min_clients = {run.min_clients}", finished=False)
+                    return True
                 return False
             self._plan = self.protocol.waves.plan([m.shard for m in ready], self._at())
             self._waves = 0
@@ -271,7 +331,7 @@ class Coordinator:
     def _begin_training(self, members: list[Member]) -> None:
         at = self._at(len(members))
         directive = self.protocol.gate.decide(self._losses, at)
-        wave = Wave(at=at, directive=directive, begins={}, samples={m.shard: m.samples for m in members})
+        wave = Wave(at=at, directive=directive, samples={m.shard: m.samples for m in members})
         if not directive.send:
             self._begin_playback(wave, members)
             return
@@ -279,7 +339,7 @@ class Coordinator:
             news = self._news_for(m)  # first: a new life's network was never aligned
             asked = self.alignments.directive(m.shard, directive)
             self.recordings.begin(m.shard, directive.record)
-            wave.begins[m.shard] = Begin(
+            begin = Begin(
                 round=at.round,
                 rounds=at.rounds,
                 wave=at.wave,
@@ -290,7 +350,12 @@ class Coordinator:
                 weights=news,
                 upload=self.protocol.uploads(at, asked),
                 directive=asked,
+                checkpoint=self.checkpoint,
+                restore=m.restore,
+                intact=m.intact,
             )
+            m.restore, m.intact = 0, False
+            wave.expect(m.shard, begin)
         self._set_lr(at, members)
         self._begin(wave, members)
 
@@ -299,10 +364,8 @@ class Coordinator:
         recorded = [m for m in members if self.recordings.batches(m.shard)]
         wave.playback = {m.shard: self.recordings.play(m.shard, wave.at) for m in recorded}
         for m in recorded:
-            wave.begins[m.shard] = Begin(
-                round=wave.at.round, rounds=wave.at.rounds, steps=self.recordings.batches(m.shard)
-            )
-            wave.play(m.shard)
+            steps = self.recordings.batches(m.shard)
+            wave.expect(m.shard, Begin(round=wave.at.round, rounds=wave.at.rounds, steps=steps))
         self._set_lr(wave.at, recorded)
         self._begin(wave, recorded)
 
@@ -314,6 +377,7 @@ class Coordinator:
 
     def _begin(self, wave: Wave, members: list[Member]) -> None:
         self._wave = wave
+        wave.since = self._now
         for m in members:
             if wave.playback is None:
                 self._say(m, wave.begins[m.shard])
@@ -346,13 +410,26 @@ class Coordinator:
             self._evaluate(wave, client, wave.next_of(client))
             return True
         at = wave.now(self._now)
-        cohort = self.protocol.barrier.cohort(list(wave.waiting), wave.training, at)
+        cohort = self.protocol.barrier.cohort(wave.waiting.keys(), wave.training, at)
         if isinstance(cohort, WaitUntil):
             self.wake_at = cohort.now
             return False
+        if isinstance(cohort, Without):
+            for shard in cohort.late:
+                self._go_on_without(wave, self.roster.by_shard(shard))
+            cohort = cohort.cohort
         if cohort:
             self._train(wave, cohort, at)
         return bool(cohort)
+
+    def _go_on_without(self, wave: Wave, member: Member) -> None:
+        """It takes part again in the next wave; the batches that were trained of it count as trained."""
+        member.trained += wave.training.get(member.shard, 0)
+        member.late.append((wave.at.round, wave.at.wave))
+        member.holds.clear()  # what it has now is for nobody
+        wave.drop(member.shard)
+        self._say(member, Late(round=wave.at.round, wave=wave.at.wave))
+        self._facts.append(ClientLate(client=member.name, round=wave.at.round, wave=wave.at.wave))
 
     def _train(self, wave: Wave, cohort: list[int], at: At) -> None:
         members = {client: self.roster.by_shard(client) for client in cohort}
@@ -363,6 +440,7 @@ class Coordinator:
         ]
         replies = self.protocol.head.step(self.bank, arrived, at)
         wave.cohorts += 1
+        wave.since = self._now
         for a in arrived:
             reply, batch = replies[a.client], came[a.client]
             wave.losses[a.client, batch.step] = (reply.loss, len(batch.y))
@@ -407,6 +485,7 @@ class Coordinator:
         if wave.done and wave.directive.update:
             self._weights.trained()
         self._weights.merge(self.protocol.merge.after_wave(self._record([wave])))
+        self.rests += 1
         return True
 
     def _end_round(self) -> None:
@@ -450,6 +529,50 @@ class Coordinator:
         at = waves[-1].at if waves else self._at()
         return Record(at=at, samples=samples, weights=weights)
 
+    # --- checkpoints
+
+    @property
+    def resting(self) -> bool:
+        """No wave is under way, and nothing is left to say."""
+        return self._wave is None and not self._out
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether the end of this wave is one after which the state is to be made durable."""
+        which = self.config.run.checkpoints
+        return which == "wave" or (which == "round" and not self._plan)
+
+    def snapshot(self) -> Tree:
+        """Everything that the run goes on from, between two waves."""
+        assert self._wave is None, "a wave is under way"
+        return {
+            "rests": self.rests,
+            "round": self._round,
+            "plan": self._plan,
+            "waves": self._waves,
+            "over": [wave.snapshot() for wave in self._over],
+            "losses": self._losses,
+            "bank": self.bank.snapshot(),
+            "weights": self._weights.snapshot(),
+            "roster": self.roster.snapshot(),
+            "recordings": self.recordings.snapshot(),
+            "alignments": self.alignments.snapshot(),
+        }
+
+    def restore(self, tree: Tree, now: float = 0.0) -> None:
+        """Go back to a snapshot. Nobody is here then; those who were are waited for until `run.rejoin_s` after `now`."""
+        self._wave, self._out, self.ended, self.must_redo = None, [], None, False
+        self.rests = self.checkpoint = tree["rests"]
+        self._round, self._plan, self._waves = tree["round"], copy.deepcopy(tree["plan"]), tree["waves"]
+        self._over = [Wave.restored(one) for one in tree["over"]]
+        self._losses = list(tree["losses"])
+        self.bank.restore(tree["bank"])
+        self._weights.restore(tree["weights"])
+        self.recordings.restore(tree["recordings"])
+        self.alignments.restore(tree["alignments"])
+        self._awaited = {m.shard: m for m in self.roster.restore(tree["roster"])}
+        self._now, self.wake_at = now, now + self.config.run.rejoin_s
+
     # --- evaluation and the result
 
     def _begin_evaluation(self, last: bool) -> None:
@@ -462,8 +585,9 @@ class Coordinator:
             return
         at = self._at(len(members))
         split = shared and self.config.sharded
-        begins = {
-            m.shard: Begin(
+        wave = Wave(at=at, directive=Directive())
+        for number, m in enumerate(members):
+            begin = Begin(
                 round=at.round,
                 rounds=at.rounds,
                 wave=at.wave,
@@ -473,10 +597,13 @@ class Coordinator:
                 slice=number if split else 0,
                 slices=len(members) if split else 1,
                 samples=0 if split or last or not self.config.sharded else self.config.eval.samples,
+                checkpoint=self.checkpoint,
+                restore=m.restore,
+                intact=m.intact,
             )
-            for number, m in enumerate(members)
-        }
-        self._begin(Wave(at=at, directive=Directive(), begins=begins), members)
+            m.restore, m.intact = 0, False
+            wave.expect(m.shard, begin)
+        self._begin(wave, members)
 
     def weights(self) -> dict[str, State]:
         """What the server has: `lower` if all share it, `head`, or `head-<shard>` where copies differ."""

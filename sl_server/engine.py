@@ -7,6 +7,7 @@ of work never blocks a leave, a tick or a stop for longer than one cohort.
 from __future__ import annotations
 
 import contextlib
+import copy
 import queue
 import secrets
 import threading
@@ -21,7 +22,8 @@ import torch
 
 from sl_common.errors import CutlayerError, Refused, WireError
 from sl_common.facts import AuxAligned, Fact
-from sl_common.messages import Aligned, Tick
+from sl_common.messages import Aligned
+from sl_common.segment import Tree
 from sl_common.wire import Frame, Hello, Refusal
 from sl_server.alignments import Job
 from sl_server.coordinator import Coordinator
@@ -36,6 +38,7 @@ from sl_server.workers import Workers, run_timed
 LINGER_S = 10.0  # after the run, for clients that have not taken their Bye yet
 HURRY_S = 2.0  # the same after a stop
 _TICK_S = 0.2
+_AT_ONCE = 256  # events that are taken before the coordinator works again
 
 
 class Stream(Protocol):
@@ -51,6 +54,18 @@ class Stream(Protocol):
 
     def close(self) -> None:
         """End the stream after what was sent."""
+        ...
+
+
+class Archive(Protocol):
+    """Where the run's state is made durable."""
+
+    def save(self, number: int, tree: Tree) -> None:
+        """Durable when it returns; raises OSError with what was saved before still there."""
+        ...
+
+    def back(self) -> None:
+        """The run goes back to what was saved last: what it wrote since then never happened."""
         ...
 
 
@@ -76,8 +91,15 @@ class Engine:
         on_fact: Callable[[Fact], None],
         on_end: Callable[[], None],
         warn: Callable[[str], None],
+        archive: Archive | None = None,
     ) -> None:
+        """Without an archive nothing is kept beyond this process."""
         self.coordinator = coordinator
+        self.drained = False  # it stopped between two waves, to be resumed
+        self._archive = archive
+        self._kept: Tree | None = None  # the newest durable snapshot, or the run's beginning
+        self._rests = coordinator.rests
+        self._draining = False
         self.sessions = Sessions(coordinator, incarnation=secrets.randbits(63))
         self.failure: str | None = None
         self._meter = Meter(ledger, metrics)
@@ -127,15 +149,20 @@ class Engine:
         """End the run early; clients are told."""
         self._inbox.put(lambda: self.coordinator.stop(reason))
 
+    def drain(self) -> None:
+        """Finish the wave that is under way, keep what there is, and end; clients are not told that the run is over."""
+        self._inbox.put(lambda: setattr(self, "_draining", True))
+
     # --- the loop
 
     def _run(self) -> None:
         torch.set_num_threads(self.coordinator.config.run.threads)
+        if self._kept is None:
+            self._kept = copy.deepcopy(self.sessions.snapshot())
         try:
             worked = False
             while not self._is_over():
-                with contextlib.suppress(queue.Empty):
-                    self._inbox.get(timeout=0 if worked else _TICK_S)()
+                self._take_events(0 if worked else _TICK_S)
                 self._tick()
                 worked = self._work()
         except Exception as error:  # a bug, or training that diverged: say so to everybody and end
@@ -143,7 +170,16 @@ class Engine:
         finally:
             self._on_end()
 
+    def _take_events(self, wait_s: float) -> None:
+        """Whatever lies in the inbox, but not more than a bounded share of it: work comes after."""
+        with contextlib.suppress(queue.Empty):
+            self._inbox.get(timeout=wait_s)()
+            for _ in range(_AT_ONCE):
+                self._inbox.get_nowait()()
+
     def _work(self) -> bool:
+        if self._is_at_rest():
+            return False
         started = time.perf_counter()
         said = self.sessions.advance()
         if said is None:
@@ -165,6 +201,54 @@ class Engine:
             self._workers.do(partial(self._align, job))
         self._tell()
         return True
+
+    def _is_at_rest(self) -> bool:
+        """Between two waves: keep the run's state if it is due; True if nothing more may begin."""
+        coordinator = self.coordinator
+        if coordinator.must_redo and self._kept is not None:
+            self._go_back(self._kept)
+        if not coordinator.resting or coordinator.ended is not None:
+            return False
+        due = coordinator.rests != self._rests and coordinator.checkpoint_due
+        if due or (self._draining and coordinator.checkpoint != coordinator.rests):
+            self._checkpoint()
+        self._rests = coordinator.rests
+        self.drained = self._draining
+        return self.drained
+
+    def _checkpoint(self) -> None:
+        if self._archive is None:
+            return
+        tree = copy.deepcopy(self.sessions.snapshot())
+        try:
+            self._archive.save(self.coordinator.rests, tree)
+        except OSError as error:
+            self._warn(
+                f"no checkpoint after wave {self.coordinator.rests} ({error.strerror or error}); training goes on"
+            )
+            return
+        self._kept = tree
+        self.sessions.saved()
+
+    def resume(self, tree: Tree) -> None:
+        """Begin from a snapshot; before `start`."""
+        self._kept = tree
+        self.sessions.restore(copy.deepcopy(tree))
+        self._rests = self.coordinator.rests
+
+    def _go_back(self, tree: Tree) -> None:
+        """A client was lost within a wave: everybody goes back to the last checkpoint, and it is waited for."""
+        for link in list(self._links.values()):
+            self._drop(link)
+            if link.stream is not None:
+                link.stream.close()
+            else:
+                self._metrics.away(-1)
+        if self._archive is not None:
+            self._archive.back()
+        self.sessions.restore(copy.deepcopy(tree), time.monotonic() - self._started)
+        self._rests = self.coordinator.rests
+        self._warn(f"a client was lost within a wave: back to checkpoint {self._rests}, run.on_lost = redo")
 
     def _align(self, job: Job) -> None:
         """In a worker's thread; the result is one more thing that the loop takes out of its inbox."""
@@ -194,6 +278,11 @@ class Engine:
         self._meter.sent(frames)
 
     def _is_over(self) -> bool:
+        if self.drained:
+            for link in self._links.values():
+                if link.stream is not None:
+                    link.stream.close()
+            return True
         if self.coordinator.ended is None or self.coordinator.advance_pending:
             return False
         now = time.monotonic()
@@ -212,8 +301,9 @@ class Engine:
                 self._drop(link)
                 self._metrics.away(-1)
                 self.sessions.lose(link.session, f"away for more than grace_s = {grace:g} s")
-        if self.coordinator.wake_at is not None and now - self._started >= self.coordinator.wake_at:
-            self.coordinator.handle("", Tick(now=now - self._started))
+        wake_at = self.coordinator.wake_at
+        if self.coordinator.timed or (wake_at is not None and now - self._started >= wake_at):
+            self.sessions.tick(now - self._started)
 
     def _fail(self, error: Exception) -> None:
         text = str(error) if isinstance(error, CutlayerError) else f"internal error: {error!r}"

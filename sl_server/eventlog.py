@@ -5,14 +5,17 @@ A bug report is an event log: the same events give the same weights, on any mach
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
-from sl_common.messages import Advanced, Event
+from sl_common.messages import Advanced, Logged, Restored, Saved
 from sl_common.network import Network
+from sl_common.segment import Tree
 from sl_common.wire import eventlog
 from sl_server.coordinator import Coordinator, Said
 
@@ -25,7 +28,7 @@ class EventLog:
         text = config.to_json().encode()
         self._file.write(len(text).to_bytes(4, "little") + text)
 
-    def append(self, entry: tuple[str, Event | Advanced]) -> None:
+    def append(self, entry: tuple[str, Logged]) -> None:
         """One event of one client."""
         self._file.write(eventlog.dump(*entry))
 
@@ -43,10 +46,23 @@ def replay(path: Path) -> tuple[Coordinator, Said]:
     config = RunConfig.from_json(data[4 : 4 + length].decode())
     torch.set_num_threads(config.run.threads)
     coordinator = Coordinator(config, Network.build(config))
+    return coordinator, replay_events(coordinator, eventlog.load(data[4 + length :]))
+
+
+def replay_events(coordinator: Coordinator, events: Iterable[tuple[str, Logged]]) -> Said:
+    """What a coordinator says to these events; it keeps its own snapshots where the run kept checkpoints."""
     said: Said = []
-    for client, event in eventlog.load(data[4 + length :]):
-        if isinstance(event, Advanced):
-            said += coordinator.advance() or []
-        else:
-            coordinator.handle(client, event)
-    return coordinator, said
+    kept: dict[int, Tree] = {}
+    for client, event in events:
+        match event:
+            case Advanced():
+                said += coordinator.advance() or []
+            case Restored(number=number, now=now):
+                if number not in kept:
+                    raise ConfigError(f"the event log goes back to checkpoint {number}, which was made before it began")
+                coordinator.restore(kept[number], now)
+            case _:
+                if isinstance(event, Saved):
+                    kept[event.number] = copy.deepcopy(coordinator.snapshot())
+                coordinator.handle(client, event)
+    return said

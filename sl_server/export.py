@@ -12,7 +12,7 @@ from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.models import join
 from sl_common.network import Network
-from sl_server.rundir import write_atomically
+from sl_server.files import write_atomically
 
 
 def export_run(

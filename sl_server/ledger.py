@@ -30,6 +30,16 @@ class Ledger:
         for kind, nbytes in payload_of(message).items():
             self.payload[direction, kind] += nbytes
 
+    def snapshot(self) -> list[tuple[str, str, str, int]]:
+        """All counts, for a checkpoint."""
+        both = (("wire", self.wire), ("payload", self.payload))
+        return [(which, *key, n) for which, counts in both for key, n in sorted(counts.items())]
+
+    def restore(self, rows: list[tuple[str, Direction, WireKind, int]]) -> None:
+        """Go on from counts of a checkpoint; what was sent between it and its process's end is lost."""
+        for which, direction, kind, n in rows:
+            (self.wire if which == "wire" else self.payload)[direction, kind] = n
+
     def count(self, direction: Direction, sent: Frame | Message) -> None:
         """Either of the two."""
         if isinstance(sent, Frame):

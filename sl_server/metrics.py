@@ -16,6 +16,7 @@ from sl_common.errors import ConfigError
 from sl_common.facts import (
     AuxAligned,
     ClientJoined,
+    ClientLate,
     ClientLeft,
     ClientReady,
     Evaluated,
@@ -91,6 +92,7 @@ class Metrics:
         self._steps = Counter("sl_steps", "Batches that the head has learned from", registry=self.registry)
         self.reconnects = Counter("sl_reconnects", "Sessions resumed on a new stream", registry=self.registry)
         self._left = Counter("sl_clients_left", "Clients that left before the end", registry=self.registry)
+        self._late = Counter("sl_late", "Waves that went on without a client that was too slow", registry=self.registry)
         self._rejected = Counter(
             "sl_rejected", "Streams and clients refused, by reason", ("reason",), registry=self.registry
         )
@@ -140,6 +142,8 @@ class Metrics:
             case Trained(samples=samples):
                 self._steps.inc()
                 self._samples.inc(samples)
+            case ClientLate():
+                self._late.inc()
             case AuxAligned(took_s=seconds):
                 self._alignment.observe(seconds)
             case RoundEnded(round=number, loss=loss):

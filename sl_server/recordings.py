@@ -12,12 +12,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sl_common.codec import Coding, Identity, Link, Packed
+from sl_common.codec import Coding, Identity, Layout, Link, Packed
+from sl_common.codec.packed import DTYPES
 from sl_common.config import Budget
 from sl_common.errors import ConfigError
 from sl_common.messages import Epoch, Newest, Smashed
 from sl_common.protocol import At
 from sl_common.seeds import numpy_generator
+from sl_common.segment import Tree
+from sl_common.tensors import aligned_buffer
 
 Spill = Callable[[memoryview], memoryview]  # the same bytes, elsewhere
 _EXACT = Identity()
@@ -118,7 +121,37 @@ class Recordings:
         scheme = self._link.up if packed.layout.codec == self._link.up.kind else _EXACT
         return scheme.decode(packed, Coding())
 
+    def snapshot(self) -> Tree:
+        """All that is kept, still encoded."""
+        return {client: [_frozen(one) for one in kept] for client, kept in self._kept.items()}
+
+    def restore(self, tree: Tree) -> None:
+        """Go back to a snapshot. Raises ConfigError where there is no room for it."""
+        for client in list(self._kept):
+            self.forget(client)
+        for client, kept in tree.items():
+            self._kept[client] = deque(self._place(_thawed(one)) for one in kept)
+
     def forget(self, client: int) -> None:
         """A client that leaves takes its recordings with it."""
         for one in self._kept.pop(client, ()):
             self._drop(one)
+
+
+def _frozen(one: _Kept) -> Tree:
+    packed = [
+        (p.layout.codec, DTYPES.index(p.layout.dtype), p.layout.shape, p.layout.params, bytes(p.data))
+        for p in (one.packed, one.target)
+        if p
+    ]
+    return {"y": one.y, "packed": packed}
+
+
+def _thawed(tree: Tree) -> _Kept:
+    packed = []
+    for codec, dtype, shape, params, data in tree["packed"]:
+        memory = aligned_buffer(len(data))
+        memory[:] = data
+        layout = Layout(codec=codec, dtype=DTYPES[dtype], shape=shape, nbytes=len(data), params=params)
+        packed.append(Packed(layout=layout, data=memory))
+    return _Kept(packed=packed[0], y=tree["y"], target=packed[1] if len(packed) > 1 else None)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from sl_common.errors import Refused
+from sl_common.segment import Tree
 
 
 @dataclass(kw_only=True, slots=True)
@@ -21,6 +22,9 @@ class Member:
     trained: int = 0  # batches since the run began: the position of its loader
     holds: dict[str, bytes] = field(default_factory=dict)  # part -> digest of the weights it has
     seen: dict[str, int] = field(default_factory=dict)  # part -> which merge it was last told of
+    late: list[tuple[int, int]] = field(default_factory=list)  # waves (round, wave) that went on without it
+    restore: int = 0  # its next Begin says to go back to this checkpoint
+    intact: bool = False  # or to go on from what it had when the server was lost
 
 
 class Roster:
@@ -31,6 +35,7 @@ class Roster:
         self.shards = shards
         self._sharded = sharded
         self._members: dict[str, Member] = {}
+        self._by_shard: dict[int, Member] = {}
 
     def __getitem__(self, name: str) -> Member:
         return self._members[name]
@@ -41,7 +46,7 @@ class Roster:
 
     def by_shard(self, shard: int) -> Member:
         """The member that has this shard."""
-        return next(m for m in self._members.values() if m.shard == shard)
+        return self._by_shard[shard]
 
     def ready(self) -> list[Member]:
         """Those that can train, by shard."""
@@ -67,8 +72,8 @@ class Roster:
         if shard is None:
             shard = self._free_shard()
         else:
-            holder = next((m for m in self._members.values() if m.shard == shard and m.here), None)
-            if holder is not None:
+            holder = self._by_shard.get(shard)
+            if holder is not None and holder.here:
                 raise Refused("shard", f"shard {shard + 1} belongs to client {holder.name!r}")
         return name or self._free_name(shard), shard
 
@@ -84,12 +89,26 @@ class Roster:
 
     def join(self, name: str, shard: int) -> Member:
         """A new life: it holds no weights, but the shard's loader goes on where the last life was."""
-        before = next((m for m in self._members.values() if m.shard == shard), None)
+        before = self._by_shard.get(shard)
         if before is not None:
             del self._members[before.name]
         member = Member(name=name, shard=shard, here=True, trained=before.trained if before else 0)
-        self._members[name] = member
+        self._members[name] = self._by_shard[shard] = member
         return member
+
+    def snapshot(self) -> Tree:
+        """Everybody who was ever here."""
+        return [asdict(member) for member in self.known()]
+
+    def restore(self, tree: Tree) -> list[Member]:
+        """Go back to a snapshot, with nobody here: those that were ready then, by shard."""
+        members = [Member(**fields) for fields in tree]
+        ready = [replace(member) for member in members if member.ready]
+        for member in members:
+            member.here = member.ready = False
+        self._members = {member.name: member for member in members}
+        self._by_shard = {member.shard: member for member in members}
+        return ready
 
     def _free_name(self, shard: int) -> str:
         name = f"c{shard}"

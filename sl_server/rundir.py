@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -18,23 +18,20 @@ from sl_common.errors import ConfigError
 from sl_common.facts import Evaluated, Fact, RoundEnded, Trained
 from sl_common.tensors import State
 from sl_server.coordinator import Coordinator
+from sl_server.files import write_atomically
 from sl_server.ledger import Ledger
 
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Readers see the old file or the new one, never half of one."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+NOTHING: Mapping[str, int] = {
+    "metrics.jsonl": 0,
+    "digests.log": 0,
+}  # bytes of the growing files, when nothing is written
 
 
 class RunDirectory:
     """`config.json`, `metrics.jsonl`, `digests.log`, weights as safetensors after every evaluation, and `summary.json`."""
 
-    def __init__(self, path: Path, config: RunConfig, ledger: Ledger) -> None:
+    def __init__(self, path: Path, config: RunConfig, ledger: Ledger, resumed: Mapping[str, int] | None = None) -> None:
+        """`resumed`: go on with the files of a run that is there, cut back to what they were at its checkpoint."""
         self.path = path
         self._ledger = ledger
         self._rounds: list[RoundEnded] = []
@@ -42,13 +39,29 @@ class RunDirectory:
         self.loss: float | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if (path / "config.json").exists():
-                raise ConfigError(f"--out {path}: holds a run already; choose another directory")
-            write_atomically(path / "config.json", config.model_dump_json(indent=2).encode() + b"\n")
-            self._metrics: IO[str] = (path / "metrics.jsonl").open("w")
-            self._digests: IO[str] = (path / "digests.log").open("w")
+            if resumed is None:
+                if (path / "config.json").exists():
+                    raise ConfigError(f"--out {path}: holds a run already; choose another directory, or --resume it")
+                write_atomically(path / "config.json", config.model_dump_json(indent=2).encode() + b"\n")
+            self._metrics: IO[str] = _open(path / "metrics.jsonl", resumed)
+            self._digests: IO[str] = _open(path / "digests.log", resumed)
         except OSError as error:
             raise ConfigError(f"--out {path}: {error.strerror or error}") from error
+
+    def written(self) -> dict[str, int]:
+        """How long the growing files are: what comes after a checkpoint is written again after a restart."""
+        found = {}
+        for name, file in (("metrics.jsonl", self._metrics), ("digests.log", self._digests)):
+            file.flush()
+            found[name] = file.tell()
+        return found
+
+    def cut_back(self, lengths: Mapping[str, int]) -> None:
+        """Forget what was written beyond."""
+        for name, file in (("metrics.jsonl", self._metrics), ("digests.log", self._digests)):
+            file.flush()
+            file.truncate(lengths[name])
+            file.seek(lengths[name])
 
     def fact(self, fact: Fact, seconds: float) -> None:
         """Write down what matters, as it happens."""
@@ -152,6 +165,16 @@ def _evaluation(fact: Evaluated) -> dict[str, Any]:
             name: {"accuracy": s.accuracy, "loss": s.loss, "samples": s.samples} for name, s in fact.clients.items()
         },
     }
+
+
+def _open(path: Path, lengths: Mapping[str, int] | None) -> IO[str]:
+    """A new file, or the first bytes of one that is there, as many as it had at a checkpoint."""
+    if lengths is None:
+        return path.open("w")
+    file = path.open("r+")
+    file.truncate(lengths[path.name])
+    file.seek(lengths[path.name])
+    return file
 
 
 def _snake(name: str) -> str:

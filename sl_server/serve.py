@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,16 +16,19 @@ import torch
 
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
+from sl_common.exits import HAND_OVER_S
 from sl_common.facts import Evaluated, Fact, WaveBegun
 from sl_common.network import Network
+from sl_common.segment import Tree
 from sl_server import handshakes, service
+from sl_server.checkpoint import Checkpoints
 from sl_server.coordinator import Coordinator
 from sl_server.door import Door
 from sl_server.engine import Engine
 from sl_server.eventlog import EventLog
 from sl_server.ledger import Ledger
 from sl_server.metrics import Metrics
-from sl_server.rundir import RunDirectory
+from sl_server.rundir import NOTHING, RunDirectory
 from sl_server.show import Show, make_show
 from sl_server.spill import DiskSpill
 
@@ -46,9 +51,14 @@ def run_server(
     out: Path,
     as_json: bool,
     record: bool,
+    resume: bool = False,
 ) -> tuple[dict[str, Any], str | None, bool]:
-    """Serve one run to its end: its summary, why it failed (None if it did not), and whether a signal stopped it."""
-    return asyncio.run(_serve(config, listen, door, metrics, out, as_json, record))
+    """Serve one run to its end: its summary, why it failed (None if it did not), and whether its operator stopped it.
+
+    `resume`: go on from the newest checkpoint in `out`, or begin anew there if it has none yet.
+    """
+    sys.setswitchinterval(HAND_OVER_S)
+    return asyncio.run(_serve(config, listen, door, metrics, out, as_json, record, resume))
 
 
 async def _serve(
@@ -59,17 +69,22 @@ async def _serve(
     out: Path,
     as_json: bool,
     record: bool,
+    resume: bool,
 ) -> tuple[dict[str, Any], str | None, bool]:
     ledger = Ledger()
+    show = make_show(ledger, config.run.rounds, as_json=as_json)
+    checkpoints = Checkpoints(out)
+    tree = checkpoints.newest(show.warn) if resume else None
+    run = tree["run"] if tree else secrets.token_hex(8)
     metrics = Metrics(ledger)
     device = pick_device(config.server.device)
     network = Network.build(config)
-    coordinator = Coordinator(config, network, device=device, spill=DiskSpill(out), alone=threading.Lock())
-    directory = RunDirectory(out, config, ledger)
-    show = make_show(ledger, config.run.rounds, as_json=as_json)
+    coordinator = Coordinator(config, network, device=device, spill=DiskSpill(out), alone=threading.Lock(), run=run)
+    directory = RunDirectory(out, config, ledger, tree["files"] if tree else NOTHING if resume else None)
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
     scribe = Scribe(coordinator, directory, show)
+    archive = DiskArchive(checkpoints, directory, ledger, scribe)
     engine = Engine(
         coordinator,
         ledger=ledger,
@@ -77,7 +92,16 @@ async def _serve(
         on_fact=scribe.fact,
         on_end=lambda: _ring(loop, over),
         warn=show.warn,
+        archive=archive,
     )
+    if tree is not None:
+        archive.resume(tree)
+        engine.resume(tree)
+        show.say(
+            "resumed",
+            f"back to checkpoint {coordinator.rests} of run {config.run.name!r}",
+            checkpoint=coordinator.rests,
+        )
     log = EventLog(out / "events.log", config) if record else None
     engine.sessions.log = log
     server = None
@@ -96,9 +120,13 @@ async def _serve(
         engine.start()
         await over.wait()
         await server.stop(grace=2.0)
+        if engine.drained:
+            show.say("drained", f"stopped between two waves; go on with: sl-server run --resume {out}", out=str(out))
+            return {}, None, False
         return *scribe.finish(engine.failure), stopped.is_set()
     except ConfigError:
-        directory.discard()  # it could not begin: the place is free again
+        if not resume:
+            directory.discard()  # it could not begin: the place is free again
         raise
     finally:
         show.stop()
@@ -123,16 +151,45 @@ def _ring(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
 def _on_signals(loop: asyncio.AbstractEventLoop, engine: Engine, show: Show) -> asyncio.Event:
     stopped = asyncio.Event()
 
-    def stop(name: str) -> None:
+    def stop() -> None:
         if stopped.is_set():
             raise SystemExit(130)  # the second time they mean it
         stopped.set()
-        show.warn(f"{name}: ending the run; once more to leave at once")
-        engine.stop(f"stopped by its operator ({name})")
+        show.warn("SIGINT: ending the run; once more to leave at once")
+        engine.stop("stopped by its operator (SIGINT)")
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop, number.name)
+    def drain() -> None:
+        show.warn("SIGTERM: finishing the wave that is under way, then stopping, to be resumed; SIGINT ends the run")
+        engine.drain()
+
+    loop.add_signal_handler(signal.SIGINT, stop)
+    loop.add_signal_handler(signal.SIGTERM, drain)
     return stopped
+
+
+class DiskArchive:
+    """A run's checkpoints, and how far its other files were written when the last one was made."""
+
+    def __init__(self, checkpoints: Checkpoints, directory: RunDirectory, ledger: Ledger, scribe: Scribe) -> None:
+        self._checkpoints, self._directory, self._ledger, self._scribe = checkpoints, directory, ledger, scribe
+        self._files = dict(NOTHING)
+
+    def save(self, number: int, tree: Tree) -> None:
+        """Durable when it returns; raises OSError."""
+        files = self._directory.written()
+        extra = {"files": files, "ledger": self._ledger.snapshot(), "seconds": self._scribe.seconds}
+        self._checkpoints.save(number, tree | extra)
+        self._files = files
+
+    def back(self) -> None:
+        """What was written since the last checkpoint never happened."""
+        self._directory.cut_back(self._files)
+
+    def resume(self, tree: Tree) -> None:
+        """Take up a checkpoint that a former process made."""
+        self._files = tree["files"]
+        self._ledger.restore(tree["ledger"])
+        self._scribe.resume(tree["seconds"])
 
 
 class Scribe:
@@ -143,12 +200,17 @@ class Scribe:
         self._directory = directory
         self._show = show
         self._began: float | None = None
+        self._before = 0.0  # in processes before this one
         self._warned = False
+
+    def resume(self, seconds: float) -> None:
+        """The run has taken so long already."""
+        self._before = seconds
 
     @property
     def seconds(self) -> float:
         """Since the first wave began; waiting for clients does not count."""
-        return 0.0 if self._began is None else time.monotonic() - self._began
+        return self._before + (0.0 if self._began is None else time.monotonic() - self._began)
 
     def fact(self, fact: Fact) -> None:
         """From the engine's thread. A full disk costs what could not be written, not the training."""

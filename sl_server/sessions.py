@@ -8,9 +8,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
 from sl_common import __version__
 from sl_common.errors import Refused, WireError
-from sl_common.messages import Advanced, Aligned, Event, Joined, Leave, Left, ToServer
+from sl_common.messages import (
+    Advanced,
+    Aligned,
+    Event,
+    Joined,
+    Leave,
+    Left,
+    Logged,
+    Ready,
+    Restored,
+    Saved,
+    Tick,
+    ToServer,
+)
+from sl_common.segment import Tree
 from sl_common.wire import WIRE_VERSION, Endpoint, Frame, Greeting, Hello, Received
 from sl_server.coordinator import Coordinator, Said
 from sl_server.identity import Identity, admit
@@ -42,7 +58,7 @@ class Opened:
 class Log(Protocol):
     """Where events are written down."""
 
-    def append(self, entry: tuple[str, Event | Advanced], /) -> None:
+    def append(self, entry: tuple[str, Logged], /) -> None:
         """One event of one client."""
         ...
 
@@ -55,6 +71,7 @@ class Sessions:
         self.incarnation = incarnation
         self.by_client: dict[str, Session] = {}
         self.log: Log | None = None  # if set, every event is written down here
+        self._residuals: dict[str, dict[str, Tensor]] = {}  # of endpoints whose clients are not back after a restart
 
     def open(self, hello: Hello, identity: Identity = NOBODY_ASKS) -> Opened:
         """Resume the session of this life or begin a new one. Raises Refused or WireError; nobody else is disturbed.
@@ -115,8 +132,39 @@ class Sessions:
 
     def _say(self, session: Session, message: ToServer) -> None:
         self._handle(session.client, message)
+        if isinstance(message, Ready):
+            self._take_up(session)
         if isinstance(message, Leave):
             self._forget(session)
+
+    def _take_up(self, session: Session) -> None:
+        """What our encodings for this client had lost goes on with it, if it goes on itself."""
+        member = self.coordinator.roster[session.client]
+        if member.restore or member.intact:
+            session.endpoint.residuals.update(self._residuals.pop(session.client, {}))
+
+    def snapshot(self) -> Tree:
+        """The coordinator between two waves, and what belongs to its clients' endpoints."""
+        residuals = {name: dict(session.endpoint.residuals) for name, session in self.by_client.items()}
+        return {"run": self.coordinator.run, "coordinator": self.coordinator.snapshot(), "residuals": residuals}
+
+    def tick(self, now: float) -> None:
+        """So late is it, in seconds since the run began."""
+        self._handle("", Tick(now=now))
+
+    def saved(self) -> None:
+        """The coordinator as it is was made durable."""
+        self._handle("", Saved(number=self.coordinator.rests))
+
+    def restore(self, tree: Tree, now: float = 0.0) -> None:
+        """Go back to a snapshot; all sessions are forgotten, and their clients come anew."""
+        for session in self.by_client.values():
+            session.closed = True
+        self.by_client.clear()
+        self._residuals = {name: dict(residuals) for name, residuals in tree["residuals"].items()}
+        self.coordinator.restore(tree["coordinator"], now)
+        if self.log is not None:
+            self.log.append(("", Restored(number=self.coordinator.rests, now=now)))
 
     def lose(self, session: Session, reason: str) -> None:
         """The client was away for too long."""

@@ -14,6 +14,7 @@ from rich.text import Text
 from sl_common.facts import (
     AuxAligned,
     ClientJoined,
+    ClientLate,
     ClientLeft,
     Evaluated,
     Fact,
@@ -54,6 +55,13 @@ class Show:
                 self.say("joined", f"{client} joined (shard {shard + 1})", client=client, shard=shard)
             case ClientLeft(client=client, reason=reason):
                 self.say("left", f"{client} left: {reason}", client=client, reason=reason)
+            case ClientLate(client=client, round=number):
+                self.say(
+                    "late",
+                    f"round {number + 1}/{self._rounds}: {client} is too slow, the wave goes on without it",
+                    client=client,
+                    round=number + 1,
+                )
             case AuxAligned(client=client, round=number, samples=samples, before=before, after=after, took_s=took):
                 self.say(
                     "aligned",

@@ -5,27 +5,32 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from sl_common.errors import WireError
 from sl_common.messages import Begin, Directive, Done, Smashed
 from sl_common.protocol import At
+from sl_common.segment import Tree
 
 
 @dataclass(kw_only=True, slots=True)
 class Wave:
-    """Clients go by shard. A client is training until its Done is here and its last batch is served."""
+    """Clients go by shard. A client is training until its Done is here and its last batch is served.
+
+    Nothing that is done for a batch takes time in proportion to the clients.
+    """
 
     at: At
     directive: Directive
-    begins: dict[int, Begin]
+    begins: dict[int, Begin] = field(default_factory=dict)
+    training: dict[int, int] = field(default_factory=dict)  # who may still bring a batch -> how many were served
     samples: dict[int, int] = field(default_factory=dict)  # |Dᵢ| of each client
     cohorts: int = 0
     waiting: dict[int, deque[Smashed]] = field(default_factory=dict)  # in order of arrival
-    served: dict[int, int] = field(default_factory=dict)
     came: dict[int, int] = field(default_factory=dict)
     done: dict[int, Done] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
+    since: float = 0.0  # when the last cohort was trained, or the wave began
     aligning: set[int] = field(default_factory=set)  # clients whose auxiliary networks are being aligned
     losses: dict[tuple[int, int], tuple[float, int]] = field(default_factory=dict)  # (shard, step) -> mean, samples
     correct: dict[int, int] = field(default_factory=dict)
@@ -34,26 +39,30 @@ class Wave:
     @property
     def evaluate(self) -> bool:
         """Held-out data, in evaluation mode."""
-        return any(begin.evaluate for begin in self.begins.values())
+        return next((begin.evaluate for begin in self.begins.values()), False)
 
-    @property
-    def training(self) -> dict[int, int]:
-        """Clients that may still bring a batch, and how many of theirs were served."""
-        return {
-            client: self.served.get(client, 0)
-            for client in self.begins
-            if client in self.waiting or (self.playback is None and client not in self.gone and client not in self.done)
-        }
+    def expect(self, client: int, begin: Begin) -> None:
+        """A client takes part; in a playback its first recorded batch is here at once, if there is one."""
+        self.begins[client] = begin
+        self.training[client] = 0
+        if self.playback is not None:
+            self._play(client)
+            self._settle(client)
 
-    def play(self, client: int) -> None:
+    def _play(self, client: int) -> None:
         """Put a client's next recorded batch where an arrived one would wait."""
         batch = next(self.playback[client], None) if self.playback else None
         if batch is not None:
             self.waiting.setdefault(client, deque()).append(batch)
 
+    def _settle(self, client: int) -> None:
+        """Take a client out of training that brings nothing more."""
+        if client not in self.waiting and (self.playback is not None or client in self.done):
+            self.training.pop(client, None)
+
     def now(self, now: float) -> At:
         """Where the run is, for the next cohort."""
-        return replace(self.at, step=self.cohorts, now=now)
+        return replace(self.at, step=self.cohorts, now=now, since=self.since)
 
     def take(self, client: int, batch: Smashed) -> None:
         """A batch came. Raises WireError if none may come, or not this one."""
@@ -85,6 +94,20 @@ class Wave:
         if set(done.weights) != set(begin.upload):
             raise WireError(f"done carries weights of {sorted(done.weights)}, begin asked for {sorted(begin.upload)}")
         self.done[client] = done
+        self._settle(client)
+
+    def snapshot(self) -> Tree:
+        """Of a wave that is over: what the round's end needs of it."""
+        done = {client: asdict(said) for client, said in self.done.items()}
+        return {"at": asdict(self.at), "samples": self.samples, "losses": self.losses, "done": done}
+
+    @classmethod
+    def restored(cls, tree: Tree) -> Wave:
+        """A wave that is over."""
+        done = {client: Done(**fields) for client, fields in tree["done"].items()}
+        return cls(
+            at=At(**tree["at"]), directive=Directive(), samples=tree["samples"], losses=tree["losses"], done=done
+        )
 
     def _check_in(self, client: int, what: str, round: int, wave: int) -> None:
         if client not in self.begins or client in self.gone or client in self.done or self.playback is not None:
@@ -102,14 +125,16 @@ class Wave:
         batch = batches.popleft()
         if not batches:
             del self.waiting[client]
-        self.served[client] = self.served.get(client, 0) + 1
+        self.training[client] += 1
         if self.playback is not None:
-            self.play(client)
+            self._play(client)
+        self._settle(client)
         return batch
 
     def drop(self, client: int) -> None:
-        """A client left; what waited of it is not trained."""
+        """A client left, or is too late; what waited of it is not trained."""
         if client in self.begins and client not in self.done:
             self.gone.add(client)
         self.aligning.discard(client)
         self.waiting.pop(client, None)
+        self.training.pop(client, None)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping
 
 from sl_common.network import Network
-from sl_common.segment import Bank
+from sl_common.segment import Bank, Tree
 from sl_common.tensors import State, digest
 from sl_server.roster import Member
 
@@ -57,6 +57,15 @@ class Weights:
                 news[part] = state
                 member.holds[part] = self._digests[part]
         return news
+
+    def snapshot(self) -> Tree:
+        """What all share; the bank has a snapshot of its own."""
+        return {"shared": self._shared, "merges": self._merges, "private": sorted(self._private)}
+
+    def restore(self, tree: Tree) -> None:
+        """Go back to a snapshot."""
+        self._shared, self._merges, self._private = dict(tree["shared"]), dict(tree["merges"]), set(tree["private"])
+        self._digests = {part: digest(state) for part, state in self._shared.items()}
 
     def on_server(self) -> dict[str, State]:
         """What the server has: `lower` if all share it, `head`, or `head-<shard>` where copies differ."""

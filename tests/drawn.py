@@ -23,6 +23,7 @@ from sl_common.messages import (
     Directive,
     Done,
     Gradient,
+    Late,
     Leave,
     Message,
     Ready,
@@ -110,7 +111,9 @@ states = st.dictionaries(names, tensors(), min_size=1, max_size=3)
 weights = st.dictionaries(names, states, max_size=2)
 
 DRAWN: dict[type, st.SearchStrategy[Any]] = {
-    Ready: st.builds(Ready, samples=u64, batches=u64),
+    Ready: st.builds(
+        Ready, samples=u64, batches=u64, snapshots=st.lists(u64, max_size=3).map(tuple), intact=st.booleans()
+    ),
     Smashed: st.builds(
         Smashed,
         step=u64,
@@ -133,7 +136,7 @@ DRAWN: dict[type, st.SearchStrategy[Any]] = {
     ),
     Alive: st.builds(Alive, samples=u64),
     Leave: st.builds(Leave, reason=st.text()),
-    Welcome: st.builds(Welcome, config=st.text(), client=st.text(), shard=u32, shards=u32),
+    Welcome: st.builds(Welcome, config=st.text(), client=st.text(), shard=u32, shards=u32, run=st.text()),
     Begin: st.builds(
         Begin,
         round=u32,
@@ -152,9 +155,13 @@ DRAWN: dict[type, st.SearchStrategy[Any]] = {
         slice=u32,
         slices=u32,
         samples=u64,
+        checkpoint=u64,
+        restore=u64,
+        intact=st.booleans(),
     ),
     Gradient: st.builds(Gradient, step=u64, loss=st.floats(), correct=u64, dz=st.none() | tensors()),
     Aligned: st.builds(Aligned, round=u32, wave=u32, weights=weights, before=st.floats(), after=st.floats()),
+    Late: st.builds(Late, round=u32, wave=u32),
     Bye: st.builds(Bye, reason=st.text(), finished=st.booleans()),
 }
 said_by: dict[Side, st.SearchStrategy[Any]] = {

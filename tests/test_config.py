@@ -28,6 +28,11 @@ rounds = 3
 clients = 4
 threads = 2
 grace_s = 1.5
+min_clients = 2
+below_min = "end"
+checkpoints = "round"
+rejoin_s = 7
+on_lost = "redo"
 [model]
 name = "mlp"
 cut = "hidden1"
@@ -62,6 +67,7 @@ optimizer = { kind = "sgd", lr = 0.2, momentum = 0.5, nesterov = true }
 schedule = { kind = "cosine", floor = 0.1 }
 device = "cuda:1"
 recordings = { memory_mb = 5, disk_mb = 7 }
+guard = { activations = 3.5, weights = 4.5, action = "clip" }
 alignment = { epochs = 3, batch_size = 7, optimizer = { kind = "sgd", lr = 0.2 }, targets = "stored", head_buffers = "updated" }
 [eval]
 every = 0
@@ -73,6 +79,7 @@ OTHERS = [
     'protocol.waves = { kind = "sequential", shuffle = true }\nprotocol.merge = { kind = "handoff", parts = ["lower"] }',
     'protocol.learner = { kind = "local" }\nprotocol.merge = { kind = "average", parts = ["lower", "head"] }',
     'protocol.barrier = { kind = "all" }',
+    'protocol.barrier = { kind = "quorum", fraction = 0.7, timeout_s = 2.5 }',
     'protocol.gate = { kind = "loss", threshold = 0.3, reference = "previous" }',
     'codec.up = { kind = "topk", r = 0.5, scope = "batch", key = "signed", values = "float16" }',
     'codec.down = { kind = "masked", of = { kind = "uniform", point = "middle", rounding = "stochastic" } }',

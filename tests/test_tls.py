@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -279,6 +280,26 @@ def test_a_server_that_is_not_there_is_waited_for(ours: Authority) -> None:
     client.join(30)
     assert isinstance(client.error, PeerLost)
     assert "waiting" in client.show.events
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_server_that_is_going_down_is_no_server_that_does_not_want_us(ours: Authority, times: int) -> None:
+    """It closes a connection after the handshake, as one does that dies or that refuses a certificate; only twice is a no."""
+    cert, key = ours.server()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def die() -> None:
+        with server:
+            for _ in range(times):
+                context.wrap_socket(server.accept()[0], server_side=True).close()
+
+    thread = threading.Thread(target=die)
+    thread.start()
+    fault = Tls(ca=ours.ca).fault(f"127.0.0.1:{server.getsockname()[1]}")
+    thread.join(10)
+    assert (fault is not None) == (times == 2)
 
 
 # --- no way back to plaintext

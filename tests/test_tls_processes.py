@@ -12,6 +12,7 @@ import pytest
 from authority import LONG_AGO, TOKENS, Authority, write_tokens
 from processes import PATIENCE_S, Process, ran, ran_all, started
 from prometheus_client.parser import text_string_to_metric_families
+from test_kill import Federation, sha_of, slow_config
 from world import make_config
 
 from sl_server.identity import UNPROVEN
@@ -141,6 +142,22 @@ def test_a_whole_run_over_mutual_tls_with_tokens_ends_with_the_simulators_bits(f
     said = [text.encode() for process in (server, first, second) for text in (process.out, process.err)]
     for token in TOKENS.values():
         assert not [data for data in (*left, *said) if token.encode() in data]
+
+
+def test_a_server_killed_under_mutual_tls_is_resumed_to_the_same_bits(folder: Path, tmp_path: Path) -> None:
+    """Clients that find its port closed, or open and closed again, wait for it as they do in plaintext."""
+    certs, config = folder / "certs", slow_config("splitfed_v1")
+    pair = "--cert", certs / "server.pem", "--key", certs / "server.key", "--client-ca", certs / "ca.pem"
+    with ExitStack() as stack:
+        tokens = "--tokens", folder / "tokens.toml"
+        run = Federation(stack, config, tmp_path, (*pair, *tokens), lambda number: secure(folder, f"c{number}"))
+        for rounds in (1, 3):
+            run.wait_for(rounds)
+            run.kill_server()
+            run.resume()
+        summary = run.summary()
+    assert summary["finished"]
+    assert summary["weights_sha256"] == sha_of(config)
 
 
 def test_an_expired_server(folder: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -46,6 +46,7 @@ class Client:
     up: deque[bytes] = field(default_factory=deque)
     down: deque[bytes] = field(default_factory=deque)
     seat: Seat | None = None
+    past: Seat | None = None
     flow: Flow | None = None
     said: int = 0  # messages
     gone: bool = False
@@ -64,6 +65,7 @@ class World:
         self.said: list = []  # everything the coordinator said
         self.clients: dict[str, Client] = {}
         self.jobs: list[Job] = []  # alignments under way; they end at any time
+        self.slow: set[str] = set()  # clients whose streams carry nothing for now
         self.stuck: set[str] = set()  # clients whose alignments never end
         self.leave_after: dict[str, int] = {}  # client -> messages after which it is gone
         self.cut_every: int | None = None  # frames, both directions together
@@ -72,8 +74,8 @@ class World:
         self._lives = 0
         self._random = random.Random(seed)
 
-    def join(self, name: str = "") -> Client:
-        """A new client, or a new life of one."""
+    def join(self, name: str = "", past: Seat | None = None) -> Client:
+        """A new client, or a new life of one; `past`: the seat of a former life, which it remembers."""
         self._lives += 1
         life = self._lives.to_bytes(16, "big")
         opened = self.sessions.open(Hello(life=life, client=name))
@@ -82,12 +84,15 @@ class World:
             session=opened.session,
             endpoint=Endpoint("client", link=Link(), limit_bytes=network.limit_bytes),
             life=life,
+            past=past,
         )
 
         def sit(welcome: Welcome) -> Seat:
             client.seat = self.take_seat(welcome)
+            if client.past is not None:
+                client.seat = replace(client.seat, snapshots=client.past.hand_on())
             draw = self.config.draw_of(welcome.shard)
-            client.endpoint.agree(self.config.codec, client.seat.limit_bytes, draw)
+            client.endpoint.agree(self.config.codec, client.seat.limit_bytes, draw, client.seat.residuals)
             return client.seat
 
         client.flow = Flow(participate(sit))
@@ -128,7 +133,7 @@ class World:
     def _actions(self) -> list:
         actions = []
         for client in self.clients.values():
-            if client.gone:
+            if client.gone or client.session.client in self.slow:
                 continue
             if client.up:
                 actions.append(lambda c=client: self._carry_up(c))

@@ -57,7 +57,7 @@ class ClientFrame(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., ack: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., smashed: _Optional[_Union[Smashed, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class ServerFrame(_message.Message):
-    __slots__ = ("seq", "ack", "greeting", "refusal", "welcome", "begin", "gradient", "bye", "aligned", "chunk")
+    __slots__ = ("seq", "ack", "greeting", "refusal", "welcome", "begin", "gradient", "bye", "aligned", "late", "chunk")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     GREETING_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,7 @@ class ServerFrame(_message.Message):
     GRADIENT_FIELD_NUMBER: _ClassVar[int]
     BYE_FIELD_NUMBER: _ClassVar[int]
     ALIGNED_FIELD_NUMBER: _ClassVar[int]
+    LATE_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     seq: int
     ack: int
@@ -77,8 +78,9 @@ class ServerFrame(_message.Message):
     gradient: Gradient
     bye: Bye
     aligned: Aligned
+    late: Late
     chunk: bytes
-    def __init__(self, seq: _Optional[int] = ..., ack: _Optional[int] = ..., greeting: _Optional[_Union[Greeting, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., gradient: _Optional[_Union[Gradient, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., aligned: _Optional[_Union[Aligned, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, seq: _Optional[int] = ..., ack: _Optional[int] = ..., greeting: _Optional[_Union[Greeting, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., gradient: _Optional[_Union[Gradient, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., aligned: _Optional[_Union[Aligned, _Mapping]] = ..., late: _Optional[_Union[Late, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("version", "software", "client", "life", "received", "resume", "shard_plus_one", "shards")
@@ -125,27 +127,33 @@ class Refusal(_message.Message):
     def __init__(self, code: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("config", "client", "shard", "shards")
+    __slots__ = ("config", "client", "shard", "shards", "run")
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     config: str
     client: str
     shard: int
     shards: int
-    def __init__(self, config: _Optional[str] = ..., client: _Optional[str] = ..., shard: _Optional[int] = ..., shards: _Optional[int] = ...) -> None: ...
+    run: str
+    def __init__(self, config: _Optional[str] = ..., client: _Optional[str] = ..., shard: _Optional[int] = ..., shards: _Optional[int] = ..., run: _Optional[str] = ...) -> None: ...
 
 class Ready(_message.Message):
-    __slots__ = ("samples", "batches")
+    __slots__ = ("samples", "batches", "snapshots", "intact")
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     BATCHES_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    INTACT_FIELD_NUMBER: _ClassVar[int]
     samples: int
     batches: int
-    def __init__(self, samples: _Optional[int] = ..., batches: _Optional[int] = ...) -> None: ...
+    snapshots: _containers.RepeatedScalarFieldContainer[int]
+    intact: bool
+    def __init__(self, samples: _Optional[int] = ..., batches: _Optional[int] = ..., snapshots: _Optional[_Iterable[int]] = ..., intact: _Optional[bool] = ...) -> None: ...
 
 class Begin(_message.Message):
-    __slots__ = ("round", "rounds", "wave", "wave_size", "evaluate", "steps", "first", "lr", "weights", "upload", "directive", "slice", "slices", "samples", "parts")
+    __slots__ = ("round", "rounds", "wave", "wave_size", "evaluate", "steps", "first", "lr", "weights", "upload", "directive", "slice", "slices", "samples", "parts", "checkpoint", "restore", "intact")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     WAVE_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +169,9 @@ class Begin(_message.Message):
     SLICES_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    RESTORE_FIELD_NUMBER: _ClassVar[int]
+    INTACT_FIELD_NUMBER: _ClassVar[int]
     round: int
     rounds: int
     wave: int
@@ -176,7 +187,10 @@ class Begin(_message.Message):
     slices: int
     samples: int
     parts: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, round: _Optional[int] = ..., rounds: _Optional[int] = ..., wave: _Optional[int] = ..., wave_size: _Optional[int] = ..., evaluate: _Optional[bool] = ..., steps: _Optional[int] = ..., first: _Optional[int] = ..., lr: _Optional[float] = ..., weights: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., upload: _Optional[_Iterable[str]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., slice: _Optional[int] = ..., slices: _Optional[int] = ..., samples: _Optional[int] = ..., parts: _Optional[_Iterable[str]] = ...) -> None: ...
+    checkpoint: int
+    restore: int
+    intact: bool
+    def __init__(self, round: _Optional[int] = ..., rounds: _Optional[int] = ..., wave: _Optional[int] = ..., wave_size: _Optional[int] = ..., evaluate: _Optional[bool] = ..., steps: _Optional[int] = ..., first: _Optional[int] = ..., lr: _Optional[float] = ..., weights: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., upload: _Optional[_Iterable[str]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., slice: _Optional[int] = ..., slices: _Optional[int] = ..., samples: _Optional[int] = ..., parts: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[int] = ..., restore: _Optional[int] = ..., intact: _Optional[bool] = ...) -> None: ...
 
 class Directive(_message.Message):
     __slots__ = ("send", "update", "align", "warm")
@@ -235,6 +249,14 @@ class Aligned(_message.Message):
     before: float
     after: float
     def __init__(self, round: _Optional[int] = ..., wave: _Optional[int] = ..., weights: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., parts: _Optional[_Iterable[str]] = ..., before: _Optional[float] = ..., after: _Optional[float] = ...) -> None: ...
+
+class Late(_message.Message):
+    __slots__ = ("round", "wave")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    WAVE_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    wave: int
+    def __init__(self, round: _Optional[int] = ..., wave: _Optional[int] = ...) -> None: ...
 
 class Done(_message.Message):
     __slots__ = ("round", "wave", "steps", "samples", "loss_sum", "weights", "digests", "parts")

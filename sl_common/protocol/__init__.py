@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from sl_common.messages import Directive
 from sl_common.protocol.at import At
-from sl_common.protocol.barrier import All, Barrier, Each, InTurn, WaitUntil
+from sl_common.protocol.barrier import All, Barrier, Each, InTurn, Quorum, WaitUntil, Without
 from sl_common.protocol.gate import Always, Gate, LossGate, Periodic
 from sl_common.protocol.head import Head
 from sl_common.protocol.learner import (
@@ -51,12 +51,14 @@ __all__ = [
     "Parallel",
     "Periodic",
     "Protocol",
+    "Quorum",
     "Record",
     "Sequential",
     "Split",
     "SplitWithLocalLoss",
     "Tally",
     "WaitUntil",
+    "Without",
 ]
 
 
@@ -74,7 +76,7 @@ class Protocol(Value):
     def _fits_together(self) -> Self:
         if isinstance(self.merge, Handoff) and not isinstance(self.waves, Sequential):
             raise ValueError("merge handoff needs waves sequential: in a parallel wave there is no one to hand over to")
-        if self.head.copies == "per_client" and isinstance(self.barrier, All):
+        if self.head.copies == "per_client" and isinstance(self.barrier, All | Quorum):
             raise ValueError("head.copies per_client needs barrier each or in_turn: a joint cohort has one head")
         known = {*self.learner.parts, "head"}
         unknown = [part for part in getattr(self.merge, "parts", ()) if part not in known]
@@ -121,6 +123,8 @@ class Protocol(Value):
 
     @property
     def timing_free(self) -> bool:
-        """True if the result does not depend on who is fast: all but a shared head that takes whoever comes."""
+        """True if the result does not depend on who is fast: all but a quorum, and a shared head that takes whoever comes."""
+        if isinstance(self.barrier, Quorum):
+            return False
         alone = isinstance(self.waves, Sequential) or isinstance(self.learner, Local)
         return alone or not isinstance(self.barrier, Each) or self.head.copies == "per_client"

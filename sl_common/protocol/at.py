@@ -16,3 +16,4 @@ class At:
     step: int = 0  # cohorts trained in this wave so far
     wave_size: int = 1  # clients that began this wave
     now: float = 0.0  # seconds since the run began, as of the last Tick
+    since: float = 0.0  # the same when the last cohort of this wave was trained, or the wave began

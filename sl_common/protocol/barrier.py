@@ -1,13 +1,16 @@
 """Which waiting batches the server joins into one cohort: `cohort(waiting, training, at)`.
 
-`waiting` names the clients with a batch here, in order of arrival; `training` maps every client that is still in the wave to the
-number of its batches that were served. The answer is a cohort (empty: not yet), or the time at which to ask again.
+`waiting` names the clients of `training` with a batch here, in order of arrival; `training` maps every client that is still in the wave to the
+number of its batches that were served. The answer is a cohort (empty: not yet), the time at which to ask again, or a cohort and those
+whom the wave goes on without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -24,14 +27,25 @@ class WaitUntil:
     now: float
 
 
+@dataclass(frozen=True, slots=True)
+class Without:
+    """This cohort now, and the wave goes on without these: they are too late and take part again in the next one."""
+
+    cohort: list[int]
+    late: list[int]
+
+
+Decision = list[int] | WaitUntil | Without
+
+
 class Each(Value):
     """Whoever comes: one batch at a time in order of arrival. On a shared head the result depends on that order."""
 
     kind: Literal["each"] = "each"
 
-    def cohort(self, waiting: Sequence[int], training: Mapping[int, int], at: At) -> list[int] | WaitUntil:  # noqa: ARG002
+    def cohort(self, waiting: Collection[int], training: Mapping[int, int], at: At) -> Decision:  # noqa: ARG002
         """The first that came."""
-        return list(waiting[:1])
+        return [next(iter(waiting))] if waiting else []
 
 
 class All(Value):
@@ -39,9 +53,9 @@ class All(Value):
 
     kind: Literal["all"] = "all"
 
-    def cohort(self, waiting: Sequence[int], training: Mapping[int, int], at: At) -> list[int] | WaitUntil:  # noqa: ARG002
+    def cohort(self, waiting: Collection[int], training: Mapping[int, int], at: At) -> Decision:  # noqa: ARG002
         """Everybody by shard, once everybody is here."""
-        return sorted(waiting) if training and set(waiting) >= set(training) else []
+        return sorted(waiting) if training and len(waiting) >= len(training) else []
 
 
 class InTurn(Value):
@@ -55,7 +69,7 @@ class InTurn(Value):
     order: Literal["fixed", "shuffled"] = "shuffled"
     unit: Literal["batch", "epoch"] = "epoch"
 
-    def cohort(self, waiting: Sequence[int], training: Mapping[int, int], at: At) -> list[int] | WaitUntil:
+    def cohort(self, waiting: Collection[int], training: Mapping[int, int], at: At) -> Decision:
         """The client whose turn it is, if its batch is here."""
         if not training:
             return []
@@ -67,7 +81,36 @@ class InTurn(Value):
         """By a key drawn for each client alone, so that one that leaves does not move the others."""
         if self.order == "fixed":
             return clients
-        return sorted(clients, key=lambda c: (numpy_generator(at.seed, "turn", at.round, at.wave, c).random(), c))
+        return sorted(clients, key=lambda c: (_key(at.seed, at.round, at.wave, c), c))
 
 
-Barrier = Annotated[Each | All | InTurn, Field(discriminator="kind")]
+class Quorum(Value):
+    """Lock-step without the slowest: everybody, or after `timeout_s` those who are here, if they are at least `fraction` of all.
+
+    The clock starts anew with each cohort. What is trained depends on who is fast.
+    """
+
+    kind: Literal["quorum"] = "quorum"
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
+    timeout_s: Annotated[float, Field(gt=0)] = 10.0
+
+    def cohort(self, waiting: Collection[int], training: Mapping[int, int], at: At) -> Decision:
+        """Those who are here by shard, once they are all or enough."""
+        if not training or not waiting:
+            return []
+        if len(waiting) >= len(training):
+            return sorted(waiting)
+        if at.now < at.since + self.timeout_s:
+            return WaitUntil(at.since + self.timeout_s)
+        if len(waiting) < math.ceil(self.fraction * len(training)):
+            return []
+        return Without(sorted(waiting), sorted(training.keys() - set(waiting)))
+
+
+@lru_cache(maxsize=1 << 16)
+def _key(seed: int, round: int, wave: int, client: int) -> float:
+    """Asked for again with every batch, drawn once."""
+    return float(numpy_generator(seed, "turn", round, wave, client).random())
+
+
+Barrier = Annotated[Each | All | InTurn | Quorum, Field(discriminator="kind")]

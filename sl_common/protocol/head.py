@@ -108,8 +108,13 @@ class Head(Value):
         return F.binary_cross_entropy(likely, F.one_hot(y, logits.shape[1]).to(likely.dtype))
 
     def _losses(self, logits: Tensor, y: Tensor, cohort: Sequence[Arrived]) -> list[float]:
+        """Each client's own; from one call where all have batches of one size, as most cohorts do."""
+        sizes = {len(a.batch.y) for a in cohort}
         with torch.no_grad():
-            return [self._mean(part, labels).item() for part, labels in _parts(logits, y, cohort)]
+            if len(sizes) > 1 or self.loss != "cross_entropy":
+                return [self._mean(part, labels).item() for part, labels in _parts(logits, y, cohort)]
+            own: list[float] = F.cross_entropy(logits, y, reduction="none").view(len(cohort), -1).mean(dim=1).tolist()
+            return own
 
     def _gradients(self, dz: Tensor, cohort: Sequence[Arrived], at: At) -> Mapping[int, Tensor]:
         pieces = torch.split(dz, [len(a.batch.y) for a in cohort]) if len(cohort) > 1 else (dz,)

@@ -84,11 +84,15 @@ class Endpoint:
         self._schemes: list[Scheme] = []  # of the tensors of the message on its way in
         self._labels = 0  # bytes of labels still to come in this message
         self._likes: dict[int, Tensor] = {}
-        self.residuals: dict[str, Tensor] = {}  # what encodings of our own lost, for a codec with feedback
+        self._wave = (0, 0)  # round and wave of the last Begin
 
-    def agree(self, link: Link, limit_bytes: int, draw: Draw) -> None:
-        """From now on tensors travel by these codecs, and none is larger than this. Nothing is under way meanwhile."""
+    def agree(self, link: Link, limit_bytes: int, draw: Draw, residuals: dict[str, Tensor] | None = None) -> None:
+        """From now on tensors travel by these codecs, and none is larger than this. Nothing is under way meanwhile.
+
+        `residuals`: what encodings of our own lost, for a codec with feedback; whoever keeps it can go back to it.
+        """
         self.link = link
+        self.residuals = {} if residuals is None else residuals
         self._draw = (*draw, "codec")
         self._limit_bytes = limit_bytes
         self._agreed: dict[tuple[Direction, Layout], Scheme] = {}
@@ -223,8 +227,11 @@ class Endpoint:
                 return Coding(training=train, draw=(*self._draw, "z", r, w, s))
             case Gradient(step=step):
                 like = self._likes.pop(step, None)
-                return Coding(like=like, draw=(*self._draw, "dz", self.sent), name="dz", residuals=self.residuals)
+                return Coding(
+                    like=like, draw=(*self._draw, "dz", *self._wave, step), name="dz", residuals=self.residuals
+                )
             case Begin(round=r, wave=w) | Done(round=r, wave=w) | Aligned(round=r, wave=w):
+                self._wave = (r, w)
                 return Coding(draw=(*self._draw, type(message).__name__, r, w), residuals=self.residuals)
             case _:
                 return Coding()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from sl_common.codec import Coding, Layout, Link, Packed
 from sl_common.errors import WireError
-from sl_common.messages import Advanced, Aligned, Event, Joined, Left, Tick
+from sl_common.messages import Advanced, Aligned, Joined, Left, Logged, Restored, Saved, Tick
 from sl_common.proto import split_pb2 as pb
 from sl_common.tensors import aligned_buffer
 from sl_common.wire import translate
@@ -16,13 +16,13 @@ from sl_common.wire import translate
 _LENGTHS = struct.Struct("<III")  # bytes of the client's name, of the header, and how many tensors follow
 _NBYTES = struct.Struct("<Q")
 _EXACT = Link()  # events hold decoded tensors; they are written as they are
-_OWN = {"joined": Joined, "left": Left, "tick": Tick, "advanced": Advanced}
+_OWN = {kind.__name__.lower(): kind for kind in (Joined, Left, Tick, Advanced, Saved, Restored)}
 
 
-def dump(client: str, event: Event | Advanced) -> bytes:
+def dump(client: str, event: Logged) -> bytes:
     """One event of one client: lengths, name, header, then each tensor with its length."""
     name = client.encode()
-    if isinstance(event, Joined | Left | Tick | Advanced):
+    if isinstance(event, Joined | Left | Tick | Advanced | Saved | Restored):
         fields = {slot: getattr(event, slot) for slot in event.__slots__}
         header = json.dumps({"event": type(event).__name__.lower(), **fields}).encode()
         return _LENGTHS.pack(len(name), len(header), 0) + name + header
@@ -36,7 +36,7 @@ def dump(client: str, event: Event | Advanced) -> bytes:
     return b"".join(parts)
 
 
-def load(data: bytes) -> Iterator[tuple[str, Event | Advanced]]:
+def load(data: bytes) -> Iterator[tuple[str, Logged]]:
     """The events of a log, in order. A last event that was cut short is left out. Raises WireError on garbage."""
     view = memoryview(data)
     try:
@@ -57,7 +57,7 @@ def _take(view: memoryview, nbytes: int) -> tuple[memoryview, memoryview]:
     return view[:nbytes], view[nbytes:]
 
 
-def _load_one(view: memoryview) -> tuple[str, Event | Advanced, memoryview]:
+def _load_one(view: memoryview) -> tuple[str, Logged, memoryview]:
     head, view = _take(view, _LENGTHS.size)
     name_length, header_length, count = _LENGTHS.unpack(head)
     name, view = _take(view, name_length)

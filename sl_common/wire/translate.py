@@ -20,6 +20,7 @@ from sl_common.messages import (
     Directive,
     Done,
     Gradient,
+    Late,
     Leave,
     Message,
     Ready,
@@ -98,7 +99,8 @@ def _flatten(weights: Mapping[str, State], header: Any) -> list[Tensor]:
 
 
 def _ready(m: Ready) -> tuple[str, Any, list[Tensor]]:
-    return "ready", pb.Ready(samples=m.samples, batches=m.batches), []
+    header = pb.Ready(samples=m.samples, batches=m.batches, snapshots=m.snapshots, intact=m.intact)
+    return "ready", header, []
 
 
 def _smashed(m: Smashed) -> tuple[str, Any, list[Tensor]]:
@@ -128,6 +130,9 @@ def _begin(m: Begin) -> tuple[str, Any, list[Tensor]]:
         slice=m.slice,
         slices=m.slices,
         samples=m.samples,
+        checkpoint=m.checkpoint,
+        restore=m.restore,
+        intact=m.intact,
     )
     return "begin", header, _flatten(m.weights, header)
 
@@ -146,7 +151,7 @@ def _aligned(m: Aligned) -> tuple[str, Any, list[Tensor]]:
 
 
 def _welcome(m: Welcome) -> tuple[str, Any, list[Tensor]]:
-    return "welcome", pb.Welcome(config=m.config, client=m.client, shard=m.shard, shards=m.shards), []
+    return "welcome", pb.Welcome(config=m.config, client=m.client, shard=m.shard, shards=m.shards, run=m.run), []
 
 
 _headers: dict[type, Callable[[Any], tuple[str, Any, list[Tensor]]]] = {
@@ -156,6 +161,7 @@ _headers: dict[type, Callable[[Any], tuple[str, Any, list[Tensor]]]] = {
     Alive: lambda m: ("alive", pb.Alive(samples=m.samples), []),
     Leave: lambda m: ("leave", pb.Leave(reason=m.reason), []),
     Welcome: _welcome,
+    Late: lambda m: ("late", pb.Late(round=m.round, wave=m.wave), []),
     Begin: _begin,
     Gradient: _gradient,
     Aligned: _aligned,
@@ -232,7 +238,14 @@ def _to_begin(h: pb.Begin, t: list[Tensor]) -> Begin:
         slice=h.slice,
         slices=h.slices,
         samples=h.samples,
+        checkpoint=h.checkpoint,
+        restore=h.restore,
+        intact=h.intact,
     )
+
+
+def _to_ready(h: pb.Ready, _: list[Tensor]) -> Ready:
+    return Ready(samples=h.samples, batches=h.batches, snapshots=tuple(h.snapshots), intact=h.intact)
 
 
 def _to_aligned(h: pb.Aligned, t: list[Tensor]) -> Aligned:
@@ -240,13 +253,14 @@ def _to_aligned(h: pb.Aligned, t: list[Tensor]) -> Aligned:
 
 
 _messages: dict[str, Callable[[Any, list[Tensor]], Message]] = {
-    "ready": lambda h, _: Ready(samples=h.samples, batches=h.batches),
+    "ready": _to_ready,
     "done": _to_done,
     "alive": lambda h, _: Alive(samples=h.samples),
     "leave": lambda h, _: Leave(reason=h.reason),
-    "welcome": lambda h, _: Welcome(config=h.config, client=h.client, shard=h.shard, shards=h.shards),
+    "welcome": lambda h, _: Welcome(config=h.config, client=h.client, shard=h.shard, shards=h.shards, run=h.run),
     "begin": _to_begin,
     "gradient": lambda h, t: Gradient(step=h.step, loss=h.loss, correct=h.correct, dz=t[0] if t else None),
     "aligned": _to_aligned,
+    "late": lambda h, _: Late(round=h.round, wave=h.wave),
     "bye": lambda h, _: Bye(reason=h.reason, finished=h.finished),
 }

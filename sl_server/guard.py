@@ -1,0 +1,44 @@
+"""Poisoned numbers: what becomes of activations and weights that hold NaN, Inf or numbers beyond all measure. Pure.
+
+A client that is refused leaves the run; nobody else's batches and averages are touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sl_common.config import Guard
+from sl_common.errors import WireError
+from sl_common.messages import Smashed
+from sl_common.tensors import State, all_finite
+
+
+def guarded_batch(batch: Smashed, guard: Guard) -> Smashed:
+    """The batch, or one with its activations clipped. Raises WireError where they are refused."""
+    z = _guarded(batch.z, guard.activations, guard, f"activations of batch {batch.step}")
+    return batch if z is batch.z else replace(batch, z=z, packed=None)
+
+
+def guarded_state(state: State, guard: Guard, what: str) -> State:
+    """The weights, or clipped ones. Raises WireError where they are refused."""
+    return {
+        name: _guarded(tensor, guard.weights, guard, f"weights of {what}: {name}") for name, tensor in state.items()
+    }
+
+
+def _guarded(tensor: Tensor, limit: float | None, guard: Guard, what: str) -> Tensor:
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return tensor
+    finite = all_finite(tensor)
+    largest = float(tensor.abs().max()) if finite and limit is not None else 0.0
+    if finite and (limit is None or largest <= limit):
+        return tensor
+    if guard.action == "reject":
+        raise WireError(
+            f"{what} hold {largest:.4g}, at most {limit:g} is allowed" if finite else f"{what} hold NaN or Inf"
+        )
+    bound = torch.finfo(tensor.dtype).max if limit is None else limit
+    return torch.nan_to_num(tensor, nan=0.0, posinf=bound, neginf=-bound).clamp_(-bound, bound)
