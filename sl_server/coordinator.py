@@ -322,7 +322,9 @@ class Coordinator:
     def _begin_training(self, members: list[Member]) -> None:
         at = self._at(len(members))
         directive = self.protocol.gate.decide(self._losses, at)
-        wave = Wave(at=at, directive=directive, samples={m.shard: m.samples for m in members})
+        wave = Wave(
+            at=at, directive=directive, window=self.config.client.window, samples={m.shard: m.samples for m in members}
+        )
         if not directive.send:
             self._begin_playback(wave, members)
             return
@@ -576,7 +578,7 @@ class Coordinator:
             return
         at = self._at(len(members))
         split = shared and self.config.sharded
-        wave = Wave(at=at, directive=Directive())
+        wave = Wave(at=at, directive=Directive(), window=self.config.client.window)
         for number, m in enumerate(members):
             begin = Begin(
                 round=at.round,
