@@ -116,5 +116,5 @@ def test_a_client_that_sends_ahead_of_its_window_is_refused() -> None:
 
     for step in range(3):
         send(step)
-    with pytest.raises(WireError, match="batch 3 while 3 are under way, client.window = 3"):
+    with pytest.raises(WireError, match=r"batch 3 while 3 are under way, client.window = 3"):
         send(3)
