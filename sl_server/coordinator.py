@@ -55,6 +55,7 @@ from sl_common.protocol import Arrived, At, Quorum, Record, WaitUntil, Without
 from sl_common.segment import Alone, Bank, Segment, Tree
 from sl_common.tensors import State, check_state, raw_bytes
 from sl_server.alignments import Alignments, Job
+from sl_server.comeback import Comeback
 from sl_server.guard import guarded_batch, guarded_state
 from sl_server.recordings import Recordings, Spill
 from sl_server.roster import Member, Roster
@@ -107,8 +108,8 @@ class Coordinator:
         self.rests = 0  # training waves that are over: between two of them the state can be kept
         self.checkpoint = 0  # after which of them it was last made durable
         self.must_redo = False  # a client was lost within a wave, and the run is to go back and wait for it
-        self._awaited: dict[int, Member] = {}  # by shard: who was here at the checkpoint that we went back to
-        self.wake_at: float | None = None  # a Tick is wanted then
+        self._comeback = Comeback()
+        self._barrier_at: float | None = None  # when the barrier wants to be asked again
         self.ended: RunEnded | None = None
 
     def _new_bank(self, device: str, alone: Alone) -> Bank:
@@ -163,6 +164,11 @@ class Coordinator:
             self._end(reason, finished=False)
 
     @property
+    def wake_at(self) -> float | None:
+        """When a Tick is wanted, in seconds since the run began."""
+        return self._comeback.until if self._comeback else self._barrier_at
+
+    @property
     def timed(self) -> bool:
         """Whether Ticks are wanted all the time."""
         return isinstance(self.protocol.barrier, Quorum)
@@ -198,29 +204,14 @@ class Coordinator:
         if not 1 <= event.batches <= event.samples <= MAX_SAMPLES:
             raise WireError(f"ready with {event.samples} samples in {event.batches} batches")
         member.samples, member.batches, member.ready = event.samples, event.batches, True
-        before = self._awaited.pop(member.shard, None)
-        if before is not None:
-            self._take_up(member, before, event)
+        self._comeback.arrive(member, event, self.checkpoint)
         self._facts.append(ClientReady(client=member.name, shard=member.shard, samples=event.samples))
-
-    def _take_up(self, member: Member, before: Member, event: Ready) -> None:
-        """A client that was here at the checkpoint goes on from what it had then, if it still has it; else it begins anew."""
-        if self.checkpoint in event.snapshots:
-            member.restore = self.checkpoint
-        elif event.intact and all(number < self.checkpoint for number in event.snapshots):
-            member.intact = True  # it has begun no wave since
-        else:
-            return
-        member.holds, member.seen, member.taught = dict(before.holds), dict(before.seen), before.taught
 
     def _tick(self, now: float) -> None:
         self._now = now
-        if self._awaited and self.wake_at is not None and now >= self.wake_at:
+        for m in self._comeback.give_up(now):
             reason = f"did not come back within run.rejoin_s = {self.config.run.rejoin_s:g} s after the server did"
-            for m in self._awaited.values():
-                self._facts.append(ClientLeft(client=m.name, shard=m.shard, reason=reason, was_ready=False))
-            self._awaited.clear()
-            self.wake_at = None
+            self._facts.append(ClientLeft(client=m.name, shard=m.shard, reason=reason, was_ready=False))
 
     def _done(self, member: Member, done: Done) -> None:
         wave = self._current_wave("done")
@@ -301,7 +292,7 @@ class Coordinator:
 
     def _begin_next(self) -> bool:
         """The next wave of this round, or the round's end; False if there are too few clients."""
-        if self._awaited:
+        if self._comeback:
             return False
         ready = self.roster.ready()
         if self._plan is None:
@@ -331,7 +322,9 @@ class Coordinator:
     def _begin_training(self, members: list[Member]) -> None:
         at = self._at(len(members))
         directive = self.protocol.gate.decide(self._losses, at)
-        wave = Wave(at=at, directive=directive, samples={m.shard: m.samples for m in members})
+        wave = Wave(
+            at=at, directive=directive, window=self.config.client.window, samples={m.shard: m.samples for m in members}
+        )
         if not directive.send:
             self._begin_playback(wave, members)
             return
@@ -404,7 +397,7 @@ class Coordinator:
         wave = self._wave
         if wave is None or not wave.waiting:
             return False
-        self.wake_at = None
+        self._barrier_at = None
         if wave.evaluate:
             client = next(iter(wave.waiting))
             self._evaluate(wave, client, wave.next_of(client))
@@ -412,7 +405,7 @@ class Coordinator:
         at = wave.now(self._now)
         cohort = self.protocol.barrier.cohort(wave.waiting.keys(), wave.training, at)
         if isinstance(cohort, WaitUntil):
-            self.wake_at = cohort.now
+            self._barrier_at = cohort.now
             return False
         if isinstance(cohort, Without):
             for shard in cohort.late:
@@ -570,8 +563,8 @@ class Coordinator:
         self._weights.restore(tree["weights"])
         self.recordings.restore(tree["recordings"])
         self.alignments.restore(tree["alignments"])
-        self._awaited = {m.shard: m for m in self.roster.restore(tree["roster"])}
-        self._now, self.wake_at = now, now + self.config.run.rejoin_s
+        self._comeback.expect(self.roster.restore(tree["roster"]), now + self.config.run.rejoin_s)
+        self._now, self._barrier_at = now, None
 
     # --- evaluation and the result
 
@@ -585,7 +578,7 @@ class Coordinator:
             return
         at = self._at(len(members))
         split = shared and self.config.sharded
-        wave = Wave(at=at, directive=Directive())
+        wave = Wave(at=at, directive=Directive(), window=self.config.client.window)
         for number, m in enumerate(members):
             begin = Begin(
                 round=at.round,

@@ -100,6 +100,7 @@ class Engine:
         self._kept: Tree | None = None  # the newest durable snapshot, or the run's beginning
         self._rests = coordinator.rests
         self._draining = False
+        self._posted = self._taken = 0  # bytes; the event loop counts the first, our loop the second
         self.sessions = Sessions(coordinator, incarnation=secrets.randbits(63))
         self.failure: str | None = None
         self._meter = Meter(ledger, metrics)
@@ -131,9 +132,15 @@ class Engine:
         """A stream brought its first frame; `identity` is what its transport proves."""
         self._inbox.put(lambda: self._open(stream, hello, identity))
 
+    @property
+    def backlog(self) -> int:
+        """Bytes that streams brought and the loop has not taken yet."""
+        return self._posted - self._taken
+
     def came(self, stream: Stream, frame: bytes) -> None:
         """A stream brought a frame."""
         stream.posted += len(frame)
+        self._posted += len(frame)
         arrived = time.perf_counter()
         self._inbox.put(lambda: self._feed(stream, frame, arrived))
 
@@ -350,6 +357,7 @@ class Engine:
 
     def _feed(self, stream: Stream, data: bytes, arrived: float) -> None:
         stream.taken += len(data)
+        self._taken += len(data)
         link = self._by_stream.get(stream)
         if link is None:
             return

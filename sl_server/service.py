@@ -26,6 +26,7 @@ SERVICE = "sl.v1.SplitLearning"
 MAX_MESSAGE = 2 * MAX_CHUNK
 HELLO_TIMEOUT_S = 10.0
 READ_AHEAD = 64 << 20  # bytes of one stream that may wait for the engine before we stop reading
+READ_AHEAD_ALL = 1 << 30  # of all streams together
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
@@ -106,7 +107,7 @@ class SplitLearning:
                 await stream.answered.wait()  # nothing is kept of what a stranger sends on
                 while isinstance(frame := await context.read(), bytes):
                     self._engine.came(stream, frame)
-                    while stream.posted - stream.taken > READ_AHEAD:
+                    while stream.posted - stream.taken > READ_AHEAD or self._engine.backlog > READ_AHEAD_ALL:
                         await asyncio.sleep(0.01)
         except (TimeoutError, grpc.RpcError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
             pass  # the stream is broken or mute; the engine keeps the session for its grace period

@@ -25,6 +25,7 @@ class Wave:
     begins: dict[int, Begin] = field(default_factory=dict)
     training: dict[int, int] = field(default_factory=dict)  # who may still bring a batch -> how many were served
     samples: dict[int, int] = field(default_factory=dict)  # |Dᵢ| of each client
+    window: int = 1  # batches of one client that may be here and not served
     cohorts: int = 0
     waiting: dict[int, deque[Smashed]] = field(default_factory=dict)  # in order of arrival
     came: dict[int, int] = field(default_factory=dict)
@@ -76,6 +77,9 @@ class Wave:
             )
         if not self.evaluate and batch.step >= self.begins[client].steps:
             raise WireError(f"batch {batch.step}, this wave has {self.begins[client].steps} batches")
+        under_way = expected - self.training[client]
+        if under_way >= self.window:
+            raise WireError(f"batch {batch.step} while {under_way} are under way, client.window = {self.window}")
         self.came[client] = expected + 1
         self.waiting.setdefault(client, deque()).append(batch)
 

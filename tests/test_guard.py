@@ -12,7 +12,7 @@ from world import World, make_config
 from sl_common.config import Guard
 from sl_common.errors import WireError
 from sl_common.facts import ClientLeft, RoundEnded
-from sl_common.messages import Smashed
+from sl_common.messages import Begin, Smashed
 from sl_server.guard import guarded_batch, guarded_state
 
 HUGE, NAN, INF = 1e6, math.nan, math.inf
@@ -98,3 +98,23 @@ def test_too_few_clients_wait_or_end(below: str, ends: bool) -> None:
         world.join("c0")
         world.run()
         assert_finished(world)
+
+
+def test_a_client_that_sends_ahead_of_its_window_is_refused() -> None:
+    """What lies in the server's memory is bounded, whatever a client does."""
+    world = World(
+        make_config("cse_fsl", client__wave="{ steps = 50 }", protocol__learner__send_every=1, client__window=3)
+    )
+    for _ in range(3):
+        world.join()
+    while not any(isinstance(m, Begin) for _, m in world.said):
+        world.run(until=1)
+
+    def send(step: int) -> None:
+        z, y = torch.zeros(4, 16), torch.zeros(4, dtype=torch.int64)
+        world.coordinator.handle("c2", Smashed(step=step, z=z, y=y, needs_grad=False))
+
+    for step in range(3):
+        send(step)
+    with pytest.raises(WireError, match=r"batch 3 while 3 are under way, client.window = 3"):
+        send(3)
