@@ -95,7 +95,7 @@ MISTAKES: dict[str, tuple[str, int, str]] = {
     "bad key": ("sl-server check {tmp}/bad.toml", 2, "bad.toml: run.round: unknown key, did you mean 'rounds'?"),
     "no such file": ("sl-server run {tmp}/absent.toml", 2, "absent.toml: No such file or directory"),
     "no such option": ("sl-server run {small} --nonsense", 2, "No such option: --nonsense"),
-    "no file": ("sl-server run", 2, "Missing argument 'RUN.toml'"),
+    "no file": ("sl-server run", 2, "give a configuration RUN.toml, or --resume DIR"),
     "bad --set": ("sl-server simulate {small} --set run.rounds", 2, "--set 'run.rounds': write it as key.subkey=value"),
     "bad --listen": ("sl-server run {small} --listen nowhere", 2, "--listen 'nowhere': write it as HOST:PORT"),
     "port too high": ("sl-server run {small} --listen 127.0.0.1:65536", 2, "--listen '127.0.0.1:65536'"),
