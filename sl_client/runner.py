@@ -216,7 +216,7 @@ class Runner:
                 self._heed_stop()
                 self._show.waiting(self._server, str(error))
                 self._stop.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter, not a secret)
-                pause = min(2 * pause, 5.0)
+                pause = min(2 * pause, 1.0 if self._greeted else 5.0)  # a run that was there may be back soon
 
     def _greet(self, carrier: Carrier) -> None:
         hello = Hello(
