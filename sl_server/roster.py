@@ -31,6 +31,7 @@ class Roster:
         self.shards = shards
         self._sharded = sharded
         self._members: dict[str, Member] = {}
+        self._by_shard: dict[int, Member] = {}  # the last that had it
 
     def __getitem__(self, name: str) -> Member:
         return self._members[name]
@@ -41,7 +42,7 @@ class Roster:
 
     def by_shard(self, shard: int) -> Member:
         """The member that has this shard."""
-        return next(m for m in self._members.values() if m.shard == shard)
+        return self._by_shard[shard]
 
     def ready(self) -> list[Member]:
         """Those that can train, by shard."""
@@ -84,11 +85,11 @@ class Roster:
 
     def join(self, name: str, shard: int) -> Member:
         """A new life: it holds no weights, but the shard's loader goes on where the last life was."""
-        before = next((m for m in self._members.values() if m.shard == shard), None)
+        before = self._by_shard.get(shard)
         if before is not None:
             del self._members[before.name]
         member = Member(name=name, shard=shard, here=True, trained=before.trained if before else 0)
-        self._members[name] = member
+        self._members[name] = self._by_shard[shard] = member
         return member
 
     def _free_name(self, shard: int) -> str:

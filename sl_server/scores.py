@@ -22,7 +22,10 @@ def mean_loss(waves: Sequence[Wave]) -> tuple[float, int]:
 
 def evaluation(wave: Wave, names: Mapping[int, str], *, shared: bool) -> Evaluated | None:
     """What an evaluation wave found; None if no client finished it."""
-    scores = {client: _score(wave, client) for client in sorted(wave.done)}
+    batches: dict[int, list[tuple[float, int]]] = {}
+    for (client, _), batch in sorted(wave.losses.items()):
+        batches.setdefault(client, []).append(batch)
+    scores = {client: _score(batches.get(client, ()), wave.correct.get(client, 0)) for client in sorted(wave.done)}
     scores = {client: score for client, score in scores.items() if score.samples}
     if not scores:
         return None
@@ -41,8 +44,7 @@ def evaluation(wave: Wave, names: Mapping[int, str], *, shared: bool) -> Evaluat
     )
 
 
-def _score(wave: Wave, client: int) -> Score:
-    batches = [batch for (c, _), batch in sorted(wave.losses.items()) if c == client]
+def _score(batches: Sequence[tuple[float, int]], correct: int) -> Score:
     samples = sum(n for _, n in batches)
     loss = sum(loss * n for loss, n in batches) / samples if samples else 0.0
-    return Score(samples=samples, correct=wave.correct.get(client, 0), loss=loss)
+    return Score(samples=samples, correct=correct, loss=loss)
