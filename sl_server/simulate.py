@@ -99,6 +99,7 @@ class Simulation:
         network = Network.build(config, allowed)
         self.coordinator = Coordinator(config, network, device=device, spill=DiskSpill())
         self.sessions = Sessions(self.coordinator, incarnation=1)
+        self._count = count
         self._clients: dict[str, SimulatedClient] = {}
         for number in range(config.run.clients):
             client = SimulatedClient(
