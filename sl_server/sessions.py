@@ -5,8 +5,6 @@ It joins the coordinator and the endpoints and knows no stream: the engine carri
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -99,27 +97,22 @@ class Sessions:
 
         Raises WireError if the client broke a rule; it has left then.
         """
-        with self._blaming(session):
-            received = session.endpoint.feed(data)
-            if received.message is not None:
-                self._say(session, received.message)  # type: ignore[arg-type]
-        return received
-
-    def take(self, session: Session, message: ToServer) -> None:
-        """The same with a message that was never a frame: whoever carries it counts what its frames would have been."""
-        with self._blaming(session):
-            self._say(session, message)
-
-    @contextmanager
-    def _blaming(self, session: Session) -> Iterator[None]:
         try:
-            yield
+            received = session.endpoint.feed(data)
         except WireError as error:
             self._left(session, f"broke the protocol: {error}")
             raise
+        if received.message is not None:
+            self.take(session, received.message)  # type: ignore[arg-type]
+        return received
 
-    def _say(self, session: Session, message: ToServer) -> None:
-        self._handle(session.client, message)
+    def take(self, session: Session, message: ToServer) -> None:
+        """A whole message, which may never have been a frame; raises as `feed` does."""
+        try:
+            self._handle(session.client, message)
+        except WireError as error:
+            self._left(session, f"broke the protocol: {error}")
+            raise
         if isinstance(message, Leave):
             self._forget(session)
 

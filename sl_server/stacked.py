@@ -41,6 +41,7 @@ class Stacked(Simulation):
             raise ConfigError(reason)
         self._device = device
         self._sizes = Sizes()
+        self._heard: list[SimulatedClient] = []  # what is not about a wave, and have not answered yet
         self._courses: dict[int, Course] = {}
 
     @cached_property
@@ -65,6 +66,7 @@ class Stacked(Simulation):
                     course.dz = message.dz
             case _:
                 client.hear(message)
+                self._heard.append(client)
 
     def _begin(self, client: SimulatedClient, begin: Begin) -> None:
         seat = client.seat
@@ -75,7 +77,9 @@ class Stacked(Simulation):
     # --- what the clients do
 
     def _go_on(self) -> Iterator[bool]:
-        yield from super()._go_on()
+        heard, self._heard = self._heard, []
+        for client in heard:
+            yield client.go_on()
         self._learn()
         moving = [course for _, course in sorted(self._courses.items()) if course.awaits is None]
         said: dict[int, list[Smashed]] = {course.place: [] for course in moving}
