@@ -52,17 +52,17 @@ def measured_gain(config: RunConfig, data: Path | None = None, device: str = "cp
         }
     )
     plain, stacked = (kind(short, data=data, device=device).facts() for kind in (Simulation, Stacked))
-
-    def seconds(facts: Iterator[Fact]) -> float:
-        """Of the next batch of every client."""
-        began = time.perf_counter()
-        for _ in islice((fact for fact in facts if isinstance(fact, Trained)), clients):
-            pass
-        return time.perf_counter() - began
-
     for facts in (plain, stacked):  # places are taken, and torch warms up
-        seconds(facts)
+        seconds_of(facts, clients)
     until, gains = time.perf_counter() + _TRIAL_S, list[float]()
     while len(gains) < _PAIRS and not (gains and time.perf_counter() > until):
-        gains.append(seconds(plain) / seconds(stacked))
+        gains.append(seconds_of(plain, clients) / seconds_of(stacked, clients))
     return statistics.median(gains)
+
+
+def seconds_of(facts: Iterator[Fact], batches: int) -> float:
+    """How long a simulation takes to train on so many more batches."""
+    began = time.perf_counter()
+    for _ in islice((fact for fact in facts if isinstance(fact, Trained)), batches):
+        pass
+    return time.perf_counter() - began

@@ -34,8 +34,14 @@ class Pass:
 class Stack:
     """The segments go on living: their parameters become slices of this stack's. Their own optimisers are not used any more."""
 
-    def __init__(self, segments: Sequence[Segment], optimizer: Optimizer, device: torch.device | str = "cpu") -> None:
-        """Segments of one shape without buffers and draws, none of which has taken a step."""
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        optimizer: Optimizer,
+        input: Sequence[int],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Segments of one shape without buffers and draws, none of which has taken a step. `input` is the shape of one sample."""
         self._device = torch.device(device)
         self._module = copy.deepcopy(segments[0].module)  # for its code alone
         named = [dict(segment.module.named_parameters()) for segment in segments]
@@ -43,11 +49,24 @@ class Stack:
         self._weights = {
             name: torch.stack([params[name].detach() for params in named]).to(self._device) for name in named[0]
         }
+        self._weights |= self._laid_out_as_gradients(torch.zeros(min(len(segments), 2), 2, *input))
         for place, (segment, params) in enumerate(zip(segments, named, strict=True)):
             segment.device = self._device
             for name, param in params.items():
                 param.data = self._weights[name][place]
         self._steps = Steps(optimizer, {name: t for name, t in self._weights.items() if self._learns[name]})
+
+    def _laid_out_as_gradients(self, x: Tensor) -> dict[str, Tensor]:
+        """The weights in memory as torch leaves their gradients: transposing those in each step can cost as much as all the rest."""
+        passed = self.forward(range(len(x)), x)
+        leaves = {name: leaf for name, leaf in passed.weights.items() if self._learns[name]}
+        zeros = torch.zeros_like(passed.z)
+        gradients = torch.autograd.grad(passed.z, list(leaves.values()), zeros, allow_unused=True)
+        return {
+            name: _laid_out_as(gradient, self._weights[name])
+            for name, gradient in zip(leaves, gradients, strict=True)
+            if gradient is not None
+        }
 
     def age(self, place: int) -> int:
         """What segments must have in common to step together."""
@@ -135,6 +154,13 @@ def _span(places: Places) -> slice | None:
     """These places as a slice, if there is none between them that is not meant."""
     first, last = places[0], places[-1]
     return slice(first, last + 1) if last - first + 1 == len(places) else None
+
+
+def _laid_out_as(like: Tensor, stacked: Tensor) -> Tensor:
+    """The same numbers, each slice in memory in the order of that of `like`."""
+    order = [0, *sorted(range(1, like.dim()), key=lambda dim: like.stride()[dim], reverse=True)]
+    back = [order.index(dim) for dim in range(like.dim())]
+    return stacked.permute(order).contiguous().permute(back)
 
 
 def _picked(stacked: Tensor, places: Places) -> Tensor:

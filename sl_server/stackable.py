@@ -37,10 +37,10 @@ def reason_against(config: RunConfig, network: Network) -> str | None:
 def _trial(config: RunConfig, network: Network, model: str) -> str | None:
     """Two clients, one step on zeros: not all that torch can do it can do for many at once."""
     optimizer = config.client.optimizer
-    stack = Stack([Segment(copy.deepcopy(network.lower), optimizer) for _ in range(2)], optimizer)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # torch warns of what it would do one by one
+            stack = Stack([Segment(copy.deepcopy(network.lower), optimizer) for _ in range(2)], optimizer, config.input)
             passed = stack.forward((0, 1), torch.zeros(2, 2, *config.input))
             stack.learn(passed, {place: torch.zeros_like(passed.z[place]) for place in (0, 1)}, optimizer.lr)
     except Exception as error:  # whatever the modules and torch raise

@@ -48,7 +48,8 @@ class Stacked(Simulation):
     def _stack(self) -> Stack:
         """Made when the first wave begins: all clients have their places by then."""
         lowers = [seat.bank.get("lower") for _, seat in sorted(self.seats.items())]
-        return Stack(lowers, self.coordinator.config.client.optimizer, self._device)
+        config = self.coordinator.config
+        return Stack(lowers, config.client.optimizer, config.input, self._device)
 
     # --- what the server says
 
