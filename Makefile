@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all check format proto fuzz bench bench-codecs bench-link bench-presets bench-cohorts
+.PHONY: install demo test test-all check format proto fuzz bench bench-codecs bench-link bench-presets bench-cohorts bench-stacked
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
@@ -47,6 +47,9 @@ bench-presets: install  ## every preset on Fashion-MNIST, about twenty minutes; 
 
 bench-cohorts: install  ## the head's step on cohorts of 1, 16, 64; writes benchmarks/results/cohorts.md
 	@$(BIN)/python -m benchmarks.cohorts
+
+bench-stacked: install  ## the stacked simulator against the plain one; writes benchmarks/results/stacked.md
+	@$(BIN)/python -m benchmarks.stacked
 
 bench: install  ## measure; writes benchmarks/results
 	@$(BIN)/python -m benchmarks.step

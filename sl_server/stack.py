@@ -127,7 +127,9 @@ class Steps:
         rule = self._optimizer.make(leaves.values())
         for group in rule.param_groups:
             group["lr"] = lr
-        given = {name: {key: _picked(t, places) for key, t in self._state[name].items()} for name in leaves}
+        given = {
+            name: {key: _picked(t, places) for key, t in self._state[name].items()} if taken else {} for name in leaves
+        }
         for name, leaf in leaves.items():
             if given[name]:
                 rule.state[leaf] = {"step": torch.tensor(float(taken)), **given[name]}
@@ -146,8 +148,9 @@ class Steps:
             return
         if value is given and _span(places) is not None:  # changed where it lies
             return
-        stacked = self._state[name].setdefault(key, torch.zeros_like(self._weights[name]))
-        stacked[torch.tensor(places)] = value
+        if key not in self._state[name]:
+            self._state[name][key] = torch.zeros_like(self._weights[name])
+        self._state[name][key][torch.tensor(places)] = value
 
 
 def _span(places: Places) -> slice | None:

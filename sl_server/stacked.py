@@ -25,6 +25,8 @@ from sl_server.stackable import reason_against
 class Stacked(Simulation):
     """One run in this process, its clients' lower segments in one stack."""
 
+    reason_against = staticmethod(reason_against)
+
     def __init__(
         self,
         config: RunConfig,
@@ -36,7 +38,7 @@ class Stacked(Simulation):
     ) -> None:
         """Raises ConfigError if this run cannot be stacked; the stack is on `device` too."""
         super().__init__(config, data=data, allowed=allowed, device=device, count=count)
-        reason = reason_against(config, self.coordinator.network)
+        reason = self.reason_against(config, self.coordinator.network)
         if reason is not None:
             raise ConfigError(reason)
         self._device = device
