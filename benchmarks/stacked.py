@@ -18,7 +18,7 @@ from sl_server.simulate import Simulation
 from sl_server.stacked import Stacked
 
 GOAL, GOAL_OF = 5.0, ("mlp", 100)
-STEPS = 5  # of every client in one measurement
+STEPS = 10  # of every client in one measurement
 NOTE = (
     "Preset `parallel` on the embedded digits, batches of at most 8, models with their default arguments cut after the first block, one "
     "thread; a batch counts once for each client. Facts and bytes are kept as `sl-server simulate` keeps them. Both sides in turn, "
