@@ -7,7 +7,7 @@ than the last bits of what comes out.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -49,24 +49,31 @@ class Stack:
         self._weights = {
             name: torch.stack([params[name].detach() for params in named]).to(self._device) for name in named[0]
         }
-        self._weights |= self._laid_out_as_gradients(torch.zeros(min(len(segments), 2), 2, *input))
+        self._order = {name: tuple(range(weight.dim())) for name, weight in self._weights.items()}
+        self._lay_out_as_gradients(torch.zeros(min(len(segments), 2), 2, *input))
         for place, (segment, params) in enumerate(zip(segments, named, strict=True)):
             segment.device = self._device
             for name, param in params.items():
                 param.data = self._weights[name][place]
-        self._steps = Steps(optimizer, {name: t for name, t in self._weights.items() if self._learns[name]})
+        self._steps = Steps(optimizer, {name: self._as_it_lies(name, self._weights[name]) for name in self._trained()})
 
-    def _laid_out_as_gradients(self, x: Tensor) -> dict[str, Tensor]:
-        """The weights in memory as torch leaves their gradients: transposing those in each step can cost as much as all the rest."""
+    def _trained(self) -> list[str]:
+        return [name for name, learns in self._learns.items() if learns]
+
+    def _lay_out_as_gradients(self, x: Tensor) -> None:
+        """In memory weights lie as torch leaves their gradients: transposing these in each step can cost as much as all the rest."""
         passed = self.forward(range(len(x)), x)
-        leaves = {name: leaf for name, leaf in passed.weights.items() if self._learns[name]}
-        zeros = torch.zeros_like(passed.z)
-        gradients = torch.autograd.grad(passed.z, list(leaves.values()), zeros, allow_unused=True)
-        return {
-            name: _laid_out_as(gradient, self._weights[name])
-            for name, gradient in zip(leaves, gradients, strict=True)
-            if gradient is not None
-        }
+        leaves = [passed.weights[name] for name in self._trained()]
+        gradients = torch.autograd.grad(passed.z, leaves, torch.zeros_like(passed.z), allow_unused=True)
+        for name, gradient in zip(self._trained(), gradients, strict=True):
+            if gradient is not None:
+                dims = sorted(range(1, gradient.dim()), key=lambda dim: gradient.stride()[dim], reverse=True)
+                order = self._order[name] = (0, *dims)
+                back = [order.index(dim) for dim in range(len(order))]
+                self._weights[name] = self._as_it_lies(name, self._weights[name]).contiguous().permute(back)
+
+    def _as_it_lies(self, name: str, weight: Tensor) -> Tensor:
+        return weight.detach().permute(self._order[name])
 
     def age(self, place: int) -> int:
         """What segments must have in common to step together."""
@@ -99,7 +106,11 @@ class Stack:
             passed = self.forward([passed.places[row] for row in among], passed.x[among])
         gradient = torch.stack([dz[place] for place in passed.places]).to(self._device)
         torch.autograd.backward(passed.z, gradient)
-        leaves = {name: cast(nn.Parameter, leaf) for name, leaf in passed.weights.items() if self._learns[name]}
+        leaves = {}
+        for name in self._trained():
+            leaf = leaves[name] = self._as_it_lies(name, passed.weights[name])
+            grad = passed.weights[name].grad
+            leaf.grad = None if grad is None else self._as_it_lies(name, grad)
         self._steps.step(passed.places, leaves, lr)
         if _span(passed.places) is None:  # copies were stepped
             with torch.no_grad():
@@ -121,10 +132,11 @@ class Steps:
         """Slices of one age step together: most rules know no more than whether it is the first step."""
         return self._taken[place] if self._counts else min(self._taken[place], 1)
 
-    def step(self, places: Places, leaves: Mapping[str, nn.Parameter], lr: float) -> None:
+    def step(self, places: Places, leaves: Mapping[str, Tensor], lr: float) -> None:
         """One step of slices of one age, in place on `leaves` (G, …), by the gradients that are there."""
         taken = self._taken[places[0]]
-        rule = self._optimizer.make(leaves.values())
+        params = cast(Iterable[nn.Parameter], leaves.values())
+        rule = self._optimizer.make(params, fused=True)  # what it costs is reading and writing memory
         for group in rule.param_groups:
             group["lr"] = lr
         given = {
@@ -132,7 +144,7 @@ class Steps:
         }
         for name, leaf in leaves.items():
             if given[name]:
-                rule.state[leaf] = {"step": torch.tensor(float(taken)), **given[name]}
+                rule.state[leaf] = {"step": torch.tensor(float(taken), device=leaf.device), **given[name]}
         rule.step()
         for name, leaf in leaves.items():
             for key, value in rule.state[leaf].items():
@@ -157,13 +169,6 @@ def _span(places: Places) -> slice | None:
     """These places as a slice, if there is none between them that is not meant."""
     first, last = places[0], places[-1]
     return slice(first, last + 1) if last - first + 1 == len(places) else None
-
-
-def _laid_out_as(like: Tensor, stacked: Tensor) -> Tensor:
-    """The same numbers, each slice in memory in the order of that of `like`."""
-    order = [0, *sorted(range(1, like.dim()), key=lambda dim: like.stride()[dim], reverse=True)]
-    back = [order.index(dim) for dim in range(like.dim())]
-    return stacked.permute(order).contiguous().permute(back)
 
 
 def _picked(stacked: Tensor, places: Places) -> Tensor:
