@@ -6,6 +6,7 @@ the same configuration in one process, in turn, a few steps of all clients at a 
 
 from __future__ import annotations
 
+import gc
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -41,6 +42,7 @@ def measure(model: str, clients: int, pairs: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
     for number in range(pairs + 1):
         for side in SIDES if number % 2 else reversed(SIDES):
+            gc.collect()  # neither side pays for what the other left
             taken = seconds_of(facts[side], STEPS * clients)
             if number:
                 seconds[side].append(taken)

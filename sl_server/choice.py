@@ -21,7 +21,6 @@ OTHER_BITS = "stacked: the last bits of the weights may differ from those of rea
 _WORTH_IT = 1.1  # times as fast: for less nobody wants other bits
 _CLIENTS, _PAIRS, _TRIAL_S = 32, 5, 5.0  # of a trial; with more clients the gain is larger still
 
-
 Asked = Literal["off", "auto", "on"]
 
 
@@ -48,7 +47,7 @@ def measured_gain(config: RunConfig, data: Path | None = None, device: str = "cp
         update={
             "run": config.run.model_copy(update={"clients": clients}),
             "data": config.data.model_copy(update={"shards": config.shards}),  # batches are those of the whole run
-            "client": config.client.model_copy(update={"wave": Wave(steps=_PAIRS + 2)}),
+            "client": config.client.model_copy(update={"wave": Wave(steps=clients * (_PAIRS + 2))}),
         }
     )
     plain, stacked = (kind(short, data=data, device=device).facts() for kind in (Simulation, Stacked))

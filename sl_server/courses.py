@@ -30,7 +30,7 @@ class Rows(Protocol):
 
     @property
     def augment(self) -> str:
-        """ "none" if a sample is the same in every epoch."""
+        """How a sample changes from epoch to epoch: none, if it does not."""
         ...
 
     def train_rows(self, first: int, steps: int) -> Iterator[Pick]:

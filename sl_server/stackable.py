@@ -44,5 +44,5 @@ def _trial(config: RunConfig, network: Network, model: str) -> str | None:
             passed = stack.forward((0, 1), torch.zeros(2, 2, *config.input))
             stack.learn(passed, {place: torch.zeros_like(passed.z[place]) for place in (0, 1)}, optimizer.lr)
     except Exception as error:  # whatever the modules and torch raise
-        return f"{model}: torch.func.vmap cannot run the lower segment: {str(error).splitlines()[0]}"
+        return f"{model}: torch.func.vmap cannot run the lower segment: {str(error).partition(chr(10))[0]}"
     return None

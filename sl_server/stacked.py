@@ -1,8 +1,8 @@
 """A simulation in which the clients' lower segments compute as one: for experiments with hundreds of clients.
 
-What is computed, said and counted is what the plain simulation does; only the last bits of the weights differ, since a batched product
-adds up in another order. Messages of a step reach the coordinator as they are, and their bytes are those of frames made once (sizes.py);
-whatever else is said goes through the endpoints.
+What is computed, said and counted is what the plain simulation computes, says and counts; only last bits may differ, since batched
+products and fused optimisers may add up in another order. Messages of a step reach the coordinator as they are, and their bytes are those
+of frames made once (sizes.py); whatever else is said goes through the endpoints.
 """
 
 from __future__ import annotations
