@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all check format proto fuzz bench bench-codecs bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls
+.PHONY: install demo test test-all check format proto fuzz bench bench-codecs bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
@@ -57,6 +57,9 @@ bench-crowd: install  ## one server under 10 to 1,000 clients; writes benchmarks
 bench-peers: install  ## the same step over other people's systems, an hour or two; writes benchmarks/results/peers.md
 	@$(BIN)/python -m benchmarks.peers.install || true
 	@$(BIN)/python -m benchmarks.peers
+
+bench-stacked: install  ## the stacked simulator against the plain one; writes benchmarks/results/stacked.md
+	@$(BIN)/python -m benchmarks.stacked
 
 bench: install  ## measure; writes benchmarks/results
 	@$(BIN)/python -m benchmarks.step

@@ -69,9 +69,9 @@ class Sgd(Value):
             )
         return self
 
-    def make(self, params: Iterable[Parameter]) -> torch.optim.Optimizer:
+    def make(self, params: Iterable[Parameter], *, fused: bool | None = None) -> torch.optim.Optimizer:
         """A fresh optimiser over `params`."""
-        return torch.optim.SGD(params, **self.model_dump(exclude={"kind"}))
+        return torch.optim.SGD(params, **self.model_dump(exclude={"kind"}), fused=fused)
 
 
 class Adam(Value):
@@ -84,10 +84,10 @@ class Adam(Value):
     weight_decay: NonNegativeFloat | None = None  # torch's own default: 0 for adam, 0.01 for adamw
     amsgrad: bool = False
 
-    def make(self, params: Iterable[Parameter]) -> torch.optim.Optimizer:
-        """A fresh optimiser over `params`."""
+    def make(self, params: Iterable[Parameter], *, fused: bool | None = None) -> torch.optim.Optimizer:
+        """A fresh optimiser over `params`; `fused` reads them once a step, which changes last bits."""
         options = self.model_dump(exclude={"kind"}, exclude_none=True)
-        return (torch.optim.Adam if self.kind == "adam" else torch.optim.AdamW)(params, **options)
+        return (torch.optim.Adam if self.kind == "adam" else torch.optim.AdamW)(params, **options, fused=fused)
 
 
 Optimizer = Annotated[Sgd | Adam, Field(discriminator="kind")]

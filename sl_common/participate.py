@@ -135,11 +135,18 @@ class Seat:
     def wave(self, begin: Begin) -> Generator[Wish, Any, Done]:
         """One wave, from its weights to its Done."""
         self._heed_checkpoints(begin)
+        self.load(begin)
+        return self.done(begin, (yield from self._evaluate(begin) if begin.evaluate else self._train(begin)))
+
+    def load(self, begin: Begin) -> None:
+        """Take the weights that a wave begins with. Raises WireError if they are not of this client's parts."""
         for part, state in begin.weights.items():
             if part not in self.bank:
                 raise WireError(f"begin carries weights of {part!r}, this client holds {self.bank.parts}")
             self.bank.get(part).load(state, part)
-        tally = yield from self._evaluate(begin) if begin.evaluate else self._train(begin)
+
+    def done(self, begin: Begin, tally: Tally) -> Done:
+        """What is said after a wave. Raises WireError if it is to bring weights that are not here."""
         missing = set(begin.upload) - set(self.bank.parts)
         if missing:
             raise WireError(f"begin wants weights of {sorted(missing)}, this client holds {self.bank.parts}")

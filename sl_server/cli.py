@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from enum import StrEnum
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -20,6 +21,15 @@ from sl_server.options import Cert, ClientCa, ConfigFile, Json, Key, Overrides, 
 
 if TYPE_CHECKING:  # what imports torch is imported when it is needed, not for --help
     from sl_common.config import RunConfig
+
+
+class Stacking(StrEnum):
+    """What a simulation may compute as one."""
+
+    OFF = "off"
+    AUTO = "auto"
+    ON = "on"
+
 
 app = typer.Typer(
     name="sl-server",
@@ -172,22 +182,34 @@ def simulate(
     data: Annotated[Path | None, typer.Option(help="Where data sets lie.", envvar="SL_DATA")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; by default runs/NAME-TIME.", envvar="SL_OUT")] = None,
     overrides: Overrides = None,
+    stacked: Annotated[
+        Stacking,
+        typer.Option(
+            help="Compute all clients' lower segments as one, for runs with many clients: off; auto, if a short trial says that it "
+            "is faster; on. The last bits of the weights then differ from those of the real run.",
+            envvar="SL_STACKED",
+        ),
+    ] = Stacking.OFF,
     as_json: Json = False,
 ) -> None:
-    """The same run in one process, without a network. The weights are those of the real run, bit for bit."""
+    """The same run in one process, without a network. The weights are those of the real run, bit for bit, unless stacked."""
+    from sl_server.choice import simulation_of
     from sl_server.ledger import Ledger
     from sl_server.rundir import RunDirectory
     from sl_server.serve import Scribe, pick_device
     from sl_server.show import make_show
-    from sl_server.simulate import Simulation
 
     config = read_config(config_file, overrides)
     where = out or _new_directory(config.run.name, "-simulated")
     ledger = Ledger()
-    simulation = Simulation(config, data=data, device=pick_device(config.server.device), count=ledger.count)
+    device = pick_device(config.server.device)
+    simulation, told = simulation_of(config, stacked.value, data=data, device=device, count=ledger.count)
     directory = RunDirectory(where, config, ledger)
     show = make_show(ledger, config.run.rounds, as_json=as_json)
     scribe = Scribe(simulation.coordinator, directory, show)
+    if told is not None:
+        directory.notes["stacking"] = told
+        show.say("stacking", told, text=told)
     for text in config.cautions:
         show.warn(text)
     failure: CutlayerError | KeyboardInterrupt | None = None

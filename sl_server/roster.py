@@ -35,7 +35,7 @@ class Roster:
         self.shards = shards
         self._sharded = sharded
         self._members: dict[str, Member] = {}
-        self._by_shard: dict[int, Member] = {}
+        self._by_shard: dict[int, Member] = {}  # the last that had it
 
     def __getitem__(self, name: str) -> Member:
         return self._members[name]

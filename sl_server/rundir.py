@@ -37,6 +37,7 @@ class RunDirectory:
         self._rounds: list[RoundEnded] = []
         self.evaluated: Evaluated | None = None
         self.loss: float | None = None
+        self.notes: dict[str, Any] = {}  # what else the summary is to say
         try:
             path.mkdir(parents=True, exist_ok=True)
             if resumed is None:
@@ -101,7 +102,7 @@ class RunDirectory:
 
     def summary(self, coordinator: Coordinator, seconds: float, failure: str | None) -> dict[str, Any]:
         """The run in one object: what `summary.json` holds."""
-        return summarise(coordinator, self._ledger, self.evaluated, self.loss, seconds, failure)
+        return summarise(coordinator, self._ledger, self.evaluated, self.loss, seconds, failure) | self.notes
 
     def discard(self) -> None:
         """Leave nothing of a run that could not begin, so that its place can be taken again."""

@@ -25,7 +25,7 @@ def evaluation(wave: Wave, names: Mapping[int, str], *, shared: bool) -> Evaluat
     batches: dict[int, list[tuple[float, int]]] = {}
     for (client, _), batch in sorted(wave.losses.items()):
         batches.setdefault(client, []).append(batch)
-    scores = {client: _score(batches.get(client, []), wave.correct.get(client, 0)) for client in sorted(wave.done)}
+    scores = {client: _score(batches.get(client, ()), wave.correct.get(client, 0)) for client in sorted(wave.done)}
     scores = {client: score for client, score in scores.items() if score.samples}
     if not scores:
         return None

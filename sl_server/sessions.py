@@ -123,15 +123,20 @@ class Sessions:
         """
         try:
             received = session.endpoint.feed(data)
-            if received.message is not None:
-                self._say(session, received.message)  # type: ignore[arg-type]
         except WireError as error:
             self._left(session, f"broke the protocol: {error}")
             raise
+        if received.message is not None:
+            self.take(session, received.message)  # type: ignore[arg-type]
         return received
 
-    def _say(self, session: Session, message: ToServer) -> None:
-        self._handle(session.client, message)
+    def take(self, session: Session, message: ToServer) -> None:
+        """A whole message, which may never have been a frame; raises as `feed` does."""
+        try:
+            self._handle(session.client, message)
+        except WireError as error:
+            self._left(session, f"broke the protocol: {error}")
+            raise
         if isinstance(message, Ready):
             self._take_up(session)
         if isinstance(message, Leave):

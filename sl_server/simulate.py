@@ -14,7 +14,7 @@ import torch
 from sl_client.seat import take_seat
 from sl_common.config import RunConfig
 from sl_common.facts import Fact
-from sl_common.messages import Alive, Message, Welcome
+from sl_common.messages import Alive, Message, ToClient, ToServer, Welcome
 from sl_common.network import Network
 from sl_common.participate import Flow, Seat, participate
 from sl_common.wire import Endpoint, Frame, Hello
@@ -46,14 +46,18 @@ class SimulatedClient:
         self.seat = self._take_seat(welcome)
         return self.seat
 
-    def hear(self, message: Message) -> None:
+    def hear(self, message: ToClient) -> None:
         """The server says something to this client."""
+        self.flow.deliver(self.receive(message))
+
+    def receive(self, message: ToClient) -> ToClient:
+        """What the server says, as it comes out of this client's endpoint."""
         self._count("down", message)
         for frame in self.session.endpoint.pack(message):
             self._count("down", frame)
             received = self.endpoint.feed(frame.data)
-            if received.message is not None:
-                self.flow.deliver(received.message)  # type: ignore[arg-type]
+        assert received.message is not None
+        return received.message  # type: ignore[return-value]
 
     def go_on(self) -> bool:
         """Run until the client must wait; whether it said anything."""
@@ -62,11 +66,15 @@ class SimulatedClient:
             if isinstance(message, Alive):
                 continue
             said = True
-            self._count("up", message)
-            for frame in self.endpoint.pack(message):
-                self._count("up", frame)
-                self._sessions.feed(self.session, frame.data)
+            self.say(message)
         return said
+
+    def say(self, message: ToServer) -> None:
+        """This client says something to the server."""
+        self._count("up", message)
+        for frame in self.endpoint.pack(message):
+            self._count("up", frame)
+            self._sessions.feed(self.session, frame.data)
 
 
 def first_seat(config: RunConfig, data: Path | None, allowed: Collection[str] | None) -> Seat:
@@ -91,7 +99,8 @@ class Simulation:
         network = Network.build(config, allowed)
         self.coordinator = Coordinator(config, network, device=device, spill=DiskSpill())
         self.sessions = Sessions(self.coordinator, incarnation=1)
-        self._clients = {}
+        self._count = count
+        self._clients: dict[str, SimulatedClient] = {}
         for number in range(config.run.clients):
             client = SimulatedClient(
                 self.sessions, number, lambda welcome: take_seat(welcome, data=data, allowed=allowed), count
@@ -111,15 +120,23 @@ class Simulation:
             while (said := self.sessions.advance()) is not None:
                 moved = True
                 for name, message in said:
-                    self._clients[name].hear(message)
+                    self._tell(self._clients[name], message)
                 for job in self.coordinator.jobs():  # at once: what it comes to does not depend on when it is done
                     result, told = run_timed(job)
                     self.sessions.aligned(job.client, result)
                     yield told
                 yield from self.coordinator.facts()
-            for client in self._clients.values():
-                moved = client.go_on() or moved
+            for said_something in self._go_on():
+                moved = said_something or moved
                 yield from self.coordinator.facts()
+
+    def _tell(self, client: SimulatedClient, message: ToClient) -> None:
+        client.hear(message)
+
+    def _go_on(self) -> Iterator[bool]:
+        """Each client in turn, as far as it gets; whether it said anything."""
+        for client in self._clients.values():
+            yield client.go_on()
 
     def run(self) -> list[Fact]:
         """All facts of the whole run."""

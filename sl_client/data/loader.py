@@ -54,30 +54,41 @@ class Loader:
 
     def train(self, first: int, steps: int) -> Iterator[Batch]:
         """Batches number `first` to `first + steps - 1` since the run began, each epoch in an order of its own."""
-        order, order_of = self.indices, -1
-        for step in range(steps):
-            epoch, offset = divmod(first + step, self.batches)
-            if epoch != order_of:
-                order, order_of = (
-                    numpy_generator(self.seed, "shuffle", self.shard, epoch).permutation(self.indices),
-                    epoch,
-                )
-            rows = order[offset * self.batch_size : (offset + 1) * self.batch_size]
-            yield self._batch(step, rows, self.data.train, epoch)
+        for step, (epoch, rows) in enumerate(self.train_rows(first, steps)):
+            yield self.batch(step, rows, epoch)
 
     def evaluate(self, part: int, parts: int, samples: int) -> Iterator[Batch]:
         """Slice `part` of `parts` (0 <= part < parts) of the test set, in order.
 
         If 0 < `samples` < its size, of a random subset of that many, which is the same for every part, shard and call.
         """
+        for step, rows in enumerate(self.test_rows(part, parts, samples)):
+            yield self.batch(step, rows)
+
+    def train_rows(self, first: int, steps: int) -> Iterator[tuple[int, Indices]]:
+        """The epoch and the samples of each batch that `train` gives, for whoever makes the batches of many clients at once."""
+        order, order_of = self.indices, -1
+        for number in range(first, first + steps):
+            epoch, offset = divmod(number, self.batches)
+            if epoch != order_of:
+                order, order_of = (
+                    numpy_generator(self.seed, "shuffle", self.shard, epoch).permutation(self.indices),
+                    epoch,
+                )
+            yield epoch, order[offset * self.batch_size : (offset + 1) * self.batch_size]
+
+    def test_rows(self, part: int, parts: int, samples: int) -> Iterator[Indices]:
+        """The samples of each batch that `evaluate` gives."""
         rows = np.arange(len(self.data.test[1]), dtype=np.int64)
         if 0 < samples < len(rows):
             rows = np.sort(numpy_generator(self.seed, "eval").choice(rows, samples, replace=False))
         rows = rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
-        for step, start in enumerate(range(0, len(rows), self.batch_size)):
-            yield self._batch(step, rows[start : start + self.batch_size], self.data.test)
+        for start in range(0, len(rows), self.batch_size):
+            yield rows[start : start + self.batch_size]
 
-    def _batch(self, step: int, rows: Indices, source: tuple[Tensor, Tensor], epoch: int | None = None) -> Batch:
+    def batch(self, step: int, rows: Indices, epoch: int | None = None) -> Batch:
+        """These training samples as they are in that epoch, or without one these test samples; any client's, since all have one `data`."""
+        source = self.data.test if epoch is None else self.data.train
         picked = torch.from_numpy(rows)
         stored = source[0][picked]
         if epoch is not None and self.augment == "crop_flip":

@@ -117,17 +117,22 @@ class Head(Value):
             return own
 
     def _gradients(self, dz: Tensor, cohort: Sequence[Arrived], at: At) -> Mapping[int, Tensor]:
-        pieces = torch.split(dz, [len(a.batch.y) for a in cohort]) if len(cohort) > 1 else (dz,)
-        slices = dict(zip([a.client for a in cohort], pieces, strict=True))
-        if self.cut_grad_scale == "own_mean" and len(cohort) > 1:
-            slices = {a.client: self._own_mean(slices[a.client], a, cohort) for a in cohort}
+        slices = dict(zip([a.client for a in cohort], self._pieces(dz, cohort), strict=True))
         wanted = {a.client for a in cohort if a.batch.needs_grad}
         return {c: g.to("cpu") for c, g in self.scatter.scatter(slices, at).items() if c in wanted}
 
-    def _own_mean(self, dz: Tensor, own: Arrived, cohort: Sequence[Arrived]) -> Tensor:
-        if self.weights == "data":
-            return dz * sum(a.samples for a in cohort) / own.samples
-        return dz * sum(len(a.batch.y) for a in cohort) / len(own.batch.y)
+    def _pieces(self, dz: Tensor, cohort: Sequence[Arrived]) -> Sequence[Tensor]:
+        """Each client's part of dz in its own scale; where all count alike, by one operation that gives the same bits."""
+        if len(cohort) == 1:
+            return (dz,)
+        sizes = [len(a.batch.y) for a in cohort]
+        if self.cut_grad_scale == "global_mean":
+            return torch.split(dz, sizes)
+        counts = sizes if self.weights == "batch" else [a.samples for a in cohort]
+        total = sum(counts)
+        if len(set(counts)) == 1:
+            return torch.split(dz * total / counts[0], sizes)
+        return [piece * total / count for piece, count in zip(torch.split(dz, sizes), counts, strict=True)]
 
 
 def _join(tensors: Sequence[Tensor], head: Segment) -> Tensor:
