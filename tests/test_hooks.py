@@ -30,6 +30,7 @@ from sl_common.protocol import (
     Local,
     Parallel,
     Protocol,
+    Quorum,
     Record,
     Sequential,
     WaitUntil,
@@ -300,9 +301,10 @@ def test_what_does_not_fit_together_is_refused(fields: dict[str, Any], match: st
         Protocol(**fields)
 
 
-def test_a_shared_head_that_takes_whoever_comes_is_all_that_depends_on_timing() -> None:
+def test_a_shared_head_that_takes_whoever_comes_and_a_quorum_are_all_that_depends_on_timing() -> None:
     assert not Protocol().timing_free
-    assert all(Protocol(barrier=barrier).timing_free for barrier in BARRIERS if not isinstance(barrier, Each))
+    assert not Protocol(waves=Sequential(), barrier=Quorum()).timing_free
+    assert all(Protocol(barrier=barrier).timing_free for barrier in BARRIERS if not isinstance(barrier, Each | Quorum))
     assert Protocol(waves=Sequential()).timing_free
     assert Protocol(learner=Local()).timing_free
     assert Protocol(head=Head(copies="per_client")).timing_free
