@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all check format proto fuzz bench bench-codecs bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked
+.PHONY: install demo test test-all check format proto fuzz chaos bench bench-codecs bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
@@ -35,6 +35,9 @@ proto: install  ## regenerate sl_common/proto from protos/
 
 fuzz: install  ## a million hostile inputs into every decoder, about six minutes
 	@$(BIN)/python tests/fuzz_codecs.py
+
+chaos: install  ## a seeded adversary kills servers and clients and cuts streams, for every preset
+	@$(BIN)/python -m pytest -m 'slow or not slow' tests/test_chaos.py tests/test_kill.py --durations=0
 
 bench-codecs: install  ## measure every codec against a copy; writes benchmarks/results/codecs.md
 	@$(BIN)/python -m benchmarks.codecs

@@ -26,9 +26,19 @@ def find_past(folder: Path | None, run: str, client: str, warn: Callable[[str], 
         where.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--state {folder}: {error.strerror or error}") from error
+    saver, found = _Saver(where, warn), _read(where, warn)
+    last = found.pop(_LAST, None)
     return Snapshots(
-        run, _read(where, warn), save=_Saver(where, warn), drop=lambda n: _path(where, n).unlink(missing_ok=True)
+        run,
+        found,
+        last,
+        save=saver,
+        drop=lambda number: _path(where, number).unlink(missing_ok=True),
+        save_last=lambda tree: saver(_LAST, tree),
     )
+
+
+_LAST = 0  # in place of a checkpoint's number: after the last wave
 
 
 def _path(where: Path, number: int) -> Path:

@@ -48,7 +48,7 @@ class Run(Value):
         60.0  # a server that went back to a checkpoint waits so long for its clients
     )
     on_lost: Literal["drop", "redo"] = (
-        "drop"  # a client lost within a wave: go on without it, or go back and wait for it
+        "drop"  # of a client: go on without it, or go back to the last checkpoint and wait for it
     )
 
     @field_validator("name")

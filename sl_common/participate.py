@@ -136,7 +136,9 @@ class Seat:
         """One wave, from its weights to its Done."""
         self._heed_checkpoints(begin)
         self.load(begin)
-        return self.done(begin, (yield from self._evaluate(begin) if begin.evaluate else self._train(begin)))
+        tally = yield from self._evaluate(begin) if begin.evaluate else self._train(begin)
+        self.snapshots.wave_over(self.snapshot)  # before the server hears of it
+        return self.done(begin, tally)
 
     def load(self, begin: Begin) -> None:
         """Take the weights that a wave begins with. Raises WireError if they are not of this client's parts."""

@@ -15,20 +15,22 @@ KEPT = 2  # the newest, and the one before it, in case the server's newest is da
 
 
 class Snapshots:
-    """Of one client in one run. `save` and `drop` keep a copy outside of this process, if there is to be one."""
+    """Of one client in one run. `save`, `drop` and `save_last` keep a copy outside of this process, if there is to be one."""
 
     def __init__(
         self,
         run: str,
         found: dict[int, Tree] | None = None,
+        last: Tree | None = None,
         *,
         save: Callable[[int, Tree], None] = lambda _number, _tree: None,
         drop: Callable[[int], None] = lambda _number: None,
+        save_last: Callable[[Tree], None] | None = None,
     ) -> None:
         self.run = run  # which run they are of
         self._kept = dict(found or {})
-        self._save, self._drop = save, drop
-        self.last: Tree | None = None  # what there was when the server was lost
+        self._save, self._drop, self._save_last = save, drop, save_last
+        self.last = last  # what there was when the server was lost, or after the last wave of a process that is gone
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -43,6 +45,11 @@ class Snapshots:
         self._save(number, self._kept[number])
         for old in self.numbers[:-KEPT]:
             self._forget(old)
+
+    def wave_over(self, snapshot: Callable[[], Tree]) -> None:
+        """What there is now is what the client has until its next wave, even if its process does not live so long."""
+        if self._save_last is not None:
+            self._save_last(snapshot())
 
     def back_to(self, number: int) -> Tree:
         """What there was at this checkpoint; later ones never happened. Raises WireError if it is not there."""

@@ -107,7 +107,7 @@ class Coordinator:
         self._now = 0.0
         self.rests = 0  # training waves that are over: between two of them the state can be kept
         self.checkpoint = 0  # after which of them it was last made durable
-        self.must_redo = False  # a client was lost within a wave, and the run is to go back and wait for it
+        self.must_redo = False  # a client was lost, and the run is to go back to its last checkpoint and wait for it
         self._comeback = Comeback()
         self._barrier_at: float | None = None  # when the barrier wants to be asked again
         self.ended: RunEnded | None = None
@@ -148,6 +148,8 @@ class Coordinator:
                 if not self._is_late(client, event):
                     self._done(self.roster[client], event)
             case Left(reason=reason) | Leave(reason=reason):
+                lost = isinstance(event, Left) and self.roster[client].ready
+                self.must_redo = self.must_redo or (lost and self.config.run.on_lost == "redo")
                 self._left(self.roster[client], reason)
             case Aligned():
                 self._aligned(client, event)
@@ -257,8 +259,6 @@ class Coordinator:
         was_ready, member.here, member.ready = member.ready, False, False
         self.recordings.forget(member.shard)
         if self._wave is not None:
-            redo = self.config.run.on_lost == "redo" and member.shard in self._wave.training
-            self.must_redo = self.must_redo or redo
             self._wave.drop(member.shard)
         self._out = [(name, message) for name, message in self._out if name != member.name]
         if self.ended is not None:  # nothing follows the end of a run

@@ -212,7 +212,7 @@ class Engine:
     def _is_at_rest(self) -> bool:
         """Between two waves: keep the run's state if it is due; True if nothing more may begin."""
         coordinator = self.coordinator
-        if coordinator.must_redo and self._kept is not None:
+        if coordinator.must_redo and self._kept is not None and coordinator.ended is None:
             self._go_back(self._kept)
         if not coordinator.resting or coordinator.ended is not None:
             return False
@@ -244,7 +244,7 @@ class Engine:
         self._rests = self.coordinator.rests
 
     def _go_back(self, tree: Tree) -> None:
-        """A client was lost within a wave: everybody goes back to the last checkpoint, and it is waited for."""
+        """A client was lost: everybody goes back to the last checkpoint, and it is waited for."""
         for link in list(self._links.values()):
             self._drop(link)
             if link.stream is not None:
@@ -255,7 +255,7 @@ class Engine:
             self._archive.back()
         self.sessions.restore(copy.deepcopy(tree), time.monotonic() - self._started)
         self._rests = self.coordinator.rests
-        self._warn(f"a client was lost within a wave: back to checkpoint {self._rests}, run.on_lost = redo")
+        self._warn(f"a client was lost: back to checkpoint {self._rests}, run.on_lost = redo")
 
     def _align(self, job: Job) -> None:
         """In a worker's thread; the result is one more thing that the loop takes out of its inbox."""

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from test_faults import assert_finished, batches_of, simulated_sha
-from world import World, make_config
+from world import Client, World, make_config
 
 from sl_client.past import find_past
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, DataError, WireError
 from sl_common.facts import ClientLeft
-from sl_common.messages import Begin, Saved, Tick
+from sl_common.messages import Begin, Saved, Tick, Welcome
 from sl_common.network import Network
+from sl_common.participate import Seat
 from sl_common.presets import PRESETS
+from sl_common.segment import Tree
 from sl_common.snapshots import Snapshots
 from sl_common.tree import MAGIC, dumps, loads
 from sl_server.checkpoint import Checkpoints
@@ -35,6 +38,7 @@ class RestartWorld(World):
         self.beginning = copy.deepcopy(self.sessions.snapshot())
         self._rests = 0
         self.crashes = 0
+        self.disks: dict[str, Tree] = {}
         self.forgetful: set[str] = set()  # clients whose processes keep nothing
 
     def _can_advance(self) -> bool:
@@ -56,7 +60,35 @@ class RestartWorld(World):
             self.sessions.restore(loads(self.kept[0]))
         self.come_back()
 
-    def come_back(self) -> None:
+    def kill_client(self, name: str) -> None:
+        """A client's process is gone, its snapshots are on a disk, and another one takes its place at once."""
+        client = self.clients[name]
+        self.lose(client)
+        client.gone = False
+        if self.coordinator.must_redo and self.coordinator.ended is None:
+            tree = loads(self.kept[0]) if self.kept else copy.deepcopy(self.beginning)
+            self.jobs.clear()
+            self.sessions.restore(tree)
+            self.come_back(dead=name)
+        elif self.coordinator.ended is None:
+            self.join(name, self.on_disk(client))
+
+    def on_disk(self, client: Client) -> Snapshots | None:
+        """What a killed process leaves: its snapshots, but not what it had in memory."""
+        left = client.past if client.seat is None else client.seat.snapshots
+        if left is None or self.kept is None:
+            return None
+        return Snapshots(left.run, left._kept, self.disks.get(client.session.client), save_last=left._save_last)
+
+    def take_seat(self, welcome: Welcome) -> Seat:
+        """Every client has a disk for what it has after each wave."""
+
+        def save_last(tree: Tree) -> None:
+            self.disks[welcome.client] = tree
+
+        return replace(super().take_seat(welcome), snapshots=Snapshots("", save_last=save_last))
+
+    def come_back(self, dead: str = "") -> None:
         """Everybody who is there joins again, under the name that it has."""
         self._rests = self.coordinator.rests
         self.facts = self.facts[: self.kept[1] if self.kept else 0]
@@ -64,7 +96,8 @@ class RestartWorld(World):
             if client.gone:
                 continue
             known = self.kept is not None and name not in self.forgetful  # else another run, as far as they know
-            self.join(name, client.seat or client.past if known else None)
+            left = self.on_disk(client) if name == dead else client.hand_on()
+            self.join(name, left if known else None)
 
 
 def restarted(config: RunConfig, seed: int, every: int, crashes: int = 3, keep_every: int = 1) -> RestartWorld:
@@ -126,17 +159,7 @@ def test_a_lost_client_is_waited_for_under_redo(preset: str) -> None:
         for _ in range(3):
             world.join()
         world.run(until=after)
-        victim = world.clients["c1"]
-        world.lose(victim)
-        victim.gone = False  # its snapshots are on a disk
-        if not world.coordinator.must_redo:
-            assert world.coordinator._wave is None or 1 not in world.coordinator._wave.training
-            world.join("c1")
-        else:
-            tree = loads(world.kept[0]) if world.kept else copy.deepcopy(world.beginning)
-            world.jobs.clear()
-            world.sessions.restore(tree)
-            world.come_back()
+        world.kill_client("c1")
         world.run()
         assert_finished(world)
         if world.kept and world.crashes == 0:
@@ -258,13 +281,15 @@ def test_a_clients_snapshots_outlive_its_process(tmp_path: Path) -> None:
     past = find_past(tmp_path, "run", "c1", warned.append)
     for number in (1, 2, 3):
         past.keep(number, lambda n=number: {"number": n})
+    past.wave_over(lambda: {"number": "last"})
     again = find_past(tmp_path, "run", "c1", warned.append)
     assert again.numbers == (2, 3)
+    assert again.last == {"number": "last"}
     assert again.back_to(2) == {"number": 2}
     assert find_past(tmp_path, "run", "c1", warned.append).numbers == (2,), "later ones never happened"
     assert find_past(tmp_path, "run", "c2", warned.append).numbers == ()
     assert find_past(tmp_path, "other", "c1", warned.append).numbers == ()
-    (next(tmp_path.glob("*/snapshot-*"))).write_bytes(b"x")
+    (next(tmp_path.glob("*/snapshot-*2.tree"))).write_bytes(b"x")
     assert find_past(tmp_path, "run", "c1", warned.append).numbers == ()
     assert warned
     (tmp_path / "file").write_text("")

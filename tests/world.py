@@ -20,6 +20,7 @@ from sl_common.messages import Advanced, Alive, Event, Welcome
 from sl_common.network import Network
 from sl_common.participate import Flow, Seat, participate
 from sl_common.segment import Segment
+from sl_common.snapshots import Snapshots
 from sl_common.wire import Endpoint, Hello
 from sl_server.alignments import Job
 from sl_server.coordinator import Coordinator
@@ -46,7 +47,12 @@ class Client:
     up: deque[bytes] = field(default_factory=deque)
     down: deque[bytes] = field(default_factory=deque)
     seat: Seat | None = None
-    past: Seat | None = None
+    past: Snapshots | None = None
+
+    def hand_on(self) -> Snapshots | None:
+        """What the next life can go on from, if this process lives on."""
+        return self.past if self.seat is None else self.seat.hand_on()
+
     flow: Flow | None = None
     said: int = 0  # messages
     gone: bool = False
@@ -74,8 +80,8 @@ class World:
         self._lives = 0
         self._random = random.Random(seed)
 
-    def join(self, name: str = "", past: Seat | None = None) -> Client:
-        """A new client, or a new life of one; `past`: the seat of a former life, which it remembers."""
+    def join(self, name: str = "", past: Snapshots | None = None) -> Client:
+        """A new client, or a new life of one; `past`: what it has from a former life."""
         self._lives += 1
         life = self._lives.to_bytes(16, "big")
         opened = self.sessions.open(Hello(life=life, client=name))
@@ -90,7 +96,7 @@ class World:
         def sit(welcome: Welcome) -> Seat:
             client.seat = self.take_seat(welcome)
             if client.past is not None:
-                client.seat = replace(client.seat, snapshots=client.past.hand_on())
+                client.seat = replace(client.seat, snapshots=client.past)
             draw = self.config.draw_of(welcome.shard)
             client.endpoint.agree(self.config.codec, client.seat.limit_bytes, draw, client.seat.residuals)
             return client.seat
