@@ -52,6 +52,13 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _kept(folder: Path) -> dict[str, dict[str, Any]]:
+    """What was measured before."""
+    path = folder / "presets.json"
+    kept: dict[str, dict[str, Any]] = json.loads(path.read_text())["results"] if path.exists() else {}
+    return kept
+
+
 def main() -> None:
     """Run, print, write."""
     parser = parser_of("presets", __doc__)
@@ -61,10 +68,13 @@ def main() -> None:
     names = args.only or list(PRESETS)
     with ThreadPoolExecutor(args.jobs) as pool:
         results = dict(zip(names, pool.map(simulated, names), strict=True))
+    results = _kept(args.results) | results
+    results = {name: results[name] for name in PRESETS if name in results}
     page = Page("presets", "presets")
     sections = [
         "# Every preset on Fashion-MNIST",
         f"{page.made_by}, {args.jobs} at a time, torch {page.setting['torch']}; images: {page.setting['images']}.",
+        "Rows that this command did not measure are kept from an earlier run of it, on the same kind of machine.",
         "Each is `sl-server simulate examples/PRESET.toml`: ten clients, the cnn cut after its first block, a few rounds of an untuned "
         "optimiser. It shows that each one learns, not which is best. Bytes are all of the run's, evaluation and weights included; "
         "seconds depend on what else ran.",
