@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Annotated, Literal
 
 import torch
@@ -122,7 +124,7 @@ class Head(Value):
         return {c: g.to("cpu") for c, g in self.scatter.scatter(slices, at).items() if c in wanted}
 
     def _pieces(self, dz: Tensor, cohort: Sequence[Arrived]) -> Sequence[Tensor]:
-        """Each client's part of dz in its own scale; where all count alike, by one operation that gives the same bits."""
+        """Each client's part of dz in its own scale; neighbours that count alike by one operation, which gives the same bits."""
         if len(cohort) == 1:
             return (dz,)
         sizes = [len(a.batch.y) for a in cohort]
@@ -130,9 +132,12 @@ class Head(Value):
             return torch.split(dz, sizes)
         counts = sizes if self.weights == "batch" else [a.samples for a in cohort]
         total = sum(counts)
-        if len(set(counts)) == 1:
-            return torch.split(dz * total / counts[0], sizes)
-        return [piece * total / count for piece, count in zip(torch.split(dz, sizes), counts, strict=True)]
+        alike = [
+            (count, [size for _, size in run]) for count, run in groupby(zip(counts, sizes, strict=True), itemgetter(0))
+        ]
+        runs = torch.split(dz, [sum(those) for _, those in alike])
+        scaled = (run * total / count for run, (count, _) in zip(runs, alike, strict=True))
+        return [piece for run, (_, those) in zip(scaled, alike, strict=True) for piece in torch.split(run, those)]
 
 
 def _join(tensors: Sequence[Tensor], head: Segment) -> Tensor:
