@@ -69,6 +69,8 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "several frames": ("parallel", {"model__args": "{ hidden = [9000] }", "run__clients": 2, "run__rounds": 1}),
     "many frames": ("parallel", {"client__wave": "{ steps = 140 }", "data__batch_size": 4, "run__clients": 2}),
     "own beginnings": ("parallel", {"client__initial": '"own"', "client__window": 2}),
+    "a quorum": ("parallel", {"protocol__barrier": '{ kind = "quorum" }'}),
+    "clipped": ("parallel", {"server__guard": '{ action = "clip", activations = 0.5 }'}),
     "encoded weights": ("splitfed_v1", {"codec__state": '{ kind = "float16" }'}),
 }
 
