@@ -21,7 +21,7 @@ PATIENCE_S = 90.0  # for what must come at all
 
 def _environment(extra: dict[str, str] | None) -> dict[str, str]:
     """As a person's in a pipe of 80 columns: nothing that the machine or a CI sets for colours, none of our own variables."""
-    ours = ("SL_", "FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "CLICOLOR", "TERMINAL_WIDTH", "LINES")
+    ours = ("SL_", "GRPC_", "FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "CLICOLOR", "TERMINAL_WIDTH", "LINES")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return kept | {"NO_COLOR": "1", "COLUMNS": "80", "PYTHONUNBUFFERED": "1"} | (extra or {})
 
