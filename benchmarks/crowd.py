@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.page import Page, parser_of
 from benchmarks.processes import BenchmarkFailed, Line, Process, module, script, started
 
-PRESETS = ("parallel", "splitfed_v1")
+PRESETS = {"parallel": 'merge = { kind = "average" }', "splitfed_v1": ""}  # with averages the test set is split, too
 LIMIT_S = 540.0
 CONFIG = """
 [run]
@@ -34,6 +34,7 @@ name = "digits"
 batch_size = 1
 [protocol]
 preset = "{preset}"
+{merge}
 [client]
 wave = {{ steps = {steps} }}
 [eval]
@@ -70,7 +71,9 @@ def measure(preset: str, clients: int, rounds: int, steps: int) -> dict[str, Any
     """One run."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         toml = Path(folder, "run.toml")
-        toml.write_text(CONFIG.format(preset=preset, clients=clients, rounds=rounds, steps=steps))
+        toml.write_text(
+            CONFIG.format(preset=preset, merge=PRESETS[preset], clients=clients, rounds=rounds, steps=steps)
+        )
         watch = Watch()
         command = script("sl-server", "run", toml, "--listen", "127.0.0.1:0", "--out", Path(folder, "out"), "--json")
         with started(command, watch.hear) as server:
