@@ -11,6 +11,7 @@ import grpc
 from sl_client.tls import Tls, speaks_tls
 from sl_common.errors import ConfigError, Refused
 from sl_common.exits import is_loopback
+from sl_common.names import is_token
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +76,6 @@ def _token(text: str) -> str:
             raise ConfigError(f"--token {text}: {getattr(error, 'strerror', None) or 'no text'}") from error
         if not text:
             raise ConfigError("--token: the file is empty")
-    if not text.isascii() or not text.isprintable() or " " in text:
+    if not is_token(text):
         raise ConfigError("--token: a token has printable ASCII characters without spaces")
     return text

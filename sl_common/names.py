@@ -1,4 +1,4 @@
-"""What a client may be called."""
+"""What a client may be called, and what its token may look like."""
 
 from __future__ import annotations
 
@@ -8,3 +8,8 @@ MAX_NAME = 64
 def is_name(text: str) -> bool:
     """Whether a client may be called so; the empty text, which asks the server for a name, too."""
     return len(text) <= MAX_NAME and text.isprintable() and "/" not in text
+
+
+def is_token(text: str) -> bool:
+    """Whether it can travel in a call's metadata; the empty text, which is no token, too."""
+    return text.isascii() and text.isprintable() and " " not in text

@@ -14,6 +14,7 @@ import hashlib
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from sl_common.config import RunConfig
 from sl_common.errors import Refused, WireError
@@ -51,7 +52,7 @@ from sl_common.messages import (
     Welcome,
 )
 from sl_common.network import Network
-from sl_common.protocol import Arrived, At, Quorum, Record, WaitUntil, Without
+from sl_common.protocol import Arrived, At, Record, WaitUntil, Without
 from sl_common.segment import Alone, Bank, Segment, Tree
 from sl_common.tensors import State, check_state, raw_bytes
 from sl_server.alignments import Alignments, Job
@@ -173,7 +174,7 @@ class Coordinator:
     @property
     def timed(self) -> bool:
         """Whether Ticks are wanted all the time."""
-        return isinstance(self.protocol.barrier, Quorum)
+        return self.protocol.barrier.timed
 
     @property
     def advance_pending(self) -> bool:
@@ -332,25 +333,34 @@ class Coordinator:
             news = self._news_for(m)  # first: a new life's network was never aligned
             asked = self.alignments.directive(m.shard, directive)
             self.recordings.begin(m.shard, directive.record)
-            begin = Begin(
-                round=at.round,
-                rounds=at.rounds,
-                wave=at.wave,
-                wave_size=at.wave_size,
+            begin = self._begin_of(
+                m,
+                at,
                 steps=self.config.client.wave.batches(m.batches),
                 first=m.trained,
                 lr=self.config.client.lr(at.round, at.rounds),
                 weights=news,
                 upload=self.protocol.uploads(at, asked),
                 directive=asked,
-                checkpoint=self.checkpoint,
-                restore=m.restore,
-                intact=m.intact,
             )
-            m.restore, m.intact = 0, False
             wave.expect(m.shard, begin)
         self._set_lr(at, members)
         self._begin(wave, members)
+
+    def _begin_of(self, member: Member, at: At, **own: Any) -> Begin:
+        """What every Begin says, once about going back to a checkpoint, and what this one says besides."""
+        begin = Begin(
+            round=at.round,
+            rounds=at.rounds,
+            wave=at.wave,
+            wave_size=at.wave_size,
+            checkpoint=self.checkpoint,
+            restore=member.restore,
+            intact=member.intact,
+            **own,
+        )
+        member.restore, member.intact = 0, False
+        return begin
 
     def _begin_playback(self, wave: Wave, members: list[Member]) -> None:
         """The clients hear nothing; the head goes on learning from what it recorded of them."""
@@ -580,21 +590,15 @@ class Coordinator:
         split = shared and self.config.sharded
         wave = Wave(at=at, directive=Directive(), window=self.config.client.window)
         for number, m in enumerate(members):
-            begin = Begin(
-                round=at.round,
-                rounds=at.rounds,
-                wave=at.wave,
-                wave_size=at.wave_size,
+            begin = self._begin_of(
+                m,
+                at,
                 evaluate=True,
                 weights=self._news_for(m),
                 slice=number if split else 0,
                 slices=len(members) if split else 1,
                 samples=0 if split or last or not self.config.sharded else self.config.eval.samples,
-                checkpoint=self.checkpoint,
-                restore=m.restore,
-                intact=m.intact,
             )
-            m.restore, m.intact = 0, False
             wave.expect(m.shard, begin)
         self._begin(wave, members)
 

@@ -97,7 +97,9 @@ class Engine:
         self.coordinator = coordinator
         self.drained = False  # it stopped between two waves, to be resumed
         self._archive = archive
-        self._kept: Tree | None = None  # the newest durable snapshot, or the run's beginning
+        self._kept: Tree | None = (
+            None  # where on_lost = redo goes back to: the newest durable snapshot, or the run's beginning
+        )
         self._rests = coordinator.rests
         self._draining = False
         self._posted = self._taken = 0  # bytes; the event loop counts the first, our loop the second
@@ -165,7 +167,7 @@ class Engine:
     def _run(self) -> None:
         torch.set_num_threads(self.coordinator.config.run.threads)
         if self._kept is None:
-            self._kept = copy.deepcopy(self.sessions.snapshot())
+            self._remember(self.sessions.snapshot())
         try:
             worked = False
             while not self._is_over():
@@ -185,7 +187,7 @@ class Engine:
                 self._inbox.get_nowait()()
 
     def _work(self) -> bool:
-        if self._is_at_rest():
+        if self._rest():
             return False
         started = time.perf_counter()
         said = self.sessions.advance()
@@ -209,7 +211,7 @@ class Engine:
         self._tell()
         return True
 
-    def _is_at_rest(self) -> bool:
+    def _rest(self) -> bool:
         """Between two waves: keep the run's state if it is due; True if nothing more may begin."""
         coordinator = self.coordinator
         if coordinator.must_redo and self._kept is not None and coordinator.ended is None:
@@ -226,7 +228,7 @@ class Engine:
     def _checkpoint(self) -> None:
         if self._archive is None:
             return
-        tree = copy.deepcopy(self.sessions.snapshot())
+        tree = self.sessions.snapshot()
         try:
             self._archive.save(self.coordinator.rests, tree)
         except OSError as error:
@@ -234,13 +236,18 @@ class Engine:
                 f"no checkpoint after wave {self.coordinator.rests} ({error.strerror or error}); training goes on"
             )
             return
-        self._kept = tree
+        self._remember(tree)
         self.sessions.saved()
+
+    def _remember(self, tree: Tree) -> None:
+        """A snapshot is as large as the run's state: it stays in memory only where the run may go back to it."""
+        if self.coordinator.config.run.on_lost == "redo":
+            self._kept = copy.deepcopy(tree)
 
     def resume(self, tree: Tree) -> None:
         """Begin from a snapshot; before `start`."""
-        self._kept = tree
-        self.sessions.restore(copy.deepcopy(tree))
+        self._remember(tree)
+        self.sessions.restore(tree)
         self._rests = self.coordinator.rests
 
     def _go_back(self, tree: Tree) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sl_common.errors import ConfigError
-from sl_common.names import is_name
+from sl_common.names import is_name, is_token
 from sl_server.watched import Watched, caution, read_file
 
 SHORT = 16  # characters; fewer can be guessed
@@ -75,5 +75,5 @@ def _check(where: str, name: str, token: object) -> None:
         raise ConfigError(f"{where}: a client's name has 1 to 64 printable characters without '/'")
     if not isinstance(token, str):
         raise ConfigError(f'{where}: a token is a text in quotes (a name with dots needs them too: "a.b" = "token")')
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
+    if not token or not is_token(token):
         raise ConfigError(f"{where}: a token has printable ASCII characters without spaces")

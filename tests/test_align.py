@@ -29,6 +29,7 @@ from sl_common.protocol.align import Alignment, Memory, squared_error
 from sl_common.segment import Bank, Segment
 from sl_common.wire import eventlog
 from sl_server.coordinator import Coordinator
+from sl_server.eventlog import replay_events
 from sl_server.ledger import Ledger
 from sl_server.recordings import Recordings
 from sl_server.simulate import Simulation
@@ -485,12 +486,7 @@ def test_the_event_log_holds_alignments() -> None:
         (e.round, e.before, e.after) for _, e in world.events if isinstance(e, Aligned)
     ]
     replayed = Coordinator(world.config, Network.build(world.config))
-    said = []
-    for client, event in events:
-        if type(event).__name__ == "Advanced":
-            said += replayed.advance() or []
-        else:
-            replayed.handle(client, event)
+    said = replay_events(replayed, events)
     assert [(name, type(m)) for name, m in said] == [(name, type(m)) for name, m in world.said]
     assert replayed.weights_sha256() == world.coordinator.weights_sha256()
     for client in range(3):

@@ -76,7 +76,7 @@ class Protocol(Value):
     def _fits_together(self) -> Self:
         if isinstance(self.merge, Handoff) and not isinstance(self.waves, Sequential):
             raise ValueError("merge handoff needs waves sequential: in a parallel wave there is no one to hand over to")
-        if self.head.copies == "per_client" and isinstance(self.barrier, All | Quorum):
+        if self.head.copies == "per_client" and self.barrier.joint:
             raise ValueError("head.copies per_client needs barrier each or in_turn: a joint cohort has one head")
         known = {*self.learner.parts, "head"}
         unknown = [part for part in getattr(self.merge, "parts", ()) if part not in known]
@@ -124,7 +124,7 @@ class Protocol(Value):
     @property
     def timing_free(self) -> bool:
         """True if the result does not depend on who is fast: all but a quorum, and a shared head that takes whoever comes."""
-        if isinstance(self.barrier, Quorum):
+        if self.barrier.timed:
             return False
         alone = isinstance(self.waves, Sequential) or isinstance(self.learner, Local)
         return alone or not isinstance(self.barrier, Each) or self.head.copies == "per_client"

@@ -1,7 +1,8 @@
 """Which waiting batches the server joins into one cohort: `cohort(waiting, training, at)`.
 
 `waiting` names the clients of `training` with a batch here, in order of arrival; `training` maps every client that is still in the wave to the
-number of its batches that were served. The answer is a cohort (empty: not yet), the time at which to ask again, or a cohort and those
+number of its batches that were served. `joint`: its cohorts have more than one client; `timed`: it looks at the time, and so wants
+Ticks. The answer is a cohort (empty: not yet), the time at which to ask again, or a cohort and those
 whom the wave goes on without.
 """
 
@@ -11,7 +12,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -42,6 +43,8 @@ class Each(Value):
     """Whoever comes: one batch at a time in order of arrival. On a shared head the result depends on that order."""
 
     kind: Literal["each"] = "each"
+    joint: ClassVar[bool] = False
+    timed: ClassVar[bool] = False
 
     def cohort(self, waiting: Collection[int], training: Mapping[int, int], at: At) -> Decision:  # noqa: ARG002
         """The first that came."""
@@ -52,6 +55,8 @@ class All(Value):
     """Lock-step: one batch of every client that is still training."""
 
     kind: Literal["all"] = "all"
+    joint: ClassVar[bool] = True
+    timed: ClassVar[bool] = False
 
     def cohort(self, waiting: Collection[int], training: Mapping[int, int], at: At) -> Decision:  # noqa: ARG002
         """Everybody by shard, once everybody is here."""
@@ -66,6 +71,8 @@ class InTurn(Value):
     """
 
     kind: Literal["in_turn"] = "in_turn"
+    joint: ClassVar[bool] = False
+    timed: ClassVar[bool] = False
     order: Literal["fixed", "shuffled"] = "shuffled"
     unit: Literal["batch", "epoch"] = "epoch"
 
@@ -91,6 +98,8 @@ class Quorum(Value):
     """
 
     kind: Literal["quorum"] = "quorum"
+    joint: ClassVar[bool] = True
+    timed: ClassVar[bool] = True
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
     timeout_s: Annotated[float, Field(gt=0)] = 10.0
 
