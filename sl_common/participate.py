@@ -129,6 +129,7 @@ class Seat:
                 raise WireError("begin says to go on from what was here, but this client has nothing")
             self._restore(self.snapshots.last)
         self.snapshots.last = None
+        self.snapshots.forget_after(begin.checkpoint)
         if begin.checkpoint:
             self.snapshots.keep(begin.checkpoint, self.snapshot)
 

@@ -52,12 +52,15 @@ class Snapshots:
             self._save_last(snapshot())
 
     def back_to(self, number: int) -> Tree:
-        """What there was at this checkpoint; later ones never happened. Raises WireError if it is not there."""
+        """What there was at this checkpoint. Raises WireError if it is not there."""
         if number not in self._kept:
             raise WireError(f"begin says to go back to checkpoint {number}, this client has {list(self.numbers)}")
+        return self._kept[number]
+
+    def forget_after(self, number: int) -> None:
+        """The server's newest checkpoint has this number: it went back, and later ones never happened."""
         for later in [n for n in self.numbers if n > number]:
             self._forget(later)
-        return self._kept[number]
 
     def _forget(self, number: int) -> None:
         del self._kept[number]

@@ -31,7 +31,7 @@ class Comeback:
     def arrive(self, member: Member, ready: Ready, checkpoint: int) -> None:
         """A client that was here goes on from what it had then, if it still has it; else it begins anew."""
         before = self._awaited.pop(member.shard, None)
-        if before is None:
+        if before is None or not checkpoint:  # at the beginning nobody had anything but what all begin with
             return
         if checkpoint in ready.snapshots:
             member.restore = checkpoint

@@ -298,7 +298,7 @@ class Coordinator:
         ready = self.roster.ready()
         if self._plan is None:
             run = self.config.run
-            if not ready or len(ready) < (run.clients if self._round == 0 else run.min_clients):
+            if not self._are_enough(ready):
                 if self._round and run.below_min == "end":
                     self._end(f"{len(ready)} clients are left, run.min_clients = {run.min_clients}", finished=False)
                     return True
@@ -313,6 +313,10 @@ class Coordinator:
                 return True
         self._end_round()
         return True
+
+    def _are_enough(self, ready: list[Member]) -> bool:
+        run = self.config.run
+        return bool(ready) and len(ready) >= (run.clients if self._round == 0 else run.min_clients)
 
     def _at(self, wave_size: int = 1) -> At:
         run = self.config.run
@@ -540,8 +544,14 @@ class Coordinator:
         return self._wave is None and not self._out
 
     @property
+    def beginning(self) -> bool:
+        """Everybody is here and has a shard, nothing is trained yet, and the first wave is next."""
+        fresh = self.rests == 0 and self._plan is None and self.resting and not self._comeback
+        return fresh and self._are_enough(self.roster.ready())
+
+    @property
     def checkpoint_due(self) -> bool:
-        """Whether the end of this wave is one after which the state is to be made durable."""
+        """Whether the end of this wave, or the beginning, is when the state is to be made durable."""
         which = self.config.run.checkpoints
         return which == "wave" or (which == "round" and not self._plan)
 

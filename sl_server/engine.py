@@ -101,6 +101,7 @@ class Engine:
             None  # where on_lost = redo goes back to: the newest durable snapshot, or the run's beginning
         )
         self._rests = coordinator.rests
+        self._durable: int | None = None  # between which waves the state was last made durable; 0: before the first
         self._draining = False
         self._posted = self._taken = 0  # bytes; the event loop counts the first, our loop the second
         self.sessions = Sessions(coordinator, incarnation=secrets.randbits(63))
@@ -218,8 +219,8 @@ class Engine:
             self._go_back(self._kept)
         if not coordinator.resting or coordinator.ended is not None:
             return False
-        due = coordinator.rests != self._rests and coordinator.checkpoint_due
-        if due or (self._draining and coordinator.checkpoint != coordinator.rests):
+        due = (coordinator.beginning or coordinator.rests != self._rests) and coordinator.checkpoint_due
+        if due or (self._draining and self._durable != coordinator.rests):
             self._checkpoint()
         self._rests = coordinator.rests
         self.drained = self._draining
@@ -236,6 +237,7 @@ class Engine:
                 f"no checkpoint after wave {self.coordinator.rests} ({error.strerror or error}); training goes on"
             )
             return
+        self._durable = self.coordinator.rests
         self._remember(tree)
         self.sessions.saved()
 
@@ -248,7 +250,7 @@ class Engine:
         """Begin from a snapshot; before `start`."""
         self._remember(tree)
         self.sessions.restore(tree)
-        self._rests = self.coordinator.rests
+        self._rests = self._durable = self.coordinator.rests
 
     def _go_back(self, tree: Tree) -> None:
         """A client was lost: everybody goes back to the last checkpoint, and it is waited for."""

@@ -15,6 +15,16 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+        _sync(path.parent)
     except OSError:
         part.unlink(missing_ok=True)  # a full disk needs the room
         raise
+
+
+def _sync(folder: Path) -> None:
+    """A new name is durable when its folder is."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -29,7 +29,7 @@ from sl_server.sessions import Sessions
 
 
 class RestartWorld(World):
-    """Keeps a checkpoint after every wave (or every so many), and can lose its server or a client's process."""
+    """Keeps a checkpoint before the first wave and after every other (or every so many), and can lose its server or a client's process."""
 
     def __init__(self, config: RunConfig, seed: int = 0, keep_every: int = 1) -> None:
         super().__init__(config, seed)
@@ -43,7 +43,8 @@ class RestartWorld(World):
 
     def _can_advance(self) -> bool:
         coordinator = self.coordinator
-        if coordinator.resting and coordinator.rests != self._rests and coordinator.ended is None:
+        due = coordinator.beginning or coordinator.rests != self._rests
+        if due and coordinator.resting and coordinator.ended is None:
             self._rests = coordinator.rests
             if coordinator.rests % self.keep_every == 0:
                 self.kept = dumps(self.sessions.snapshot()), len(self.facts)
@@ -151,6 +152,47 @@ def test_what_codecs_remember_and_draw_goes_on_too(codec: str) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("after", [1, 3, 5])
+def test_a_server_that_dies_in_its_first_wave_keeps_everybodys_shard(preset: str, after: int) -> None:
+    """Clients come back in another order, each to the data that it had; nobody goes on from what it had learned since."""
+    config = make_config(preset, model__args="{ hidden = [16], batch_norm = true, dropout = 0.2 }")
+    world = RestartWorld(config, after)
+    for _ in range(3):
+        world.join()
+    while world.kept is None:
+        world.run(until=1)
+    world.run(until=after)
+    assert world.coordinator.rests == 0
+    world.clients = dict(reversed(world.clients.items()))
+    world.crash()
+    world.run()
+    assert_finished(world)
+    assert {name: client.seat.shard for name, client in world.clients.items()} == {"c0": 0, "c1": 1, "c2": 2}
+    assert world.coordinator.weights_sha256() == simulated_sha(config)
+    assert len(batches_of(world)) == len(set(batches_of(world)))
+
+
+def test_a_client_forgets_what_never_happened() -> None:
+    """The newest checkpoint was damaged: the server went back beyond what the client has a snapshot of."""
+    world = RestartWorld(make_config("splitfed_v1", run__rounds=4))
+    for _ in range(3):
+        world.join()
+    kept = {}
+    while world.clients["c0"].seat is None or world.clients["c0"].seat.snapshots.numbers != (1, 2):
+        world.run(until=1)
+        kept[world.coordinator.checkpoint] = world.kept
+    for number in (1, 0):
+        world.kept = kept[number]
+        world.crash()
+        while (seat := world.clients["c0"].seat) is None or seat.snapshots.last or world.coordinator._wave is None:
+            world.run(until=1)
+        assert seat.snapshots.numbers == ((1,) if number else ())
+    world.run()
+    assert_finished(world)
+    assert world.coordinator.weights_sha256() == simulated_sha(world.config)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 def test_a_lost_client_is_waited_for_under_redo(preset: str) -> None:
     """Everybody goes back to the last wave's end; the client has its snapshots from a disk; the same bits."""
     config = make_config(preset, run__rounds=3, run__on_lost='"redo"')
@@ -173,7 +215,7 @@ def test_a_client_without_its_past_begins_anew() -> None:
     world = RestartWorld(config, 1)
     for _ in range(3):
         world.join()
-    while world.kept is None:
+    while world.coordinator.checkpoint < 1:
         world.run(until=1)
     world.run(until=20)
     mark = len(world.said)
@@ -192,7 +234,7 @@ def test_those_who_do_not_come_back_are_given_up_in_the_end() -> None:
     world = RestartWorld(config, 1)
     for _ in range(3):
         world.join()
-    while world.kept is None:
+    while world.coordinator.checkpoint < 1:
         world.run(until=1)
     world.clients["c2"].gone = True
     world.crash()
@@ -286,6 +328,7 @@ def test_a_clients_snapshots_outlive_its_process(tmp_path: Path) -> None:
     assert again.numbers == (2, 3)
     assert again.last == {"number": "last"}
     assert again.back_to(2) == {"number": 2}
+    again.forget_after(2)
     assert find_past(tmp_path, "run", "c1", warned.append).numbers == (2,), "later ones never happened"
     assert find_past(tmp_path, "run", "c2", warned.append).numbers == ()
     assert find_past(tmp_path, "other", "c1", warned.append).numbers == ()
