@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all check format proto fuzz chaos bench bench-codecs bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked
+.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
@@ -36,8 +36,11 @@ proto: install  ## regenerate sl_common/proto from protos/
 fuzz: install  ## a million hostile inputs into every decoder, about six minutes
 	@$(BIN)/python tests/fuzz_codecs.py
 
-chaos: install  ## a seeded adversary kills servers and clients and cuts streams, for every preset
-	@$(BIN)/python -m pytest -m 'slow or not slow' tests/test_chaos.py tests/test_kill.py --durations=0
+chaos: install  ## a seeded adversary kills servers and clients and disturbs their links, for every preset; about fifteen minutes
+	@$(BIN)/python -m pytest -m 'slow or not slow' tests/test_chaos.py tests/test_kill.py tests/test_links.py
+
+soak: install  ## 2,000 rounds while clients come and go: does the server's process grow? Writes benchmarks/results/soak.md
+	@$(BIN)/python -m benchmarks.soak
 
 bench-codecs: install  ## measure every codec against a copy; writes benchmarks/results/codecs.md
 	@$(BIN)/python -m benchmarks.codecs
@@ -53,6 +56,9 @@ bench-cohorts: install  ## the head's step on cohorts of 1, 16, 64; writes bench
 
 bench-tls: install  ## a step over TLS against plaintext; writes benchmarks/results/tls.md
 	@$(BIN)/python -m benchmarks.tls
+
+bench-checkpoints: install  ## a checkpoint a round against none, and recovery; writes benchmarks/results/checkpoints.md
+	@$(BIN)/python -m benchmarks.checkpoints
 
 bench-crowd: install  ## one server under 10 to 1,000 clients; writes benchmarks/results/crowd.md
 	@$(BIN)/python -m benchmarks.crowd

@@ -81,6 +81,11 @@ class Process:
         status = Path(f"/proc/{self._popen.pid}/status").read_text()
         return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
+    def kill(self) -> None:
+        """With no warning, and wait until it is gone."""
+        self._popen.kill()
+        self._popen.wait(10)
+
     def end(self) -> None:
         """End it if it still runs, by force if it must be."""
         for stop in (self._popen.terminate, self._popen.kill):

@@ -42,8 +42,13 @@ from sl_common.snapshots import Snapshots
 from sl_common.wire import Endpoint, Frame, Hello, Refusal, Timing, read_answer
 
 ALIVE_EVERY_S = 5.0
+SOON_S = 0.5  # at most, between two looks for a server that was there
 LEAVE_S = 3.0  # for telling the server that we go
 _FIRST_LIMIT = 1 << 20  # bytes of a message body before the run is known
+
+
+class Forgotten(StreamBroken):
+    """The server is there, but knows us no more: it has been restarted, or went on without us."""
 
 
 class Interrupted(Exception):
@@ -125,6 +130,7 @@ class Runner:
         self._carrier: Carrier | None = None
         self._stop = threading.Event()
         self.seat: Seat | None = None
+        self._was_greeted = False  # in any life
         self._begin_life()
 
     def _begin_life(self) -> None:
@@ -207,6 +213,8 @@ class Runner:
                 self._carrier = self._connect(self._server)
                 self._greet(self._carrier)
                 return
+            except Forgotten:
+                self._close()  # it waits for us: join anew at once
             except StreamBroken as error:
                 self._close()
                 if time.monotonic() + pause > give_up:
@@ -216,7 +224,7 @@ class Runner:
                 self._heed_stop()
                 self._show.waiting(self._server, str(error))
                 self._stop.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter, not a secret)
-                pause = min(2 * pause, 1.0 if self._greeted else 5.0)  # a run that was there may be back soon
+                pause = min(2 * pause, SOON_S if self._was_greeted else 5.0)  # a run that was there may be back soon
 
     def _greet(self, carrier: Carrier) -> None:
         hello = Hello(
@@ -230,13 +238,14 @@ class Runner:
         )
         carrier.send(hello.to_frame())
         answer = read_answer(carrier.receive())
-        if isinstance(answer, Refusal) and answer.code == "forgotten":
+        if isinstance(answer, Refusal) and answer.code == "forgotten" and self._greeted:
             self._show.forgotten()
             self._begin_life()
-            raise StreamBroken(answer.reason)
+            raise Forgotten(answer.reason)
         if isinstance(answer, Refusal):
             raise Refused(answer.code, answer.reason)
-        self._greeted, self._name = True, answer.client
+        self._greeted = self._was_greeted = True
+        self._name = answer.client
         self._send(self._endpoint.resend(answer.received))
 
     def _send(self, frames: list[Frame]) -> None:

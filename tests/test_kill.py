@@ -6,118 +6,22 @@ import json
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from processes import Process, ran, started
-from world import make_config
-
-from sl_common.config import RunConfig
-from sl_server.simulate import Simulation
-
-
-def slow_config(preset: str, **more: object) -> RunConfig:
-    """Rounds of some tenths of a second, so that there is something to interrupt."""
-    settings: dict[str, object] = {
-        "run__rounds": 6,
-        "run__clients": 2,
-        "client__wave": "{ steps = 30 }",
-        "model__args": "{ hidden = [64], batch_norm = true, dropout = 0.2 }",
-        "eval__every": 3,
-        "server__alignment": "{ epochs = 2 }",
-    }
-    return make_config(preset, **(settings | more))
-
-
-def sha_of(config: RunConfig) -> str:
-    simulation = Simulation(config)
-    simulation.run()
-    return simulation.coordinator.weights_sha256()
-
-
-class Federation:
-    """A server that can be killed and resumed at its port, and clients that can be killed and started again."""
-
-    def __init__(
-        self,
-        stack: ExitStack,
-        config: RunConfig,
-        folder: Path,
-        secured: tuple[object, ...] = (),
-        papers: Callable[[int], Sequence[object]] = lambda _number: (),
-    ) -> None:
-        """`secured`: the server's further options; `papers`: those of each client."""
-        self.stack, self.folder, self.out = stack, folder, folder / "run"
-        self._secured, self._papers = secured, papers
-        path = folder / "config.json"
-        path.write_text(config.to_json())
-        to = "--listen", "127.0.0.1:0", "--out", self.out, "--json", *secured
-        self.server = self._started("sl-server", "run", path, *to)
-        self.address = self.server.event("listening")["address"]
-        self.clients = [self.client(n) for n in range(config.run.clients)]
-
-    def _started(self, *command: object) -> Process:
-        return self.stack.enter_context(started(*command))
-
-    def client(self, number: int) -> Process:
-        at = (
-            "--server",
-            self.address,
-            "--id",
-            f"c{number}",
-            "--shard",
-            f"{number + 1}/2",
-            "--state",
-            self.folder / "state",
-        )
-        return self._started("sl-client", "run", *at, "--json", *self._papers(number))
-
-    def resume(self) -> None:
-        command = ("sl-server", "run", "--resume", self.out, "--listen", self.address, "--json", *self._secured)
-        self.server = self._started(*command)
-
-    def kill_server(self) -> None:
-        self.server.signal(signal.SIGKILL)
-        assert self.server.end() == -signal.SIGKILL
-
-    def wait_for(self, rounds: int) -> None:
-        """Until so many rounds are over, by what is on disk."""
-        until = time.monotonic() + 150
-        while sum(line["event"] == "round" for line in self.lines()) < rounds:
-            assert time.monotonic() < until
-            time.sleep(0.02)
-
-    def lines(self) -> list[dict]:
-        path = self.out / "metrics.jsonl"
-        text = path.read_text() if path.exists() else ""
-        return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
-
-    def summary(self) -> dict:
-        assert self.server.end() == 0, self.server.err
-        assert [client.end() for client in self.clients] == [0] * len(self.clients)
-        return json.loads((self.out / "summary.json").read_text())
-
-    def trained(self) -> list[str]:
-        """Every batch that counts: client, round, wave, step."""
-        return [line.rpartition(" ")[0] for line in (self.out / "digests.log").read_text().splitlines()]
-
-
-@contextmanager
-def federation(config: RunConfig, folder: Path) -> Iterator[Federation]:
-    with ExitStack() as stack:
-        yield Federation(stack, config, folder)
-
+from federation import federation, sha_of, slow_config
+from processes import ran, started
+from tally import Faults
 
 SLOW = pytest.mark.slow
 PRESETS = ["fsl_sage", *(pytest.param(name, marks=SLOW) for name in ("sequential", "parallel", "splitfed_v1"))]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_killed_server_is_resumed_to_the_same_bits(preset: str, tmp_path: Path) -> None:
+def test_a_killed_server_is_resumed_to_the_same_bits(preset: str, tmp_path: Path, faults: Faults) -> None:
     config = slow_config(preset)
-    with federation(config, tmp_path) as run:
+    with federation(config, tmp_path, faults) as run:
         for rounds in (1, 4):
             run.wait_for(rounds)
             time.sleep(0.1)  # somewhere within a wave
@@ -134,21 +38,28 @@ def test_a_killed_server_is_resumed_to_the_same_bits(preset: str, tmp_path: Path
 
 
 @SLOW
-def test_a_server_killed_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
+def test_a_server_killed_in_its_first_wave_goes_on_from_the_beginning(tmp_path: Path, faults: Faults) -> None:
+    """Who has which shard is durable before anything is trained; clients said no shard of their own."""
     config = slow_config("parallel", client__wave="{ steps = 200 }", run__rounds=2)
-    with federation(config, tmp_path) as run:
-        for client in run.clients:
-            client.event("joined")
-        time.sleep(0.3)
+    with federation(config, tmp_path, faults) as run:
+        shards = [client.event("joined")["shard"] for client in run.clients]
+        first = run.out / "checkpoint-00000000.tree"
+        while not first.exists():
+            time.sleep(0.01)
+        time.sleep(0.2)
         run.kill_server()
-        assert not list(run.out.glob("checkpoint-*"))
+        assert list(run.out.glob("checkpoint-*")) == [first]
         run.resume()
+        assert run.server.event("resumed")["checkpoint"] == 0
         assert run.summary()["weights_sha256"] == sha_of(config)
+    joined = [[e["shard"] for e in client.events if e["event"] == "joined"] for client in run.clients]
+    assert joined == [[shard] * 2 for shard in shards]
+    assert len(run.trained()) == len(set(run.trained())) == 2 * 2 * 200
 
 
-def test_sigterm_stops_between_two_waves_to_be_resumed(tmp_path: Path) -> None:
+def test_sigterm_stops_between_two_waves_to_be_resumed(tmp_path: Path, faults: Faults) -> None:
     config = slow_config("splitfed_v2", run__checkpoints='"round"')
-    with federation(config, tmp_path) as run:
+    with federation(config, tmp_path, faults) as run:
         run.wait_for(1)
         run.server.signal(signal.SIGTERM)
         assert run.server.end() == 0
@@ -164,31 +75,27 @@ def test_sigterm_stops_between_two_waves_to_be_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("preset", ["parallel", pytest.param("splitfed_v1", marks=SLOW)])
-def test_a_killed_client_is_waited_for_under_redo(preset: str, tmp_path: Path) -> None:
+def test_a_killed_client_is_waited_for_under_redo(preset: str, tmp_path: Path, faults: Faults) -> None:
     """All go back to the last wave's end; the killed one has its snapshots on disk."""
     config = slow_config(preset, run__on_lost='"redo"')
-    with federation(config, tmp_path) as run:
+    with federation(config, tmp_path, faults) as run:
         for rounds in (2,):
             run.wait_for(rounds)
             time.sleep(0.05)
-            run.clients[1].signal(signal.SIGKILL)
-            run.clients[1].end()
-            run.clients[1] = run.client(1)
+            run.kill_client(1)
         summary = run.summary()
     assert summary["weights_sha256"] == sha_of(config)
     trained = run.trained()
     assert len(trained) == len(set(trained)) == 6 * 2 * 30, "every batch once"
 
 
-def test_a_killed_client_takes_part_again_under_drop(tmp_path: Path) -> None:
+def test_a_killed_client_takes_part_again_under_drop(tmp_path: Path, faults: Faults) -> None:
     """Exactly the lost batches are missing; the next round waits for it, as it was told to."""
     config = slow_config("splitfed_v1", run__min_clients=2)
-    with federation(config, tmp_path) as run:
+    with federation(config, tmp_path, faults) as run:
         run.wait_for(1)
         time.sleep(0.05)
-        run.clients[1].signal(signal.SIGKILL)
-        run.clients[1].end()
-        run.clients[1] = run.client(1)
+        run.kill_client(1)
         assert run.summary()["finished"]
     trained = run.trained()
     assert len(trained) == len(set(trained))

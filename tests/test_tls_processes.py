@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from authority import LONG_AGO, TOKENS, Authority, write_tokens
+from federation import Federation, sha_of, slow_config
 from processes import PATIENCE_S, Process, ran, ran_all, started
 from prometheus_client.parser import text_string_to_metric_families
-from test_kill import Federation, sha_of, slow_config
 from world import make_config
 
 from sl_server.identity import UNPROVEN
@@ -151,6 +151,7 @@ def test_a_server_killed_under_mutual_tls_is_resumed_to_the_same_bits(folder: Pa
     with ExitStack() as stack:
         tokens = "--tokens", folder / "tokens.toml"
         run = Federation(stack, config, tmp_path, (*pair, *tokens), lambda number: secure(folder, f"c{number}"))
+        run.join()
         for rounds in (1, 3):
             run.wait_for(rounds)
             run.kill_server()
