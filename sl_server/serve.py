@@ -97,11 +97,8 @@ async def _serve(
     if tree is not None:
         archive.resume(tree)
         engine.resume(tree)
-        show.say(
-            "resumed",
-            f"back to checkpoint {coordinator.rests} of run {config.run.name!r}",
-            checkpoint=coordinator.rests,
-        )
+        where = f"checkpoint {coordinator.rests}" if coordinator.rests else "the beginning"
+        show.say("resumed", f"back to {where} of run {config.run.name!r}", checkpoint=coordinator.rests)
     log = EventLog(out / "events.log", config) if record else None
     engine.sessions.log = log
     server = None

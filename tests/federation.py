@@ -62,9 +62,9 @@ class Federation:
         self.clients: list[Process] = []
 
     def join(self, *addresses: str) -> None:
-        """All clients start; at these addresses, if they are not to go to the server's own."""
+        """All clients start that have not; each at its address, if they are not to go to the server's own."""
         self._addresses = addresses or (self.address,) * self._config.run.clients
-        self.clients = [self.client(n) for n in range(self._config.run.clients)]
+        self.clients += [self.client(n) for n in range(len(self.clients), len(self._addresses))]
 
     def _started(self, *command: object) -> Process:
         return self.stack.enter_context(started(*command))

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from federation import federation, sha_of, slow_config
+from federation import Federation, federation, sha_of, slow_config
 from processes import ran, started
 from tally import Faults
 
@@ -104,6 +104,21 @@ def test_a_killed_client_takes_part_again_under_drop(tmp_path: Path, faults: Fau
         assert steps == list(range(len(steps))), "a round is cut short, not riddled"
     assert len([line for line in trained if line.startswith("c0 ")]) == 6 * 30
     assert [line["clients"] for line in run.lines() if line["event"] == "round"][-1] == 2
+
+
+@SLOW
+def test_sigterm_before_everybody_is_there_is_resumed_too(tmp_path: Path, faults: Faults) -> None:
+    config = slow_config("splitfed_v1", run__rounds=2)
+    with ExitStack() as stack:
+        run = Federation(stack, config, tmp_path, faults=faults)
+        run.join(run.address)
+        run.server.event("joined")
+        run.server.signal(signal.SIGTERM)
+        assert run.server.end() == 0
+        run.resume()
+        assert run.server.event("resumed")["checkpoint"] == 0
+        run.join(run.address, run.address)
+        assert run.summary()["weights_sha256"] == sha_of(config)
 
 
 def test_a_disk_that_takes_no_checkpoint_costs_no_training(tmp_path: Path) -> None:

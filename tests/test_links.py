@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 from federation import Federation, federation_over, sha_of
-from live import ClientThread, serving
+from live import ClientThread, LiveServer, serving
 from relay import Relay, relaying
 from tally import Faults
 from test_faults import simulated_sha
 from world import make_config
 
 from sl_common.config import RunConfig
-from sl_common.facts import Trained
+from sl_common.facts import RoundEnded, Trained
 from sl_common.presets import PRESETS
 
 LINK_FAULTS = ("cut", "delay", "bandwidth", "truncate", "black hole")
@@ -43,41 +43,40 @@ class Adversary:
             case "bandwidth":
                 relay.halve(for_s=draw.uniform(0.5, 2.0))
             case "truncate":
-                relay.truncate(draw.randrange(1, 60_000))
+                relay.truncate(draw.randrange(1, 30_000))
             case "black hole":
                 relay.black_hole(for_s=draw.uniform(0.1, 0.8))
 
 
-def plan(seed: int, rounds: int, also: Sequence[str] = ()) -> list[str]:
+def plan(seed: int, each: int, also: Sequence[str] = ()) -> list[str]:
     """Every kind so often, and the others once each, in a drawn order."""
-    faults = [*LINK_FAULTS * rounds, *also]
+    faults = [*LINK_FAULTS * each, *also]
     random.Random(seed).shuffle(faults)
     return faults
 
 
-def assert_hit(faults: Faults, place: str, kinds: Sequence[str]) -> None:
-    missed = [kind for kind in kinds if not faults.found[place, kind]]
-    assert not missed, f"{missed} hit nothing: the run was too short"
+def assert_hit(faults: Faults, injected: Sequence[str]) -> None:
+    """Some find no traffic to disturb; most do."""
+    assert faults.found.total() >= len(injected) / 3, (faults.found, "hit nothing: the run was too short")
 
 
 def test_links_that_break_in_every_way_change_nothing(faults: Faults) -> None:
     """Server and clients in threads of this process, real streams over relays between them."""
-    config = make_config("fsl_sage", run__rounds=8, client__wave="{ steps = 40 }", model__args="{ hidden = [256] }")
+    config = make_config("fsl_sage", run__rounds=16, client__wave="{ steps = 20 }", model__args="{ hidden = [256] }")
     with serving(config) as live, relaying(live.address, 3, lambda kind: faults.tell("real links", kind)) as relays:
         clients = [ClientThread(relay.address, name=f"c{n}") for n, relay in enumerate(relays)]
-        adversary = Adversary(relays, seed=1)
-        for fault in plan(1, rounds=4):
-            if not live.facts:
-                assert wait_until(lambda: any(isinstance(f, Trained) for f in live.facts))
+        adversary, injected = Adversary(relays, seed=1), plan(1, each=4)
+        for number, fault in enumerate(injected):
+            assert wait_until(lambda so_far=number: rounds_of(live) > so_far * 13 // len(injected))
+            time.sleep(adversary.random.uniform(0.0, 0.1))
             adversary.strike(fault)
-            time.sleep(adversary.random.uniform(0.05, 0.15))
         for client in clients:
             client.join(60)
         assert [client.bye is not None and client.bye.finished for client in clients] == [True] * 3
         assert live.coordinator.weights_sha256() == simulated_sha(config)
         batches = [(f.client, f.round, f.wave, f.step) for f in live.facts if isinstance(f, Trained)]
     assert len(batches) == len(set(batches))
-    assert_hit(faults, "real links", LINK_FAULTS)
+    assert_hit(faults, injected)
 
 
 @pytest.mark.slow
@@ -94,7 +93,12 @@ def test_a_link_that_carries_nothing_any_more_is_noticed(faults: Faults) -> None
         for client in clients:
             client.join(60)
         assert live.coordinator.weights_sha256() == simulated_sha(config)
-    assert_hit(faults, "real links", ["black hole"])
+    assert faults.found["real links", "black hole"] == 1
+
+
+def rounds_of(live: LiveServer) -> int:
+    """That are over."""
+    return sum(isinstance(fact, RoundEnded) for fact in list(live.facts))
 
 
 def wait_until(so: Callable[[], bool], limit_s: float = 60.0) -> bool:
@@ -137,8 +141,9 @@ def disturb(run: Federation, relays: Sequence[Relay], faults: Sequence[str], see
         time.sleep(adversary.random.uniform(0.02, 0.2))
 
 
-def assert_once_each(run: Federation, config: RunConfig, summary: dict) -> None:
+def assert_once_each(run: Federation, config: RunConfig) -> None:
     """The run is the undisturbed one: its bits, and every batch once."""
+    summary = run.summary()
     assert summary["finished"]
     assert summary["weights_sha256"] == sha_of(config)
     trained = run.trained()
@@ -156,8 +161,9 @@ def test_whatever_dies_or_breaks_the_result_is_that_of_an_undisturbed_run(
     seed = sorted(PRESETS).index(preset)
     kills = ["server kill", "client kill"] * 2
     with federation_over(config, tmp_path, faults) as (run, relays):
-        disturb(run, relays, plan(seed, rounds=5, also=kills), seed)
-        assert_once_each(run, config, run.summary())
+        disturb(run, relays, injected := plan(seed, each=5, also=kills), seed)
+        assert_once_each(run, config)
+    assert_hit(faults, injected)
 
 
 @pytest.mark.slow
@@ -169,9 +175,10 @@ def test_links_and_servers_cost_nothing_where_lost_clients_are_not_waited_for(
     config = chaos_config(preset)
     assert config.run.on_lost == "drop"
     with federation_over(config, tmp_path, faults) as (run, relays):
-        disturb(run, relays, plan(20, rounds=5, also=["server kill"] * 2), 20)
-        assert_once_each(run, config, run.summary())
+        disturb(run, relays, injected := plan(20, each=5, also=["server kill"] * 2), 20)
+        assert_once_each(run, config)
         assert not any(line["event"] == "client_left" for line in run.lines())
+    assert_hit(faults, injected)
 
 
 @pytest.mark.slow
@@ -181,8 +188,9 @@ def test_killed_clients_cost_exactly_their_batches_under_drop(preset: str, tmp_p
     """A round that a client is lost in is cut short for it, not riddled; the next waits for it, as it was told to."""
     config = chaos_config(preset, run__min_clients=6)
     with federation_over(config, tmp_path, faults) as (run, relays):
-        disturb(run, relays, plan(30, rounds=5, also=["client kill"] * 3), 30)
+        disturb(run, relays, injected := plan(30, each=5, also=["client kill"] * 3), 30)
         assert run.summary()["finished"]
+    assert_hit(faults, injected)
     trained = run.trained()
     assert len(trained) == len(set(trained)), "no batch counts twice"
     steps: dict[tuple[str, int], list[int]] = {}
