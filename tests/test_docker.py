@@ -95,7 +95,7 @@ def test_up_trains_down_leaves_volumes_and_up_resumes(project: Project, sha256: 
     (resumed,) = project.events("server", "resumed")
     assert resumed["checkpoint"] >= 2
 
-    reach(project, 6)
+    reach(project, 8)
     asked = time.monotonic()
     project.compose("stop")  # as `down` begins
     assert time.monotonic() - asked < 10
