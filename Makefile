@@ -7,17 +7,21 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked
+.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker bench-images
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
 	@$(BIN)/python -m examples.demo
 
 test: install  ## all tests but the slow ones
-	@$(BIN)/python -m pytest -m 'not slow'
+	@$(BIN)/python -m pytest -m 'not slow and not docker'
 
 test-all: install  ## the slow ones too
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m 'not docker'
+
+test-docker: install  ## containers: builds the images, then real `docker-compose up`, about ten minutes
+	@$(BIN)/python tests/composed.py
+	@$(BIN)/python -m pytest -m docker tests/test_docker.py -s
 
 check: install  ## format, lint, types
 	@$(BIN)/ruff format --check .
@@ -72,3 +76,6 @@ bench-stacked: install  ## the stacked simulator against the plain one; writes b
 
 bench: install  ## measure; writes benchmarks/results
 	@$(BIN)/python -m benchmarks.step
+
+bench-images: install  ## sizes of the container images, once they are built; writes benchmarks/results/images.md
+	@$(BIN)/python -m benchmarks.images

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from enum import StrEnum
-from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,11 +14,9 @@ from rich.console import Console
 from sl_common import __version__
 from sl_common.errors import ConfigError, CutlayerError
 from sl_common.exits import INTERRUPTED, exit_code
+from sl_server.beginning import Stage, new_directory, outcome, read_config, which_run
 from sl_server.cli_certs import certs
 from sl_server.options import Cert, ClientCa, ConfigFile, Json, Key, Overrides, Tokens
-
-if TYPE_CHECKING:  # what imports torch is imported when it is needed, not for --help
-    from sl_common.config import RunConfig
 
 
 class Stacking(StrEnum):
@@ -56,37 +52,12 @@ def _root(
     """Options that every command has."""
 
 
-def read_config(path: Path, overrides: list[str] | None) -> RunConfig:
-    """A run's configuration from TOML, or from the JSON that a run directory holds. Raises ConfigError."""
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    from sl_common.config import RunConfig
-
-    try:
-        if path.suffix != ".json":
-            return RunConfig.from_toml(text, overrides or ())
-        if overrides:
-            raise ConfigError("--set works on a TOML file")
-        return RunConfig.from_json(text)
-    except ConfigError as error:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
-
-
 def host_port(text: str, option: str, default_host: str = "127.0.0.1") -> tuple[str, int]:
     """HOST:PORT or PORT. Raises ConfigError."""
     host, _, port = text.rpartition(":")
     if not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"{option} {text!r}: write it as HOST:PORT with a port from 0 to 65535")
     return host or default_host, int(port)
-
-
-def _new_directory(name: str, suffix: str = "") -> Path:
-    """runs/NAME-TIME; a second run in the same second gets a number."""
-    first = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}{suffix}"
-    numbered = (first.with_name(f"{first.name}-{number}") for number in count(2))
-    return next(path for path in chain([first], numbered) if not path.exists())
 
 
 @app.command()
@@ -98,7 +69,8 @@ def run(
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Go on with the run in this directory, from its newest checkpoint, in place of a configuration.",
+            help="Go on with the run in this directory, from its newest checkpoint, in place of a configuration. With one: begin "
+            "it there if the directory holds no run yet, and end at once if that run is over.",
             envvar="SL_RESUME",
             metavar="DIR",
         ),
@@ -140,7 +112,11 @@ def run(
     from sl_server.door import make_door
 
     door = make_door(f"{host}:{port}", cert=cert, key=key, client_ca=client_ca, tokens=tokens, insecure=insecure)
-    config, where = _which_run(config_file, resume, out, overrides, record=record)
+    config, where, stage = which_run(config_file, resume, out, overrides, record=record)
+    if stage is Stage.OVER:
+        text = f"nothing to do: the run in {where} is over; {outcome(where)}"
+        typer.echo(json.dumps({"event": "over", "text": text}) if as_json else text)
+        return
     from sl_server.serve import run_server
 
     _summary, failure, stopped = run_server(
@@ -151,29 +127,12 @@ def run(
         out=where,
         as_json=as_json,
         record=record,
-        resume=resume is not None,
+        resume=stage is Stage.BEGUN,
     )
     if failure is not None:
         fail(CutlayerError(failure))
     if stopped:
         raise typer.Exit(INTERRUPTED)
-
-
-def _which_run(
-    config_file: Path | None, resume: Path | None, out: Path | None, overrides: list[str] | None, *, record: bool
-) -> tuple[RunConfig, Path]:
-    """A new run of a configuration, or the one that a directory holds. Raises ConfigError unless it is clear which."""
-    if (config_file is None) == (resume is None):
-        raise ConfigError("give a configuration RUN.toml, or --resume DIR, not both and not neither")
-    if resume is None:
-        assert config_file is not None
-        config = read_config(config_file, overrides)
-        return config, out or _new_directory(config.run.name)
-    if out is not None or overrides or record:
-        raise ConfigError("--resume goes on with a run as it is: without --out, --set and --record")
-    if (resume / "summary.json").exists():
-        raise ConfigError(f"--resume {resume}: that run is over; its results are in summary.json")
-    return read_config(resume / "config.json", None), resume
 
 
 @app.command()
@@ -200,7 +159,7 @@ def simulate(
     from sl_server.show import make_show
 
     config = read_config(config_file, overrides)
-    where = out or _new_directory(config.run.name, "-simulated")
+    where = out or new_directory(config.run.name, "-simulated")
     ledger = Ledger()
     device = pick_device(config.server.device)
     simulation, told = simulation_of(config, stacked.value, data=data, device=device, count=ledger.count)

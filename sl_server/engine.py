@@ -160,7 +160,8 @@ class Engine:
         self._inbox.put(lambda: self.coordinator.stop(reason))
 
     def drain(self) -> None:
-        """Finish the wave that is under way, keep what there is, and end; clients are not told that the run is over."""
+        """Finish the wave that is under way if its clients are there, keep what there is, and end; they are not told that the run
+        is over."""
         self._inbox.put(lambda: setattr(self, "_draining", True))
 
     # --- the loop
@@ -217,8 +218,12 @@ class Engine:
         coordinator = self.coordinator
         if coordinator.must_redo and self._kept is not None and coordinator.ended is None:
             self._go_back(self._kept)
-        if not coordinator.resting or coordinator.ended is not None:
+        if coordinator.ended is not None:
             return False
+        if not coordinator.resting:
+            # with nobody there to finish the wave, the last checkpoint is what there is to keep
+            self.drained = self._draining and all(link.stream is None for link in self._links.values())
+            return self.drained
         due = (coordinator.beginning or coordinator.rests != self._rests) and coordinator.checkpoint_due
         if due or (self._draining and self._durable != coordinator.rests):
             self._checkpoint()

@@ -110,6 +110,7 @@ MISTAKES: dict[str, tuple[str, int, str]] = {
     "metrics port taken": ("sl-server run {small} --listen 127.0.0.1:0 --metrics 127.0.0.1:{taken} --out {tmp}/o2", 2,
                            "--metrics 127.0.0.1:{taken}: Address already in use"),
     "--out finished": ("sl-server simulate {small} --out {finished}", 2, "holds a run already; choose another directory"),
+    "another run there": ("sl-server run {small} --resume {finished} --set run.rounds=9", 2, "run.rounds is 9 here and"),
     "--stacked on": ("sl-server simulate {small} --set codec.up.kind=float8 --stacked on --out {tmp}/o4", 2,
                      "--stacked on: codec.up.kind = 'float8'"),
     "--out unwritable": ("sl-server simulate {small} --out {small}/run", 2, "/run: Not a directory"),

@@ -74,6 +74,42 @@ def test_sigterm_stops_between_two_waves_to_be_resumed(tmp_path: Path, faults: F
     assert "that run is over" in again.err
 
 
+def test_a_server_alone_stops_at_once_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    """What `docker compose down` does, and `up`: clients are killed, the server gets SIGTERM, all are started again, nobody named."""
+    config = slow_config("splitfed_v1", run__on_lost='"redo"')
+    path = tmp_path / "config.json"
+    path.write_text(config.to_json())
+    server = ("sl-server", "run", path, "--resume", tmp_path / "run", "--listen", "127.0.0.1:0", "--json")
+
+    def clients(stack: ExitStack, address: str) -> list[Process]:
+        command = ("sl-client", "run", "--server", address, "--state", tmp_path / "state", "--json")
+        return [stack.enter_context(started(*command)) for _ in range(2)]
+
+    with ExitStack() as stack:
+        first = stack.enter_context(started(*server))
+        killed = clients(stack, first.event("listening")["address"])
+        first.event("round", round=2)
+        time.sleep(0.1)  # somewhere within a wave
+        for client in killed:
+            client.signal(signal.SIGKILL)
+            client.end()
+        asked = time.monotonic()
+        first.signal(signal.SIGTERM)
+        assert first.end() == 0
+        assert time.monotonic() - asked < config.run.grace_s / 2, "it waits for nobody"
+        second = stack.enter_context(started(*server))
+        assert second.event("resumed")["checkpoint"] >= 2
+        back = clients(stack, second.event("listening")["address"])
+        assert [second.end(), *(client.end() for client in back)] == [0, 0, 0]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["weights_sha256"] == sha_of(config)
+    again = ran(*server[:-1])
+    assert again.code == 0
+    assert "is over; all rounds are done, accuracy" in again.out
+    other = ran(*server, "--set", "run.rounds=7")
+    assert other.code == 2
+    assert "--set works on a TOML file" in other.err
+
+
 @pytest.mark.parametrize("preset", ["parallel", pytest.param("splitfed_v1", marks=SLOW)])
 def test_a_killed_client_is_waited_for_under_redo(preset: str, tmp_path: Path, faults: Faults) -> None:
     """All go back to the last wave's end; the killed one has its snapshots on disk."""
