@@ -43,6 +43,27 @@ class ClientLate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ClientAway:
+    """A client's stream broke; it has not left yet. Only the shell that holds the streams can know."""
+
+    client: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientBack:
+    """It goes on, on a new stream, where it was."""
+
+    client: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WentBack:
+    """The run goes on from a checkpoint: in a new process, or because a client was lost. Its clients come anew."""
+
+    checkpoint: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class WaveBegun:
     """Clients were told to begin."""
 
@@ -147,6 +168,9 @@ Fact = (
     | ClientReady
     | ClientLeft
     | ClientLate
+    | ClientAway
+    | ClientBack
+    | WentBack
     | WaveBegun
     | Trained
     | AuxAligned

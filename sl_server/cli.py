@@ -16,7 +16,8 @@ from sl_common.errors import ConfigError, CutlayerError
 from sl_common.exits import INTERRUPTED, exit_code
 from sl_server.beginning import Stage, new_directory, outcome, read_config, which_run
 from sl_server.cli_certs import certs
-from sl_server.options import Cert, ClientCa, ConfigFile, Json, Key, Overrides, Tokens
+from sl_server.cli_report import report
+from sl_server.options import Cert, ClientCa, ConfigFile, Json, Key, Overrides, TensorBoard, Tokens
 
 
 class Stacking(StrEnum):
@@ -104,6 +105,7 @@ def run(
             envvar="SL_RECORD",
         ),
     ] = False,
+    tensorboard: TensorBoard = False,
     as_json: Json = False,
 ) -> None:
     """Serve one run: wait for its clients, train, evaluate, write the run directory."""
@@ -128,6 +130,7 @@ def run(
         as_json=as_json,
         record=record,
         resume=stage is Stage.BEGUN,
+        tensorboard=tensorboard,
     )
     if failure is not None:
         fail(CutlayerError(failure))
@@ -149,6 +152,7 @@ def simulate(
             envvar="SL_STACKED",
         ),
     ] = Stacking.OFF,
+    tensorboard: TensorBoard = False,
     as_json: Json = False,
 ) -> None:
     """The same run in one process, without a network. The weights are those of the real run, bit for bit, unless stacked."""
@@ -157,13 +161,14 @@ def simulate(
     from sl_server.rundir import RunDirectory
     from sl_server.serve import Scribe, pick_device
     from sl_server.show import make_show
+    from sl_server.table import open_board
 
     config = read_config(config_file, overrides)
     where = out or new_directory(config.run.name, "-simulated")
     ledger = Ledger()
     device = pick_device(config.server.device)
     simulation, told = simulation_of(config, stacked.value, data=data, device=device, count=ledger.count)
-    directory = RunDirectory(where, config, ledger)
+    directory = RunDirectory(where, config, ledger, board=open_board(where) if tensorboard else None)
     show = make_show(ledger, config.run.rounds, as_json=as_json)
     scribe = Scribe(simulation.coordinator, directory, show)
     if told is not None:
@@ -281,6 +286,7 @@ def export(
 
 
 app.command()(certs)
+app.command()(report)
 
 
 def fail(error: CutlayerError) -> NoReturn:

@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 
 from sl_common.errors import CutlayerError, Refused, WireError
-from sl_common.facts import AuxAligned, Fact
+from sl_common.facts import AuxAligned, ClientAway, ClientBack, Fact, WentBack
 from sl_common.messages import Aligned
 from sl_common.segment import Tree
 from sl_common.wire import Frame, Hello, Refusal
@@ -256,6 +256,7 @@ class Engine:
         self._remember(tree)
         self.sessions.restore(tree)
         self._rests = self._durable = self.coordinator.rests
+        self._on_fact(WentBack(checkpoint=self._rests))
 
     def _go_back(self, tree: Tree) -> None:
         """A client was lost: everybody goes back to the last checkpoint, and it is waited for."""
@@ -269,6 +270,7 @@ class Engine:
             self._archive.back()
         self.sessions.restore(copy.deepcopy(tree), time.monotonic() - self._started)
         self._rests = self.coordinator.rests
+        self._on_fact(WentBack(checkpoint=self._rests))
         self._warn(f"a client was lost: back to checkpoint {self._rests}, run.on_lost = redo")
 
     def _align(self, job: Job) -> None:
@@ -361,6 +363,7 @@ class Engine:
             self._metrics.reconnects.inc()
             if link.stream is None:
                 self._metrics.away(-1)
+                self._on_fact(ClientBack(client=link.session.client))
             else:
                 self._by_stream.pop(link.stream, None)
                 link.stream.close()
@@ -399,6 +402,7 @@ class Engine:
             return
         link.stream, link.away_since = None, time.monotonic()
         self._metrics.away(1)
+        self._on_fact(ClientAway(client=link.session.client))
 
     def _drop(self, link: _Link) -> None:
         self._links.pop(link.session, None)

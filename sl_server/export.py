@@ -22,7 +22,7 @@ def export_run(
 
     Raises ConfigError if a part is missing or does not fit the model that `config.json` names.
     """
-    config = _config_of(directory)
+    config = config_of(directory)
     network = Network.build(config)
     heads = " or ".join(str(path) for path in sorted(directory.glob("head-*.safetensors"))) or "FILE"
     state = {
@@ -42,7 +42,8 @@ def export_run(
     return path, len(state)
 
 
-def _config_of(directory: Path) -> RunConfig:
+def config_of(directory: Path) -> RunConfig:
+    """What a run directory's run was. Raises ConfigError if it is none."""
     path = directory / "config.json"
     try:
         return RunConfig.from_json(path.read_text())

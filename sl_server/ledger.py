@@ -1,4 +1,5 @@
-"""Bytes as they were sent and received, never estimated: on the wire with framing, and what the tensors would take as float32."""
+"""What is counted in a run: bytes as they were sent and received, never estimated, on the wire with framing and as what the tensors
+would take as float32; and the seconds of its steps by phase."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ class Ledger:
     def __init__(self) -> None:
         self.wire: Counter[tuple[Direction, WireKind]] = Counter()
         self.payload: Counter[tuple[Direction, WireKind]] = Counter()
+        self._phases: dict[str, tuple[int, float]] = {}  # of this round: steps, and their seconds together
 
     def tally(self, direction: Direction, tally: Tally) -> None:
         """A frame went this way."""
@@ -29,6 +31,17 @@ class Ledger:
         """A message went this way, once however often its frames were resent."""
         for kind, nbytes in payload_of(message).items():
             self.payload[direction, kind] += nbytes
+
+    def timed(self, phase: str, seconds: float) -> None:
+        """A phase of one step took so long."""
+        steps, before = self._phases.get(phase, (0, 0.0))
+        self._phases[phase] = steps + 1, before + seconds
+
+    def take_phases(self) -> tuple[int, dict[str, float]]:
+        """Steps that were timed since this was asked last, and the mean seconds of each phase that there was."""
+        phases, self._phases = self._phases, {}
+        steps = max((steps for steps, _ in phases.values()), default=0)
+        return steps, {phase: seconds / n for phase, (n, seconds) in phases.items()}
 
     def snapshot(self) -> list[tuple[str, str, str, int]]:
         """All counts, for a checkpoint."""

@@ -1,4 +1,4 @@
-"""What the engine measures of each step: bytes into the ledger, phases into the metrics.
+"""What the engine measures of each step: bytes into the ledger, phases into the ledger and the metrics.
 
 Law: nothing is counted while a reply waits for it. Counting is put off, in order, until `settle`.
 """
@@ -77,18 +77,22 @@ class Meter:
     def _said(self, clock: Clock, message: ToClient, span: Span) -> None:
         self._ledger.message("down", message)
         if isinstance(message, Gradient) and message.dz is not None:
-            self._metrics.observe("queue_wait", clock.queued_s + span.started - clock.decoded)
-            self._metrics.observe("server_compute", span.computed - span.started)
+            self._observe("queue_wait", clock.queued_s + span.started - clock.decoded)
+            self._observe("server_compute", span.computed - span.started)
             clock.encode_s = span.encoded - span.encoding
             clock.residence_s = {message.step: span.encoded - clock.arrived}
+
+    def _observe(self, phase: str, seconds: float) -> None:
+        self._metrics.observe(phase, seconds)
+        self._ledger.timed(phase, max(0.0, seconds))
 
     def _complete(self, clock: Clock, client: Timing) -> None:
         """The client's measures of its last step complete ours of the same step."""
         residence = clock.residence_s.pop(client.step, None)
         if residence is None:
             return
-        self._metrics.observe("client_forward", client.forward)
-        self._metrics.observe("client_backward", client.backward)
-        self._metrics.observe("encode", client.encode + clock.encode_s)
-        self._metrics.observe("decode", client.decode + clock.decode_s)
-        self._metrics.observe("wire", client.round_trip - residence)
+        self._observe("client_forward", client.forward)
+        self._observe("client_backward", client.backward)
+        self._observe("encode", client.encode + clock.encode_s)
+        self._observe("decode", client.decode + clock.decode_s)
+        self._observe("wire", client.round_trip - residence)

@@ -38,4 +38,12 @@ Tokens = Annotated[
         envvar="SL_TOKENS",
     ),
 ]
+TensorBoard = Annotated[
+    bool,
+    typer.Option(
+        "--tensorboard",
+        help="Also write the columns of metrics.csv for TensorBoard, into the run directory. Needs the extra tensorboard.",
+        envvar="SL_TENSORBOARD",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.", envvar="SL_JSON")]

@@ -15,22 +15,29 @@ from safetensors.torch import save
 from sl_common import __version__
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
-from sl_common.facts import Evaluated, Fact, RoundEnded, Trained
+from sl_common.facts import Evaluated, Fact, RoundEnded, RunEnded, Trained, WaveBegun
 from sl_common.tensors import State
 from sl_server.coordinator import Coordinator
 from sl_server.files import write_atomically
 from sl_server.ledger import Ledger
+from sl_server.table import Board, Table, row_of
 
-NOTHING: Mapping[str, int] = {
-    "metrics.jsonl": 0,
-    "digests.log": 0,
-}  # bytes of the growing files, when nothing is written
+GROWING = ("metrics.jsonl", "metrics.csv", "digests.log")
+BOARD_FILES = "events.out.tfevents.*"  # TensorBoard's name for them
+NOTHING: Mapping[str, int] = dict.fromkeys(GROWING, 0)  # their bytes, when nothing is written
 
 
 class RunDirectory:
-    """`config.json`, `metrics.jsonl`, `digests.log`, weights as safetensors after every evaluation, and `summary.json`."""
+    """`config.json`, `metrics.jsonl`, `metrics.csv`, `digests.log`, weights as safetensors after every evaluation, `summary.json`."""
 
-    def __init__(self, path: Path, config: RunConfig, ledger: Ledger, resumed: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: RunConfig,
+        ledger: Ledger,
+        resumed: Mapping[str, int] | None = None,
+        board: Board | None = None,
+    ) -> None:
         """`resumed`: go on with the files of a run that is there, cut back to what they were at its checkpoint."""
         self.path = path
         self._ledger = ledger
@@ -44,55 +51,72 @@ class RunDirectory:
                 if (path / "config.json").exists():
                     raise ConfigError(f"--out {path}: holds a run already; choose another directory, or --resume it")
                 write_atomically(path / "config.json", config.model_dump_json(indent=2).encode() + b"\n")
-            self._metrics: IO[str] = _open(path / "metrics.jsonl", resumed)
-            self._digests: IO[str] = _open(path / "digests.log", resumed)
+            self._files: dict[str, IO[str]] = {name: _open(path / name, resumed) for name in GROWING}
+            self._table = Table(self._files["metrics.csv"], board)
         except OSError as error:
             raise ConfigError(f"--out {path}: {error.strerror or error}") from error
+        self._board = board
 
     def written(self) -> dict[str, int]:
         """How long the growing files are: what comes after a checkpoint is written again after a restart."""
         found = {}
-        for name, file in (("metrics.jsonl", self._metrics), ("digests.log", self._digests)):
+        for name, file in self._files.items():
             file.flush()
             found[name] = file.tell()
         return found
 
     def cut_back(self, lengths: Mapping[str, int]) -> None:
         """Forget what was written beyond."""
-        for name, file in (("metrics.jsonl", self._metrics), ("digests.log", self._digests)):
+        for name, file in self._files.items():
             file.flush()
-            file.truncate(lengths[name])
-            file.seek(lengths[name])
+            file.truncate(lengths.get(name, 0))
+            file.seek(lengths.get(name, 0))
+        self._table.begin_again()
 
     def fact(self, fact: Fact, seconds: float) -> None:
         """Write down what matters, as it happens."""
         match fact:
             case Trained():
-                self._digests.write(f"{fact.client} {fact.round} {fact.wave} {fact.step} {fact.sha256}\n")
-            case RoundEnded(round=number, loss=loss):
-                self.loss = loss if loss is not None else self.loss
-                self._digests.flush()
-                self._line(
-                    event="round",
-                    round=number + 1,
-                    loss=loss,
-                    samples=fact.samples,
-                    clients=fact.clients,
-                    seconds=round(seconds, 3),
-                    bytes=self._ledger.by_direction("wire"),
-                )
+                self._files["digests.log"].write(f"{fact.client} {fact.round} {fact.wave} {fact.step} {fact.sha256}\n")
+            case RoundEnded():
+                self._round(fact, seconds)
             case Evaluated():
                 self.evaluated = fact
-                self._line(event="evaluation", seconds=round(seconds, 3), **_evaluation(fact))
+                self._line(event="evaluation", seconds=round(seconds, 3), **_evaluation(fact), **self._bytes())
+                self._table.evaluated(fact, self._ledger, seconds)
             case _:
-                fields = {k: v for k, v in asdict(fact).items() if k != "clients"}
+                fields = asdict(fact)
                 if "round" in fields:
                     fields["round"] += 1
                 self._line(event=_snake(type(fact).__name__), seconds=round(seconds, 3), **fields)
+                if isinstance(fact, RunEnded) or (isinstance(fact, WaveBegun) and not fact.evaluate):
+                    self._table.settle()
+
+    def _round(self, fact: RoundEnded, seconds: float) -> None:
+        self.loss = fact.loss if fact.loss is not None else self.loss
+        self._files["digests.log"].flush()
+        steps, phases = self._ledger.take_phases()
+        self._line(
+            event="round",
+            round=fact.round + 1,
+            loss=fact.loss,
+            samples=fact.samples,
+            clients=fact.clients,
+            seconds=round(seconds, 3),
+            **self._bytes(),
+            timed_steps=steps,
+            phases=phases,
+        )
+        self._table.ended(row_of(fact, self._ledger, seconds, steps, phases))
+
+    def _bytes(self) -> dict[str, Any]:
+        """So far."""
+        return {"bytes": self._ledger.by_direction("wire"), "payload_bytes": self._ledger.by_direction("payload")}
 
     def _line(self, **fields: Any) -> None:
-        self._metrics.write(json.dumps(fields) + "\n")
-        self._metrics.flush()
+        file = self._files["metrics.jsonl"]
+        file.write(json.dumps(fields) + "\n")
+        file.flush()
 
     def save_weights(self, states: dict[str, State]) -> None:
         """`lower.safetensors` and `head.safetensors`, or `head-<shard>.safetensors` where copies differ."""
@@ -106,10 +130,9 @@ class RunDirectory:
 
     def discard(self) -> None:
         """Leave nothing of a run that could not begin, so that its place can be taken again."""
-        self._metrics.close()
-        self._digests.close()
-        for name in ("config.json", "metrics.jsonl", "digests.log"):
-            (self.path / name).unlink(missing_ok=True)
+        self.close()
+        for path in (self.path / "config.json", *map(self.path.joinpath, GROWING), *self.path.glob(BOARD_FILES)):
+            path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # there is something else in it
             self.path.rmdir()
 
@@ -117,10 +140,17 @@ class RunDirectory:
         """Write the summary and the final weights; what the summary says."""
         summary = self.summary(coordinator, seconds, failure)
         self.save_weights(coordinator.weights())
+        self._table.settle()
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
-        self._metrics.close()
-        self._digests.close()
+        self.close()
         return summary
+
+    def close(self) -> None:
+        """Nothing more is written."""
+        for file in self._files.values():
+            file.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def summarise(
@@ -171,10 +201,11 @@ def _evaluation(fact: Evaluated) -> dict[str, Any]:
 def _open(path: Path, lengths: Mapping[str, int] | None) -> IO[str]:
     """A new file, or the first bytes of one that is there, as many as it had at a checkpoint."""
     if lengths is None:
-        return path.open("w")
+        return path.open("w+")
+    path.touch()
     file = path.open("r+")
-    file.truncate(lengths[path.name])
-    file.seek(lengths[path.name])
+    file.truncate(lengths.get(path.name, 0))
+    file.seek(lengths.get(path.name, 0))
     return file
 
 

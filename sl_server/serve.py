@@ -31,6 +31,7 @@ from sl_server.metrics import Metrics
 from sl_server.rundir import NOTHING, RunDirectory
 from sl_server.show import Show, make_show
 from sl_server.spill import DiskSpill
+from sl_server.table import Board, open_board
 
 
 def pick_device(device: str) -> str:
@@ -52,13 +53,15 @@ def run_server(
     as_json: bool,
     record: bool,
     resume: bool = False,
+    tensorboard: bool = False,
 ) -> tuple[dict[str, Any], str | None, bool]:
     """Serve one run to its end: its summary, why it failed (None if it did not), and whether its operator stopped it.
 
     `resume`: go on from the newest checkpoint in `out`, or begin anew there if it has none yet.
     """
     sys.setswitchinterval(HAND_OVER_S)
-    return asyncio.run(_serve(config, listen, door, metrics, out, as_json, record, resume))
+    board = open_board(out) if tensorboard else None
+    return asyncio.run(_serve(config, listen, door, metrics, out, as_json, record, resume, board))
 
 
 async def _serve(
@@ -70,6 +73,7 @@ async def _serve(
     as_json: bool,
     record: bool,
     resume: bool,
+    board: Board | None,
 ) -> tuple[dict[str, Any], str | None, bool]:
     ledger = Ledger()
     show = make_show(ledger, config.run.rounds, as_json=as_json)
@@ -80,7 +84,7 @@ async def _serve(
     device = pick_device(config.server.device)
     network = Network.build(config)
     coordinator = Coordinator(config, network, device=device, spill=DiskSpill(out), alone=threading.Lock(), run=run)
-    directory = RunDirectory(out, config, ledger, tree["files"] if tree else NOTHING if resume else None)
+    directory = RunDirectory(out, config, ledger, tree["files"] if tree else NOTHING if resume else None, board)
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
     scribe = Scribe(coordinator, directory, show)

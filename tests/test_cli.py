@@ -69,17 +69,19 @@ def json_lines(path: Path) -> list[dict]:
 
 # fmt: off
 OPTIONS = {
-    ("sl-server",): ["--version", "run", "simulate", "check", "codecs", "presets", "export", "certs"],
+    ("sl-server",): ["--version", "run", "simulate", "check", "codecs", "presets", "export", "certs", "report"],
     ("sl-server", "run"): ["RUN.toml", "--listen", "--metrics", "--out", "--set", "--insecure", "--record", "--json",
                            "--cert", "--key", "--client-ca", "--tokens", "SL_CERT", "SL_KEY", "SL_CLIENT_CA", "SL_TOKENS",
                            "SL_LISTEN", "SL_METRICS", "SL_OUT", "SL_SET", "SL_INSECURE", "SL_RECORD", "SL_JSON",
+                           "--tensorboard", "SL_TENSORBOARD",
                            "127.0.0.1:50051", "runs/NAME-TIME"],
-    ("sl-server", "simulate"): ["RUN.toml", "--data", "--out", "--set", "--stacked", "off|auto|on", "--json",
-                                "SL_DATA", "SL_OUT", "SL_SET", "SL_STACKED", "SL_JSON"],
+    ("sl-server", "simulate"): ["RUN.toml", "--data", "--out", "--set", "--stacked", "off|auto|on", "--tensorboard", "--json",
+                                "SL_TENSORBOARD", "SL_DATA", "SL_OUT", "SL_SET", "SL_STACKED", "SL_JSON"],
     ("sl-server", "check"): ["RUN.toml", "--set", "--resolved", "--json", "SL_SET", "SL_RESOLVED", "SL_JSON"],
     ("sl-server", "codecs"): ["RUN.toml", "--on", "--data", "--set", "--json", "SL_ON", "SL_DATA", "SL_SET", "SL_JSON"],
     ("sl-server", "presets"): ["--json", "SL_JSON"],
     ("sl-server", "export"): ["RUNDIR", "--to", "--lower", "--head", "SL_TO", "SL_LOWER", "SL_HEAD"],
+    ("sl-server", "report"): ["RUNDIR", "--out", "SL_REPORT_OUT", "FILE.html"],
     ("sl-server", "certs"): ["DIR", "--clients", "--name", "--host", "--days", "--add", "--json", "SL_CLIENTS", "SL_NAME",
                              "SL_HOST", "SL_DAYS", "SL_ADD", "SL_JSON"],
     ("sl-client",): ["--version", "run", "doctor"],
@@ -104,6 +106,8 @@ MISTAKES: dict[str, tuple[str, int, str]] = {
     "plaintext server": ("sl-server run {small} --listen 0.0.0.0:0", 2, "--listen 0.0.0.0:0 is not on this machine alone"),
     "half of TLS": ("sl-server run {small} --cert {small}", 2, "--cert and --key belong together"),
     "certs twice": ("sl-server certs {tmp}/certs --clients 1", 2, "{tmp}/certs/c0.pem exists and is not overwritten"),
+    "no run to report": ("sl-server report {tmp}/absent", 2, "{tmp}/absent: not a run directory (No such file or directory: config.json)"),
+    "report nowhere": ("sl-server report {finished} --out {tmp}/no/page.html", 2, "--out {tmp}/no/page.html: No such file or directory"),
     "no CA file": ("sl-client run --server 192.0.2.1:1 --ca {tmp}/absent", 2, "--ca {tmp}/absent: No such file or directory"),
     "token in the open": ("sl-client run --server 192.0.2.1:1 --insecure --token x", 2, "would be sent to 192.0.2.1:1 in plaintext"),
     "port taken": ("sl-server run {small} --listen 127.0.0.1:{taken} --out {tmp}/o1", 2, "127.0.0.1:{taken}: cannot be bound"),
@@ -313,7 +317,7 @@ def test_simulate_writes_the_run_directory(simulated: tuple[Process, Path]) -> N
     process, out = simulated
     assert process.code == 0, process.err
     assert {path.name for path in out.iterdir()} == {
-        "config.json", "metrics.jsonl", "digests.log", "summary.json", "lower.safetensors", "head.safetensors"
+        "config.json", "metrics.jsonl", "metrics.csv", "digests.log", "summary.json", "lower.safetensors", "head.safetensors"
     }  # fmt: skip
     summary = read_json(out / "summary.json")
     assert summary.keys() == SUMMARY_KEYS

@@ -1,0 +1,53 @@
+"""Scalars for TensorBoard, in the run directory itself: `tensorboard --logdir runs` names each run after its directory.
+
+Needs the package `tensorboard`, which only `--tensorboard` does (the extra `tensorboard`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from sl_server.metrics import PHASES
+from sl_server.table import COLUMNS, Row
+
+_TAGS = {"loss": "loss/train", "eval_loss": "loss/held out", "accuracy": "accuracy/held out"}
+_TAGS |= {"accuracy_min": "accuracy/least", "accuracy_max": "accuracy/greatest"}
+_TAGS |= {f"{phase}_seconds": f"step seconds/{phase}" for phase in PHASES}
+
+
+def tag_of(column: str) -> str:
+    """What a column of `metrics.csv` is called on the board."""
+    if column.endswith("_bytes"):
+        direction, _, kind = column.removesuffix("_bytes").partition("_")
+        return f"bytes {direction}/{kind}"
+    return _TAGS.get(column, f"run/{column}")
+
+
+class TensorBoard:
+    """Every column of `metrics.csv` as a scalar; the step is the round."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
+
+    def back(self, rounds: int) -> None:
+        """Later rounds are forgotten: a new file says which one it begins with."""
+        self.close()
+        self._writer = SummaryWriter(str(self._folder), purge_step=rounds + 1)
+
+    def add(self, row: Row) -> None:
+        """One more round, on disk when it returns."""
+        assert self._writer is not None, "the table goes back before it adds"
+        for column in COLUMNS[1:]:
+            value = row.get(column)
+            if value is not None:
+                self._writer.add_scalar(tag_of(column), value, int(row["round"] or 0))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """The file is whole."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

@@ -1,0 +1,140 @@
+"""The clients' timeline as a plot: a row each, what it did along the run's time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from sl_server.report import axes as ax
+from sl_server.report import svg
+from sl_server.report.plots import Plot, Shown, finished
+from sl_server.report.timeline import Course, Doing, Span, timeline
+
+ROWS = 40  # at most; those to whom something happened come first
+FINE = 600  # spans that lie closer than the run's time divided by this cannot be told apart, and are drawn as one
+
+
+def clients(shown: Sequence[Shown]) -> Iterator[Plot]:
+    """A plot for each run in which there was a client."""
+    for s in shown:
+        found = timeline(s.run.lines)
+        rows = _chosen(found.rows)
+        if not rows or not found.end:
+            continue
+        factor, unit = ax.seconds_unit(found.end)
+        with mpl.rc_context(svg.STYLE):
+            figure, axes = ax.panel(ax.WIDE, 1.15 + 0.24 * len(rows))
+            for y, course in enumerate(rows):
+                _row(axes, y, course, s.color, factor, found.end)
+            for moment in found.back:
+                axes.axvline(moment / factor, color=svg.BAD, linewidth=1, linestyle=":")
+            axes.set_yticks(range(len(rows)), [_short(course.client) for course in rows], color=svg.INK)
+            axes.set_ylim(len(rows) - 0.4, -0.6)
+            axes.set_xlim(-0.01 * found.end / factor, 1.01 * found.end / factor)
+            axes.set_xlabel(f"time since the first wave [{unit}]")
+            axes.spines["left"].set_visible(False)
+            _legend(axes, s.color, rows, went_back=bool(found.back))
+            left_out = len(found.courses) - len(rows)
+            caption = f"Timeline of the clients{s.letter and ', run ' + s.letter}"
+            caption += f"; {left_out} more are not shown" if left_out else ""
+            yield finished(figure, f"clients-{s.number}", caption, wide=True)
+
+
+def _chosen(courses: Sequence[Course]) -> list[Course]:
+    first = sorted(courses, key=lambda course: not (course.left or course.late))[:ROWS]
+    names = {course.client for course in first}
+    return [course for course in courses if course.client in names]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 18 else name[:17] + "…"
+
+
+_LOOKS: dict[Doing, dict[str, Any]] = {
+    "here": {"height": 0.08, "color": svg.MUTED},
+    "train": {"height": 0.62},
+    "eval": {"height": 0.62, "alpha": 0.4},
+    "lost": {"height": 0.62, "facecolor": "none", "edgecolor": svg.BAD, "hatch": "////", "linewidth": 0.6},
+    "away": {"height": 0.2, "color": svg.BAD},
+}
+_MARKS = {"back again": ">", "left": "X", "too slow": "v"}
+
+
+def _row(axes: Axes, y: int, course: Course, color: str, factor: float, end: float) -> None:
+    for doing, look in _LOOKS.items():
+        spans = list(_joined((span for span in course.spans if span.doing == doing), end / FINE))
+        style = {"color": color, "linewidth": 0} | look if doing in ("train", "eval") else look
+        start = [span.start / factor for span in spans]
+        axes.barh([y] * len(spans), [(s.end - s.start) / factor for s in spans], left=start, **style)
+    for what, moments in (("back again", course.joined[1:]), ("left", course.left), ("too slow", course.late)):
+        style: dict[str, Any] = {"marker": _MARKS[what], "color": svg.INK if what == "back again" else svg.BAD}
+        axes.plot(
+            [m / factor for m in moments],
+            [y] * len(moments),
+            linestyle="",
+            markersize=6,
+            markeredgecolor=svg.PAPER,
+            clip_on=False,
+            **style,
+        )
+
+
+def _joined(spans: Iterable[Span], apart: float) -> Iterator[Span]:
+    """The same at the picture's resolution."""
+    last: Span | None = None
+    for span in sorted(spans, key=lambda span: span.start):
+        if last is not None and span.start - last.end < apart and span.end - last.start < 4 * apart:
+            last = Span(doing=last.doing, start=last.start, end=max(last.end, span.end))
+            continue
+        if last is not None:
+            yield last
+        last = span
+    if last is not None:
+        yield last
+
+
+def _legend(axes: Axes, color: str, rows: Sequence[Course], *, went_back: bool) -> None:
+    """What occurs, above the plot."""
+    doings = {span.doing for course in rows for span in course.spans}
+    bars = {"train": "trains", "eval": "evaluates", "lost": "wave not finished", "away": "stream broken"}
+    keys: list[Patch | Line2D] = []
+    for doing, text in bars.items():
+        if doing in doings:
+            look = {k: v for k, v in _LOOKS[doing].items() if k != "height"}
+            keys.append(
+                Patch(label=text, **({"color": color, "linewidth": 0} | look if doing in ("train", "eval") else look))
+            )
+    happened = {
+        "left": any(c.left for c in rows),
+        "back again": any(c.joined[1:] for c in rows),
+        "too slow": any(c.late for c in rows),
+    }
+    for what, did in happened.items():
+        if did:
+            keys.append(
+                Line2D(
+                    [],
+                    [],
+                    linestyle="",
+                    marker=_MARKS[what],
+                    color=svg.INK if what == "back again" else svg.BAD,
+                    label=what,
+                )
+            )
+    if went_back:
+        keys.append(Line2D([], [], color=svg.BAD, linewidth=1, linestyle=":", label="back to a checkpoint"))
+    axes.legend(
+        handles=keys,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=6,
+        frameon=False,
+        borderaxespad=0.2,
+        handlelength=1.2,
+        columnspacing=1.2,
+    )

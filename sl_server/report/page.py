@@ -1,0 +1,109 @@
+"""`sl-server report`: one HTML file that holds everything it shows and asks nobody for anything.
+
+Needs matplotlib and jinja2, which only this does (the extra `report`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from sl_common import __version__
+from sl_common.messages import WIRE_KINDS
+from sl_server.metrics import PHASES
+from sl_server.report import gantt, plots, svg, words
+from sl_server.report.past import read_run
+from sl_server.report.plots import Plot, Shown
+
+_PHASES = {
+    "client_forward": "forward on the client",
+    "encode": "encode, both sides",
+    "wire": "network",
+    "queue_wait": "wait on the server",
+    "server_compute": "head on the server",
+    "decode": "decode, both sides",
+    "client_backward": "backward on the client",
+}
+_KINDS = {"smashed": "activations", "gradient": "cut gradients", "eval": "evaluation"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """Plots under a heading; `key` names the colours of their parts, `without` says why there is none."""
+
+    title: str
+    text: str
+    plots: tuple[Plot, ...]
+    without: str
+    key: tuple[str, ...] = ()
+
+
+def make_page(paths: Sequence[Path]) -> str:
+    """The HTML of these run directories, in this order. Raises ConfigError for one that is none."""
+    runs = [read_run(path) for path in paths]
+    letters = [chr(ord("A") + number) if number < 26 else str(number + 1) for number in range(len(runs))]
+    shown = [
+        Shown(run=run, letter=letter if len(runs) > 1 else "", number=n)
+        for n, (run, letter) in enumerate(zip(runs, letters, strict=True))
+    ]
+    page = Environment(
+        loader=PackageLoader("sl_server.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("page.html")
+    return page.render(
+        shown=shown,
+        title=" · ".join(words.title_of(run) for run in runs),
+        results=words.results(runs),
+        settings=words.settings(runs),
+        differences=words.differences(runs) if len(runs) > 1 else [],
+        sections=list(_sections(shown)),
+        title_of=words.title_of,
+        state_of=words.state_of,
+        rounds=words.rounds,
+        resolved=lambda run: run.config.model_dump_json(indent=2),
+        version=__version__,
+        colors=len(svg.RUNS),
+    )
+
+
+def _sections(shown: Sequence[Shown]) -> Iterator[Section]:
+    made: Callable[[Iterator[Plot]], tuple[Plot, ...]] = tuple
+    band = any(not e.shared for s in shown for e in s.run.evaluations)
+    yield Section(
+        title="Accuracy",
+        text="The band is from the worst to the best client: each has lower layers of its own." if band else "",
+        plots=made(plots.accuracies(shown)),
+        without="no evaluation is recorded",
+    )
+    yield Section(
+        title="Loss",
+        text="Solid: mean over a round's training batches. Dashed: on held-out data.",
+        plots=made(plots.losses(shown)),
+        without="no round is over",
+    )
+    yield Section(
+        title="Bytes by kind",
+        text="Counted on the wire: serialized gRPC messages with their prefixes, what was sent again included. Up is to the server.",
+        plots=made(plots.traffic(shown)),
+        without="no bytes are recorded",
+        key=tuple(_KINDS.get(kind, kind) for kind in WIRE_KINDS),
+    )
+    yield Section(
+        title="Where a step's time goes",
+        text="From a client's batch to its next one, with the wait for other clients in it.",
+        plots=(*plots.step(shown), *plots.phases(shown)),
+        without="no step was timed: this is measured where clients on a network wait for gradients, not in a simulation",
+        key=tuple(_PHASES[phase] for phase in PHASES),
+    )
+    yield Section(
+        title="Clients",
+        text="",
+        plots=made(gantt.clients(shown)),
+        without="no client has trained",
+    )

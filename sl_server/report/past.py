@@ -1,0 +1,188 @@
+"""A run directory, read back. What is not there is said, not guessed; what is no run directory is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from sl_common.config import RunConfig
+from sl_common.errors import ConfigError
+from sl_server.export import config_of
+
+ByKind = Mapping[str, int]
+Bytes = Mapping[str, ByKind]  # {"up": {kind: bytes}, "down": …}
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    seconds: float = 0.0  # since the first wave began
+
+
+class RoundLine(_Line):
+    """A round is over; bytes are those so far, phases the mean seconds of this round's `timed_steps`."""
+
+    event: Literal["round"]
+    round: int
+    loss: float | None
+    samples: int
+    clients: int
+    bytes: Bytes
+    payload_bytes: Bytes = {}
+    timed_steps: int = 0
+    phases: Mapping[str, float] = {}
+
+
+class EvaluationLine(_Line):
+    """Held-out data after a round."""
+
+    event: Literal["evaluation"]
+    round: int
+    shared: bool
+    accuracy: float
+    min: float
+    max: float
+    loss: float
+    samples: int
+    bytes: Bytes = {}
+    payload_bytes: Bytes = {}
+
+
+class ClientLine(_Line):
+    """Something became of one client."""
+
+    event: Literal["client_joined", "client_left", "client_late", "client_away", "client_back", "client_done"]
+    client: str
+    shard: int = 0
+    reason: str = ""
+
+
+class WaveLine(_Line):
+    """Clients were told to begin."""
+
+    event: Literal["wave_begun"]
+    clients: tuple[str, ...] = ()
+    evaluate: bool = False
+
+
+class RunLine(_Line):
+    """Something became of the whole run."""
+
+    event: Literal["went_back", "run_ended"]
+    reason: str = ""
+
+
+Line = RoundLine | EvaluationLine | ClientLine | WaveLine | RunLine
+_KNOWN: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="event")])
+_EVENTS = {
+    event
+    for kind in (RoundLine, EvaluationLine, ClientLine, WaveLine, RunLine)
+    for event in kind.model_fields["event"].annotation.__args__  # type: ignore[union-attr]
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PastRun:
+    """One run, over or not."""
+
+    path: Path
+    config: RunConfig
+    lines: tuple[Line, ...]
+    summary: Mapping[str, Any] | None
+    missing: tuple[str, ...]  # in words
+
+    @property
+    def rounds(self) -> list[RoundLine]:
+        """In order."""
+        return [line for line in self.lines if isinstance(line, RoundLine)]
+
+    @property
+    def evaluations(self) -> list[EvaluationLine]:
+        """In order."""
+        return [line for line in self.lines if isinstance(line, EvaluationLine)]
+
+    @property
+    def seconds(self) -> float:
+        """How long it took, or has taken so far."""
+        if self.summary is not None:
+            return float(self.summary["seconds"])
+        return max((line.seconds for line in self.lines), default=0.0)
+
+    def bytes(self, which: Literal["bytes", "payload_bytes"] = "bytes") -> Bytes:
+        """In all, or so far."""
+        if self.summary is not None:
+            found: Bytes = self.summary[which]
+            return found
+        counted = [getattr(line, which) for line in self.lines if isinstance(line, RoundLine | EvaluationLine)]
+        return next((counts for counts in reversed(counted) if counts), {})
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Mean seconds of a step by phase, over all steps that were timed."""
+        total: dict[str, float] = {}
+        steps = sum(line.timed_steps for line in self.rounds)
+        for line in self.rounds:
+            for phase, mean in line.phases.items():
+                total[phase] = total.get(phase, 0.0) + mean * line.timed_steps / steps
+        return total
+
+    def bytes_at(self, line: RoundLine | EvaluationLine) -> int:
+        """On the wire, both ways, until then."""
+        counts = line.bytes or next((r.bytes for r in self.rounds if r.round == line.round), {})
+        return sum(sum(kinds.values()) for kinds in counts.values())
+
+
+def read_run(path: Path) -> PastRun:
+    """Raises ConfigError if this is no run directory, or one that cannot be read."""
+    config = config_of(path)
+    missing: list[str] = []
+    lines = _lines(path / "metrics.jsonl", missing)
+    summary = _summary(path / "summary.json", missing)
+    if not any(isinstance(line, RoundLine) for line in lines):
+        missing.append("no round is over yet")
+    elif not any(isinstance(line, EvaluationLine) for line in lines):
+        missing.append("no evaluation yet: no accuracy")
+    return PastRun(path=path, config=config, lines=lines, summary=summary, missing=tuple(missing))
+
+
+def _lines(path: Path, missing: list[str]) -> tuple[Line, ...]:
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        missing.append("metrics.jsonl is missing")
+        return ()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    whole, _, rest = text.rpartition("\n")
+    if rest:
+        missing.append("metrics.jsonl ends within a line, which is left out")
+    return tuple(_parsed(path, whole))
+
+
+def _parsed(path: Path, text: str) -> Iterator[Line]:
+    for number, row in enumerate(text.splitlines(), 1):
+        try:
+            found = json.loads(row)
+            if found["event"] in _EVENTS:  # there are more than are shown
+                yield _KNOWN.validate_python(found)
+        except (ValueError, KeyError, TypeError) as error:
+            what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"not an event: {row[:60]!r}"
+            raise ConfigError(f"{path}, line {number}: {what}") from error
+
+
+def _summary(path: Path, missing: list[str]) -> Mapping[str, Any] | None:
+    try:
+        summary = json.loads(path.read_text())
+        if {"seconds", "bytes", "payload_bytes", "weights_sha256", "reason", "finished"} <= summary.keys():
+            return dict(summary)
+    except FileNotFoundError:
+        missing.append("summary.json is not there yet: the run goes on, or was cut short; its numbers are those so far")
+        return None
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    raise ConfigError(f"{path}: not the summary of a run")

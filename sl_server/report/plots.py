@@ -1,0 +1,243 @@
+"""The plots of a report, each as SVG with a caption. Runs have a colour and a letter each, in every plot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sl_common.messages import WIRE_KINDS
+from sl_server.metrics import PHASES
+from sl_server.report import axes as ax
+from sl_server.report import svg
+from sl_server.report.past import EvaluationLine, PastRun, RoundLine
+from sl_server.show import size
+
+MARKED = 40  # points of a line, at most, that get a mark each
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plot:
+    """An <svg> element, and what it shows in words."""
+
+    name: str
+    svg: str
+    caption: str
+    wide: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """A run in its colour; the letter is empty where it is the only one."""
+
+    run: PastRun
+    letter: str
+    number: int
+
+    @property
+    def color(self) -> str:
+        """A stand-in."""
+        return svg.RUNS[self.number % len(svg.RUNS)]
+
+
+def finished(figure: Figure, name: str, caption: str, *, wide: bool = False) -> Plot:
+    """Drawn: `figure` as it is now."""
+    return Plot(name=name, svg=svg.inline(figure, name, escape(caption)), caption=caption, wide=wide)
+
+
+# --- loss and accuracy against rounds, bytes and time
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Against:
+    """What is along the x axis."""
+
+    name: str
+    label: str
+    of: Callable[[PastRun, RoundLine | EvaluationLine], float]
+    ticks: Callable[[object], None] = ax.whole
+
+
+def againsts(shown: Sequence[Shown]) -> list[Against]:
+    """Rounds, bytes, time in a unit that suits the longest run."""
+    factor, unit = ax.seconds_unit(max((s.run.seconds for s in shown), default=0.0))
+    return [
+        Against(name="rounds", label="round", of=lambda _run, line: line.round),
+        Against(
+            name="bytes",
+            label="bytes on the wire, both ways",
+            of=lambda run, line: run.bytes_at(line),
+            ticks=ax.in_bytes,
+        ),
+        Against(
+            name="time",
+            label=f"time since the first wave [{unit}]",
+            of=lambda _run, line: line.seconds / factor,
+            ticks=lambda _axis: None,
+        ),
+    ]
+
+
+def accuracies(shown: Sequence[Shown]) -> Iterator[Plot]:
+    """Accuracy on held-out data."""
+    if not any(s.run.evaluations for s in shown):
+        return
+    for against in againsts(shown):
+        with mpl.rc_context(svg.STYLE):
+            figure, axes = ax.panel()
+            ends = []
+            for s in shown:
+                found = s.run.evaluations
+                x, y = [against.of(s.run, e) for e in found], [e.accuracy for e in found]
+                if not all(e.shared for e in found):
+                    axes.fill_between(
+                        x, [e.min for e in found], [e.max for e in found], color=s.color, alpha=0.16, linewidth=0
+                    )
+                ends += _line(axes, x, y, s.color, s.letter)
+            ax.percent(axes.yaxis)
+            _label(axes, against, "accuracy on held-out data")
+            ax.name_ends(axes, ends)
+            yield finished(figure, f"accuracy-{against.name}", f"Accuracy against {against.name}")
+
+
+def losses(shown: Sequence[Shown]) -> Iterator[Plot]:
+    """Training loss, and loss on held-out data."""
+    if not any(s.run.rounds for s in shown):
+        return
+    for against in againsts(shown):
+        with mpl.rc_context(svg.STYLE):
+            figure, axes = ax.panel()
+            ends = []
+            for s in shown:
+                alone = not s.letter
+                rounds = [r for r in s.run.rounds if r.loss is not None]
+                x, y = [against.of(s.run, r) for r in rounds], [r.loss for r in rounds if r.loss is not None]
+                ends += _line(axes, x, y, s.color, s.letter or "training")
+                x, y = [against.of(s.run, e) for e in s.run.evaluations], [e.loss for e in s.run.evaluations]
+                end = _line(axes, x, y, s.color, "held out", dashed=True)
+                ends += end if alone else []
+            _label(axes, against, "loss (mean cross entropy)")
+            ax.name_ends(axes, ends)
+            yield finished(figure, f"loss-{against.name}", f"Loss against {against.name}")
+
+
+def _line(
+    axes: Axes, x: Sequence[float], y: Sequence[float], color: str, text: str, *, dashed: bool = False
+) -> list[tuple[float, float, str, str]]:
+    """Draw it; where its name goes, if it has one and a last point."""
+    mark = "o" if len(x) <= MARKED else ""
+    axes.plot(
+        x,
+        y,
+        color=color,
+        linestyle=(0, (4, 2)) if dashed else "-",
+        marker=mark,
+        markerfacecolor=svg.PAPER if dashed else color,
+    )
+    known = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(b)]
+    return [(*known[-1], text, color)] if known and text else []
+
+
+def _label(axes: Axes, against: Against, y: str) -> None:
+    axes.set_xlabel(against.label)
+    axes.set_title(y, color=svg.INK)
+    axes.grid(axis="y")
+    against.ticks(axes.xaxis)
+
+
+# --- bars of parts
+
+
+def traffic(shown: Sequence[Shown]) -> Iterator[Plot]:
+    """Bytes on the wire by direction and kind, a bar for each run and direction."""
+    rows = [
+        (f"{s.letter} {arrow} {direction}".strip(), s.run.bytes().get(direction, {}))
+        for s in shown
+        for direction, arrow in (("up", "↑"), ("down", "↓"))
+    ]
+    if any(parts for _, parts in rows):
+        yield _bars(
+            rows,
+            WIRE_KINDS,
+            "traffic",
+            "Bytes on the wire by direction and kind",
+            size,
+            ax.in_bytes,
+            "bytes on the wire",
+        )
+
+
+def step(shown: Sequence[Shown]) -> Iterator[Plot]:
+    """Where a step's time goes: a bar for each run."""
+    timed = [s for s in shown if s.run.phases]
+    if timed:
+        rows = [(s.letter or "step", {phase: 1000 * t for phase, t in s.run.phases.items()}) for s in timed]
+        yield _bars(
+            rows,
+            PHASES,
+            "step",
+            "A step by phase, mean of all steps",
+            _ms,
+            lambda _axis: None,
+            "mean time of a step [ms]",
+        )
+
+
+def _ms(value: float) -> str:
+    return f"{value:.3g} ms"
+
+
+def _bars(
+    rows: Sequence[tuple[str, Mapping[str, float]]],
+    parts: Sequence[str],
+    name: str,
+    caption: str,
+    words: Callable[[float], str],
+    ticks: Callable[[object], None],
+    label: str,
+) -> Plot:
+    with mpl.rc_context(svg.STYLE):
+        figure, axes = ax.panel(ax.WIDE, 0.9 + 0.42 * len(rows))
+        longest = max(sum(values.values()) for _, values in rows)
+        for y, (_, values) in enumerate(rows):
+            start = 0.0
+            for number, part in enumerate(parts):
+                width = values.get(part, 0)
+                axes.barh(
+                    y, width, left=start, height=0.68, color=svg.PARTS[number], edgecolor=svg.PAPER, linewidth=0.6
+                )
+                start += width
+            axes.text(start, y, f"  {words(start)}", va="center", fontweight="bold")
+        axes.set_yticks(range(len(rows)), [text for text, _ in rows], color=svg.INK)
+        axes.invert_yaxis()
+        axes.set_xlim(0, longest * 1.16 or 1)
+        axes.set_xlabel(label)
+        axes.grid(axis="x")
+        axes.spines["left"].set_visible(False)
+        ticks(axes.xaxis)
+        return finished(figure, name, caption, wide=True)
+
+
+def phases(shown: Sequence[Shown]) -> Iterator[Plot]:
+    """The phases of a step over the rounds, a plot for each run."""
+    for s in shown:
+        rounds = [r for r in s.run.rounds if r.timed_steps]
+        if len(rounds) < 2:
+            continue
+        with mpl.rc_context(svg.STYLE):
+            figure, axes = ax.panel()
+            layers = [[1000 * r.phases.get(phase, 0.0) for r in rounds] for phase in PHASES]
+            axes.stackplot([r.round for r in rounds], layers, colors=svg.PARTS, edgecolor=svg.PAPER, linewidth=0.4)
+            axes.set_ylim(bottom=0)
+            axes.margins(x=0)
+            axes.set_xlabel("round")
+            axes.set_title(f"{s.letter}  mean time of a step [ms]".strip(), color=svg.INK)
+            ax.whole(axes.xaxis)
+            yield finished(
+                figure, f"phases-{s.number}", f"A step by phase over the rounds{s.letter and ', run ' + s.letter}"
+            )

@@ -1,0 +1,152 @@
+"""A run in words: what it was, what came of it, and where runs differ. Every number is the run directory's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sl_common.codec.words import words
+from sl_server.report.past import PastRun
+from sl_server.show import size
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One line of a table: what, and a cell for each run."""
+
+    name: str
+    cells: tuple[str, ...]
+
+    @property
+    def differs(self) -> bool:
+        """Not all runs have the same."""
+        return len(set(self.cells)) > 1
+
+
+def title_of(run: PastRun) -> str:
+    """For people."""
+    return run.config.run.name
+
+
+def state_of(run: PastRun) -> str:
+    """Finished, or why not."""
+    if run.summary is None:
+        return f"not over: {len(run.rounds)} of {run.config.run.rounds} rounds"
+    return "finished" if run.summary["finished"] else f"ended early: {run.summary['reason']}"
+
+
+def results(runs: Sequence[PastRun]) -> list[Row]:
+    """What came of them; beside bytes and seconds of later runs stands how many times the first one's they are."""
+    return [
+        _row("state", runs, state_of),
+        _row("accuracy", runs, _accuracy),
+        _row("loss, held out", runs, lambda run: f"{run.evaluations[-1].loss:.4f}" if run.evaluations else NOTHING),
+        _row("loss, last round", runs, _loss),
+        _compared("bytes up", runs, lambda run: sum(run.bytes().get("up", {}).values()), size),
+        _compared("bytes down", runs, lambda run: sum(run.bytes().get("down", {}).values()), size),
+        _row("tensors as float32 ÷ bytes on the wire", runs, _saved),
+        _compared("time", runs, lambda run: run.seconds, lambda s: f"{s:.1f} s"),
+        _compared("mean time of a step", runs, lambda run: 1000 * sum(run.phases.values()), lambda ms: f"{ms:.1f} ms"),
+        _row("weights sha256", runs, lambda run: run.summary["weights_sha256"] if run.summary else NOTHING),
+    ]
+
+
+def settings(runs: Sequence[PastRun]) -> list[Row]:
+    """What they were, the usual suspects."""
+    asked: list[tuple[str, Callable[[PastRun], str]]] = [
+        ("protocol", lambda run: run.config.preset or "own"),
+        ("model, cut", lambda run: f"{run.config.model.name}, {run.config.model.cut}"),
+        (
+            "data",
+            lambda run: (
+                f"{run.config.data.name}, {run.config.data.partition.kind}, batches of {run.config.data.batch_size}"
+            ),
+        ),
+        ("clients, rounds", lambda run: f"{run.config.run.clients}, {run.config.run.rounds}"),
+        ("codec up", lambda run: words(run.config.codec.up)),
+        ("codec down", lambda run: words(run.config.codec.down)),
+        ("codec of weights", lambda run: words(run.config.codec.state)),
+        ("client's optimiser", lambda run: _optimizer(run.config.client.optimizer)),
+        ("server's optimiser", lambda run: _optimizer(run.config.server.optimizer)),
+        ("seed, threads", lambda run: f"{run.config.run.seed}, {run.config.run.threads}"),
+        (
+            "torch, cutlayer",
+            lambda run: f"{run.summary.get('torch')}, {run.summary.get('cutlayer')}" if run.summary else NOTHING,
+        ),
+        ("directory", lambda run: str(run.path)),
+    ]
+    return [_row(name, runs, cell) for name, cell in asked]
+
+
+def differences(runs: Sequence[PastRun]) -> list[Row]:
+    """Every key of the configurations in which the runs differ."""
+    flat = [dict(_leaves(run.config.model_dump(mode="json"))) for run in runs]
+    keys = sorted(set().union(*flat) - {"run.name", "preset"})
+    rows = [Row(name=key, cells=tuple(str(one.get(key, NOTHING)) for one in flat)) for key in keys]
+    return [row for row in rows if row.differs]
+
+
+def rounds(run: PastRun) -> tuple[list[str], list[list[str]]]:
+    """The plotted numbers as a table: its head, and a row a round."""
+    head = ["round", "loss", "accuracy", "loss, held out", "bytes so far", "seconds", "samples", "clients"]
+    scores = {e.round: e for e in run.evaluations}
+    body = [
+        [
+            str(r.round),
+            NOTHING if r.loss is None else f"{r.loss:.4f}",
+            f"{scores[r.round].accuracy:.2%}" if r.round in scores else NOTHING,
+            f"{scores[r.round].loss:.4f}" if r.round in scores else NOTHING,
+            f"{run.bytes_at(r):,}",
+            f"{r.seconds:.3f}",
+            f"{r.samples:,}",
+            str(r.clients),
+        ]
+        for r in run.rounds
+    ]
+    return head, body
+
+
+def _row(name: str, runs: Sequence[PastRun], cell: Callable[[PastRun], str]) -> Row:
+    return Row(name=name, cells=tuple(cell(run) for run in runs))
+
+
+def _compared(name: str, runs: Sequence[PastRun], of: Callable[[PastRun], float], text: Callable[[float], str]) -> Row:
+    values = [of(run) for run in runs]
+    first = values[0]
+    others = (f"{text(v)} ({v / first:.2f}×)" if v and first else text(v) if v else NOTHING for v in values[1:])
+    return Row(name=name, cells=(text(first) if first else NOTHING, *others))
+
+
+def _accuracy(run: PastRun) -> str:
+    if not run.evaluations:
+        return NOTHING
+    last = run.evaluations[-1]
+    spread = "" if last.shared else f" ({last.min:.2%} to {last.max:.2%} over clients)"
+    return f"{last.accuracy:.2%}{spread}"
+
+
+def _loss(run: PastRun) -> str:
+    known = [r.loss for r in run.rounds if r.loss is not None]
+    return f"{known[-1]:.4f}" if known else NOTHING
+
+
+def _saved(run: PastRun) -> str:
+    wire, payload = (sum(sum(kinds.values()) for kinds in run.bytes(w).values()) for w in ("bytes", "payload_bytes"))
+    return f"{payload / wire:.2f}×" if wire and payload else NOTHING
+
+
+def _optimizer(optimizer: Any) -> str:
+    given = optimizer.model_dump(mode="json")
+    kind = given.pop("kind")
+    return " ".join([kind, *(f"{key}={value}" for key, value in given.items() if key in ("lr", "momentum"))])
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
