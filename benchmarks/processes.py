@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -80,6 +81,10 @@ class Process:
         """High-water mark of its resident memory (Linux)."""
         status = Path(f"/proc/{self._popen.pid}/status").read_text()
         return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._popen.send_signal(number)
 
     def end(self) -> None:
         """End it if it still runs, by force if it must be."""
