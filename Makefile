@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker bench-images
+.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker bench-images bench-scrape
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
@@ -66,6 +66,9 @@ bench-checkpoints: install  ## a checkpoint a round against none, and recovery; 
 
 bench-crowd: install  ## one server under 10 to 1,000 clients; writes benchmarks/results/crowd.md
 	@$(BIN)/python -m benchmarks.crowd
+
+bench-scrape: install  ## a scrape of 200 clients' metrics; writes benchmarks/results/scrape.md
+	@$(BIN)/python -m benchmarks.scrape
 
 bench-peers: install  ## the same step over other people's systems, an hour or two; writes benchmarks/results/peers.md
 	@$(BIN)/python -m benchmarks.peers.install || true

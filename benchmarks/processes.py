@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -85,6 +86,10 @@ class Process:
         """With no warning, and wait until it is gone."""
         self._popen.kill()
         self._popen.wait(10)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._popen.send_signal(number)
 
     def end(self) -> None:
         """End it if it still runs, by force if it must be."""

@@ -145,6 +145,15 @@ class Eval(Value):
     )
 
 
+class Metrics(Value):
+    """What Prometheus is told of a run."""
+
+    clients: Natural = 200  # that get series of their own; the others share one
+    budget_mb: Annotated[float, Field(gt=0)] | None = (
+        None  # wire bytes both ways that the run should do with; an alert says if it does not
+    )
+
+
 class RunConfig(Value):
     """Everything a run is. The server's is the one source of truth; it is handed to each client at join."""
 
@@ -156,6 +165,7 @@ class RunConfig(Value):
     client: Client = Client()
     server: Server = Server()
     eval: Eval = Eval()
+    metrics: Metrics = Metrics()
     preset: str | None = None  # which preset `protocol` started from, for people; [protocol] preset in a file
 
     @model_validator(mode="after")

@@ -177,6 +177,12 @@ class Coordinator:
         return self.protocol.barrier.timed
 
     @property
+    def waiting(self) -> int:
+        """Batches that wait for their cohort. For those who watch: right as of some moment, from any thread."""
+        wave = self._wave
+        return 0 if wave is None else sum(len(batches) for batches in list(wave.waiting.values()))
+
+    @property
     def advance_pending(self) -> bool:
         """There is something to say."""
         return bool(self._out)

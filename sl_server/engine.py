@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -75,8 +75,8 @@ class _Link:
 
     session: Session
     stream: Stream | None
+    clock: Clock
     away_since: float = 0.0
-    clock: Clock = field(default_factory=Clock)
 
 
 class Engine:
@@ -119,6 +119,16 @@ class Engine:
         self._ended_at: float | None = None
         self._next_tick = 0.0
         self._workers = Workers(coordinator.config.run.threads)
+        metrics.watch(
+            {
+                "sl_queue_events": self._inbox.qsize,
+                "sl_queue_bytes": lambda: self.backlog,
+                "sl_waiting_batches": lambda: coordinator.waiting,
+                "sl_recorded_memory_bytes": lambda: coordinator.recordings.memory_bytes,
+                "sl_recorded_disk_bytes": lambda: coordinator.recordings.spilled_bytes,
+                "sl_device_memory_bytes": _device_memory,
+            }
+        )
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # --- called from any thread
@@ -234,15 +244,18 @@ class Engine:
     def _checkpoint(self) -> None:
         if self._archive is None:
             return
+        began = time.perf_counter()
         tree = self.sessions.snapshot()
         try:
             self._archive.save(self.coordinator.rests, tree)
         except OSError as error:
+            self._metrics.checkpoint(None)
             self._warn(
                 f"no checkpoint after wave {self.coordinator.rests} ({error.strerror or error}); training goes on"
             )
             return
         self._durable = self.coordinator.rests
+        self._metrics.checkpoint(time.perf_counter() - began)
         self._remember(tree)
         self.sessions.saved()
 
@@ -264,8 +277,7 @@ class Engine:
             self._drop(link)
             if link.stream is not None:
                 link.stream.close()
-            else:
-                self._metrics.away(-1)
+        self._metrics.rolled_back()
         if self._archive is not None:
             self._archive.back()
         self.sessions.restore(copy.deepcopy(tree), time.monotonic() - self._started)
@@ -298,7 +310,7 @@ class Engine:
         if link.stream is None:
             return
         link.stream.send([frame.data for frame in frames])
-        self._meter.sent(frames)
+        self._meter.sent(link.clock, frames)
 
     def _is_over(self) -> bool:
         if self.drained:
@@ -322,7 +334,6 @@ class Engine:
         for link in list(self._links.values()):
             if link.stream is None and now - link.away_since > grace:
                 self._drop(link)
-                self._metrics.away(-1)
                 self.sessions.lose(link.session, f"away for more than grace_s = {grace:g} s")
         wake_at = self.coordinator.wake_at
         if self.coordinator.timed or (wake_at is not None and now - self._started >= wake_at):
@@ -358,12 +369,15 @@ class Engine:
     def _attach(self, stream: Stream, opened: Opened) -> None:
         link = self._links.get(opened.session)
         if link is None:
-            link = self._links[opened.session] = _Link(session=opened.session, stream=stream)
+            clock = Clock(client=opened.session.client)
+            link = self._links[opened.session] = _Link(session=opened.session, stream=stream, clock=clock)
+            self._metrics.connected(clock.client, 1)
         else:
-            self._metrics.reconnects.inc()
+            self._metrics.reconnected(link.clock.client)
             if link.stream is None:
                 self._metrics.away(-1)
                 self._on_fact(ClientBack(client=link.session.client))
+                self._metrics.connected(link.clock.client, 1)
             else:
                 self._by_stream.pop(link.stream, None)
                 link.stream.close()
@@ -397,6 +411,7 @@ class Engine:
         link = self._by_stream.pop(stream, None)
         if link is None:
             return
+        self._metrics.connected(link.clock.client, -1)
         if self.coordinator.ended is not None and link.session.endpoint.settled:
             self._links.pop(link.session, None)  # it has its Bye
             return
@@ -406,17 +421,18 @@ class Engine:
 
     def _drop(self, link: _Link) -> None:
         self._links.pop(link.session, None)
-        if link.stream is not None:
+        if link.stream is None:
+            self._metrics.away(-1)
+        else:
             self._by_stream.pop(link.stream, None)
+            self._metrics.connected(link.clock.client, -1)
 
     def _replace(self, session: Session) -> None:
         link = self._links.get(session)
         if link is None:
             return
         self._drop(link)
-        if link.stream is None:
-            self._metrics.away(-1)
-        else:
+        if link.stream is not None:
             reason = f"another client has joined as {session.client!r}"
             self._refuse(link.stream, session.client, Refused("replaced", reason))
 
@@ -424,6 +440,13 @@ class Engine:
         self._refusals.note(f"{repr(client)[:80] if client else 'a client'} at {stream.peer}", error)
         stream.send([Refusal(code=error.code, reason=error.reason).to_frame()])
         stream.close()
+
+
+def _device_memory() -> int:
+    """Bytes that torch's tensors take on all GPUs; asks none that this process does not use."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return 0
+    return sum(torch.cuda.memory_allocated(device) for device in range(torch.cuda.device_count()))
 
 
 def _raise(error: Exception) -> None:

@@ -27,10 +27,12 @@ class Ledger:
         for kind, nbytes in tally:
             self.wire[direction, kind] += nbytes
 
-    def message(self, direction: Direction, message: Message) -> None:
-        """A message went this way, once however often its frames were resent."""
-        for kind, nbytes in payload_of(message).items():
+    def message(self, direction: Direction, message: Message) -> int:
+        """A message went this way, once however often its frames were resent; its bytes."""
+        counted = payload_of(message)
+        for kind, nbytes in counted.items():
             self.payload[direction, kind] += nbytes
+        return sum(counted.values())
 
     def timed(self, phase: str, seconds: float) -> None:
         """A phase of one step took so long."""

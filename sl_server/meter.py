@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
-from sl_common.messages import Gradient, Smashed, ToClient
+from sl_common.messages import Gradient, Message, Smashed, ToClient
 from sl_common.wire import Frame, Received, Timing
-from sl_server.ledger import Ledger
+from sl_server.ledger import Direction, Ledger, Tally
 from sl_server.metrics import Metrics
 
 
@@ -19,6 +19,7 @@ from sl_server.metrics import Metrics
 class Clock:
     """The times of one client's last batch, in seconds; kept with its session."""
 
+    client: str
     arrived: float = 0.0  # when it was whole
     decoded: float = 0.0
     queued_s: float = 0.0  # in the inbox
@@ -45,9 +46,9 @@ class Meter:
         self._metrics = metrics
         self._later: list[Callable[[], object]] = []
 
-    def sent(self, frames: Iterable[Frame]) -> None:
+    def sent(self, clock: Clock, frames: Iterable[Frame]) -> None:
         """Frames went out."""
-        self._later += [partial(self._ledger.tally, "down", frame.tally) for frame in frames]
+        self._later += [partial(self._tally, clock, "down", frame.tally) for frame in frames]
 
     def took(self, clock: Clock, received: Received, *, arrived: float, fed: float, decoded: float) -> None:
         """A frame came in."""
@@ -63,19 +64,27 @@ class Meter:
         for count in later:
             count()
 
+    def _tally(self, clock: Clock, direction: Direction, tally: Tally) -> None:
+        self._ledger.tally(direction, tally)
+        self._metrics.clients.row(clock.client).wire[direction] += sum(nbytes for _, nbytes in tally)
+
+    def _message(self, clock: Clock, direction: Direction, message: Message) -> None:
+        nbytes = self._ledger.message(direction, message)
+        self._metrics.clients.row(clock.client).payload[direction] += nbytes
+
     def _took(self, clock: Clock, received: Received, arrived: float, fed: float, decoded: float) -> None:
-        self._ledger.tally("up", received.tally)
+        self._tally(clock, "up", received.tally)
         if received.timing is not None:
             self._complete(clock, received.timing)
         if received.message is None:
             return
-        self._ledger.message("up", received.message)
+        self._message(clock, "up", received.message)
         if isinstance(received.message, Smashed):
             clock.arrived, clock.decoded = arrived, decoded
             clock.queued_s, clock.decode_s = fed - arrived, decoded - fed
 
     def _said(self, clock: Clock, message: ToClient, span: Span) -> None:
-        self._ledger.message("down", message)
+        self._message(clock, "down", message)
         if isinstance(message, Gradient) and message.dz is not None:
             self._observe("queue_wait", clock.queued_s + span.started - clock.decoded)
             self._observe("server_compute", span.computed - span.started)
@@ -91,8 +100,16 @@ class Meter:
         residence = clock.residence_s.pop(client.step, None)
         if residence is None:
             return
-        self._observe("client_forward", client.forward)
-        self._observe("client_backward", client.backward)
-        self._observe("encode", client.encode + clock.encode_s)
-        self._observe("decode", client.decode + clock.decode_s)
-        self._observe("wire", client.round_trip - residence)
+        here = {
+            "client_forward": client.forward,
+            "client_backward": client.backward,
+            "encode": client.encode,
+            "decode": client.decode,
+        }
+        network = max(0.0, client.round_trip - residence)
+        self._metrics.times(clock.client, client=sum(here.values()), network=network, server=residence)
+        here["encode"] += clock.encode_s
+        here["decode"] += clock.decode_s
+        for phase, seconds in here.items():
+            self._observe(phase, seconds)
+        self._observe("wire", network)

@@ -80,7 +80,7 @@ async def _serve(
     checkpoints = Checkpoints(out)
     tree = checkpoints.newest(show.warn) if resume else None
     run = tree["run"] if tree else secrets.token_hex(8)
-    metrics = Metrics(ledger)
+    metrics = Metrics(ledger, config)
     device = pick_device(config.server.device)
     network = Network.build(config)
     coordinator = Coordinator(config, network, device=device, spill=DiskSpill(out), alone=threading.Lock(), run=run)
@@ -124,7 +124,9 @@ async def _serve(
         if engine.drained:
             show.say("drained", f"stopped between two waves; go on with: sl-server run --resume {out}", out=str(out))
             return {}, None, False
-        return *scribe.finish(engine.failure), stopped.is_set()
+        summary, failure = scribe.finish(engine.failure)
+        await metrics.scrapes.last()
+        return summary, failure, stopped.is_set()
     except ConfigError:
         if not resume:
             directory.discard()  # it could not begin: the place is free again

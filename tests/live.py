@@ -40,7 +40,7 @@ class LiveServer:
 
     def __init__(self, config: RunConfig) -> None:
         self.ledger = Ledger()
-        self.metrics = Metrics(self.ledger)
+        self.metrics = Metrics(self.ledger, config)
         self.coordinator = Coordinator(config, Network.build(config), alone=threading.Lock())
         self.facts: list[Fact] = []
         self.warnings: list[str] = []

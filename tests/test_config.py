@@ -72,6 +72,9 @@ alignment = { epochs = 3, batch_size = 7, optimizer = { kind = "sgd", lr = 0.2 }
 [eval]
 every = 0
 samples = 17
+[metrics]
+clients = 3
+budget_mb = 9.5
 """
 OTHERS = [
     'data.partition = { kind = "shards", per_client = 3 }',
