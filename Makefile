@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all check format proto fuzz chaos bench bench-codecs bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked
+.PHONY: install demo test test-all check format proto fuzz chaos bench bench-codecs bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked bench-memory test-edge
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
@@ -38,6 +38,12 @@ fuzz: install  ## a million hostile inputs into every decoder, about six minutes
 
 chaos: install  ## a seeded adversary kills servers and clients and cuts streams, for every preset
 	@$(BIN)/python -m pytest -m 'slow or not slow' tests/test_chaos.py tests/test_kill.py --durations=0
+
+test-edge: install  ## the client in an emulated ARM machine, half an hour (Linux, root, qemu-user-static binfmt-support debootstrap)
+	@tests/edge/run
+
+bench-memory: install  ## a client's memory and start against torch's own; writes benchmarks/results/memory.md
+	@$(BIN)/python -m benchmarks.memory
 
 bench-codecs: install  ## measure every codec against a copy; writes benchmarks/results/codecs.md
 	@$(BIN)/python -m benchmarks.codecs
