@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker bench-images bench-scrape
+.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker bench-images bench-scrape bench-memory test-edge
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
@@ -45,6 +45,12 @@ chaos: install  ## a seeded adversary kills servers and clients and disturbs the
 
 soak: install  ## 2,000 rounds while clients come and go: does the server's process grow? Writes benchmarks/results/soak.md
 	@$(BIN)/python -m benchmarks.soak
+
+test-edge: install  ## the client in an emulated ARM machine, half an hour (Linux, root, qemu-user-static binfmt-support debootstrap)
+	@tests/edge/run
+
+bench-memory: install  ## a client's memory and start against torch's own; writes benchmarks/results/memory.md
+	@$(BIN)/python -m benchmarks.memory
 
 bench-codecs: install  ## measure every codec against a copy; writes benchmarks/results/codecs.md
 	@$(BIN)/python -m benchmarks.codecs

@@ -20,11 +20,17 @@ HELD_OUT = 2_000
 def images(root: Path | None = None) -> Data:
     """60,000 images (1, 28, 28) uint8 in ten classes, and HELD_OUT more. `root` is a folder to look in first."""
     try:
-        train, (x, y) = fashion.read(fashion.find(fashion.places(root)))
+        train, (x, y), _ = fashion.read(fashion.find(fashion.places(root)))
     except DataError:
         train, (x, y) = _pixels(60_000, seed=0), _pixels(HELD_OUT, seed=1)
     test = (x[:HELD_OUT], y[:HELD_OUT])
     return Data(train=train, test=test, mean=fashion.MEAN, std=fashion.STD, classes=fashion.CLASSES)
+
+
+def colours(root: Path | None = None) -> Data:  # noqa: ARG001  (no file is read)
+    """As many images as CIFAR-10 has, of its shape and type, and HELD_OUT more; seeded random pixels."""
+    train, test = _pixels(50_000, 0, (3, 32, 32)), _pixels(HELD_OUT, 1, (3, 32, 32))
+    return Data(train=train, test=test, mean=0.5, std=0.25, classes=10)
 
 
 def what() -> str:
@@ -36,7 +42,7 @@ def what() -> str:
     return "fashion-mnist"
 
 
-def _pixels(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _pixels(count: int, seed: int, shape: tuple[int, ...] = (1, 28, 28)) -> tuple[torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(seed)
-    x = torch.randint(256, (count, 1, 28, 28), dtype=torch.uint8, generator=draw)
+    x = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=draw)
     return x, torch.randint(fashion.CLASSES, (count,), generator=draw)

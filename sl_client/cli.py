@@ -62,6 +62,22 @@ Insecure = Annotated[
         envvar="SL_INSECURE",
     ),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        help="Threads for a computation, instead of as many as the run says; more than one may change the last bits.",
+        envvar="SL_THREADS",
+        min=1,
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="Take no part in a run for which this process would need more memory than this: 512M, 1.5G.",
+        metavar="SIZE",
+        envvar="SL_MAX_MEMORY",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.", envvar="SL_JSON")]
 
 
@@ -119,6 +135,8 @@ def run(
         Path | None,
         typer.Option(help="Write this client's lower segment here at the end (safetensors).", envvar="SL_SAVE_LOWER"),
     ] = None,
+    threads: Threads = None,
+    max_memory: MaxMemory = None,
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
@@ -132,6 +150,7 @@ def run(
     if save_lower is not None and not save_lower.parent.is_dir():
         raise ConfigError(f"--save-lower {save_lower}: there is no folder {save_lower.parent}")
     from sl_client.carrier import GrpcCarrier
+    from sl_client.device import Limits, parse_size
     from sl_client.runner import Interrupted, Runner, run_until_interrupted
     from sl_client.show import make_show
 
@@ -147,6 +166,7 @@ def run(
         show=show,
         connect=partial(GrpcCarrier, access=access),
         state=state,
+        limits=Limits(threads=threads, memory=max_memory and parse_size(max_memory, "--max-memory")),
     )
     try:
         run_until_interrupted(runner)

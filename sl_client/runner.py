@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-import torch
-
 from sl_client.carrier import Carrier, GrpcCarrier, StreamBroken
+from sl_client.device import NO_LIMITS, Limits
 from sl_client.past import find_past
 from sl_client.seat import take_seat
 from sl_client.show import Show
@@ -117,9 +116,11 @@ class Runner:
         show: Show,
         connect: Callable[[str], Carrier] = GrpcCarrier,
         state: Path | None = None,
+        limits: Limits = NO_LIMITS,
     ) -> None:
-        """`state`: a folder in which snapshots outlive this process."""
+        """`state`: a folder in which snapshots outlive this process; `limits`: what the device's owner allows."""
         self._state = state
+        self._limits = limits
         self._server = server
         self._name = name
         self._shard, self._shards = shard, shards
@@ -145,9 +146,15 @@ class Runner:
 
     def _sit(self, welcome: Welcome) -> Seat:
         config = RunConfig.from_json(welcome.config)
-        torch.set_num_threads(config.run.threads)
+        self._limits.set_threads(config)
         seat = take_seat(
-            welcome, data=self._data, allowed=self._allowed, span=self._watch.span, snapshots=self._past(welcome)
+            welcome,
+            data=self._data,
+            allowed=self._allowed,
+            span=self._watch.span,
+            snapshots=self._past(welcome),
+            limits=self._limits,
+            sole=True,
         )
         self._endpoint.agree(config.codec, seat.limit_bytes, config.draw_of(welcome.shard), seat.residuals)
         self.seat = seat

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from torch import nn
+
 from sl_client.data import load
-from sl_client.data.loader import make_loader
+from sl_client.data.loader import Loader, make_loader, share
+from sl_client.device import NO_LIMITS, Limits
 from sl_common.config import RunConfig
+from sl_common.imports import is_user_code
 from sl_common.messages import Welcome
 from sl_common.network import Network
 from sl_common.participate import Seat
+from sl_common.partition import Indices, Labels
 from sl_common.segment import Bank, Segment, Span, no_span
 from sl_common.snapshots import Snapshots
 
@@ -23,16 +27,46 @@ def take_seat(
     allowed: Collection[str] | None,
     span: Span = no_span,
     snapshots: Snapshots | None = None,
+    limits: Limits = NO_LIMITS,
+    sole: bool = False,
 ) -> Seat:
     """Build what a client needs for its part in the run.
 
     `data` is where data sets lie; `allowed` the packages that code of the user's may come from (None: any); `snapshots`
-    what a former life of this client has left. Raises ConfigError or DataError naming the key, file or field.
+    what a former life of this client has left; `limits` what the device's owner allows; with `sole`, no other client
+    of this process needs the same data, and only this one's samples are kept. Raises ConfigError or DataError naming the key, file or field.
     """
     config = RunConfig.from_json(welcome.config)
-    mine = load(config.data.name, data, allowed)
+    loader = _batches(config, welcome, data, allowed, sole=sole)
+    modules, limit_bytes = _modules(config, welcome, allowed, limits)
+
+    def make(part: str) -> Callable[[], Segment]:
+        optimizer = config.client.aux_optimizer if part == "aux" else None
+        return lambda: Segment(modules[part], optimizer or config.client.optimizer, span=span)
+
+    return Seat(
+        config=config,
+        shard=welcome.shard,
+        bank=Bank({part: make(part) for part in modules}),
+        data=loader,
+        limit_bytes=limit_bytes,
+        snapshots=snapshots or Snapshots(welcome.run),
+    )
+
+
+def _batches(
+    config: RunConfig, welcome: Welcome, data: Path | None, allowed: Collection[str] | None, *, sole: bool
+) -> Loader:
+    """Of this client's shard."""
+
+    def pick(labels: Labels) -> Indices:
+        return share(config.data.partition, labels, welcome.shards, welcome.shard, config.run.seed)
+
+    mine = load(config.data.name, data, allowed, pick if sole else None)
     mine.check(config.input, config.classes)
-    loader = make_loader(
+    if sole and mine.held is None:
+        mine = mine.only(pick(mine.train[1].numpy()))
+    return make_loader(
         mine,
         config.data.partition,
         welcome.shards,
@@ -42,18 +76,15 @@ def take_seat(
         drop_last=config.protocol.head.scatter.equal_batches,
         augment=config.data.augment,
     )
-    network = Network.build(config, allowed, shard=welcome.shard)
 
-    def make(part: str) -> Callable[[], Segment]:
-        optimizer = config.client.aux_optimizer if part == "aux" else None
-        return lambda: Segment(copy.deepcopy(network.part(part)), optimizer or config.client.optimizer, span=span)
 
-    bank = Bank({part: make(part) for part in config.protocol.learner.parts})
-    return Seat(
-        config=config,
-        shard=welcome.shard,
-        bank=bank,
-        data=loader,
-        limit_bytes=network.limit_bytes,
-        snapshots=snapshots or Snapshots(welcome.run),
-    )
+def _modules(
+    config: RunConfig, welcome: Welcome, allowed: Collection[str] | None, limits: Limits
+) -> tuple[dict[str, nn.Module], int]:
+    """The parts that this client holds, if they fit, without the rest of the network; and the run's largest message in bytes."""
+    limits.check(config)
+    parts = config.protocol.learner.parts
+    network = Network.build(config, allowed, shard=welcome.shard, parts=parts)
+    if is_user_code(config.model.name):
+        limits.check_built(config, network)
+    return {part: network.part(part) for part in parts}, network.limit_bytes

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, WireError
+from sl_common.imports import is_user_code
 from sl_common.messages import Smashed
-from sl_common.models import Block, build, cut_index, join
+from sl_common.models import Block, build, cut_index, fill, join
 from sl_common.models.auxiliary import Fit
 from sl_common.seeds import seed_of
-from sl_common.segment import buffers_untouched, seeded
+from sl_common.segment import buffers_untouched, device_of, seeded
 
+PARTS = ("lower", "head", "aux")
 SLACK = 1 << 16  # bytes that an encoding may add to a message body
 
 
@@ -34,18 +36,30 @@ class Network:
     aux: nn.Module | None = None  # what the learner puts on its own activations
 
     @classmethod
-    def build(cls, config: RunConfig, allowed: Collection[str] | None = None, *, shard: int | None = None) -> Self:
+    def build(
+        cls,
+        config: RunConfig,
+        allowed: Collection[str] | None = None,
+        *,
+        shard: int | None = None,
+        parts: Collection[str] = PARTS,
+    ) -> Self:
         """As a client builds it that has this shard, or as the server does.
 
+        `parts`: what is needed of it. If that is not all, a model of ours has memory for its lower blocks only, or with no parts for none.
         Raises ConfigError if the model cannot be made, cut there, or run on the configured input.
         """
         own = shard is not None and config.client.initial == "own"
-        blocks = _blocks(config, seed_of(config.run.seed, "init", shard or 0) if own else config.run.seed, allowed)
+        seed = seed_of(config.run.seed, "init", shard or 0) if own else config.run.seed
+        hollow = "head" not in parts and not is_user_code(config.model.name)
+        blocks = _blocks(config, seed, allowed, hollow=hollow)
         cut = cut_index(blocks, config.model.cut)
+        if hollow and "lower" in parts:
+            fill(join(blocks[:cut]), seed)
         z = _try_out(blocks, cut, config)
         cut_shape = tuple(z.shape[1:])
         return cls(
-            aux=_auxiliary(config, z, cut, allowed),
+            aux=_auxiliary(config, z, cut, allowed, hollow=hollow and "aux" not in parts),
             blocks=tuple(blocks),
             cut=cut,
             cut_shape=cut_shape,
@@ -101,34 +115,39 @@ class Network:
             raise WireError(f"labels reach from {low} to {high}, this run has classes 0 to {self.classes - 1}")
 
 
-def _blocks(config: RunConfig, seed: int, allowed: Collection[str] | None) -> list[Block]:
-    model = config.model
-    return build(model.name, input=config.input, classes=config.classes, args=model.args, seed=seed, allowed=allowed)
+def _blocks(config: RunConfig, seed: int, allowed: Collection[str] | None, *, hollow: bool = False) -> list[Block]:
+    model, fit = config.model, {"input": config.input, "classes": config.classes}
+    return build(model.name, **fit, args=model.args, seed=seed, allowed=allowed, hollow=hollow)
 
 
-def auxiliary_fit(config: RunConfig, cut_shape: tuple[int, ...], cut: int, allowed: Collection[str] | None) -> Fit:
+def auxiliary_fit(
+    config: RunConfig, cut_shape: tuple[int, ...], cut: int, allowed: Collection[str] | None, *, hollow: bool = False
+) -> Fit:
     """What an auxiliary network must fit at a cut."""
     seed = seed_of(config.run.seed, "init", "aux", "head")
     return Fit(
         cut=cut_shape,
         input=config.input,
         classes=config.classes,
-        head=lambda: _blocks(config, seed, allowed)[cut:],
+        head=lambda: _blocks(config, seed, allowed, hollow=hollow)[cut:],
     )
 
 
-def _auxiliary(config: RunConfig, z: Tensor, place: int, allowed: Collection[str] | None) -> nn.Module | None:
-    """Made from a seed of its own and tried out on the cut's activations."""
+def _auxiliary(
+    config: RunConfig, z: Tensor, place: int, allowed: Collection[str] | None, *, hollow: bool
+) -> nn.Module | None:
+    """Made from a seed of its own and tried out on the cut's activations; without memory if `hollow`."""
     chosen = getattr(config.protocol.learner, "aux", None)
     if chosen is None:
         return None
     cut, wanted = tuple(z.shape[1:]), config.input
-    fit = auxiliary_fit(config, cut, place, allowed)
+    fit = auxiliary_fit(config, cut, place, allowed, hollow=hollow)
+    device = torch.device("meta" if hollow else "cpu")
     try:
-        with seeded(seed_of(config.run.seed, "init", "aux"), torch.device("cpu")):
+        with seeded(seed_of(config.run.seed, "init", "aux"), torch.device("cpu")), device:
             aux: nn.Module = chosen.make(fit)
         with buffers_untouched(aux):
-            found = tuple(aux(z).shape[1:])
+            found = tuple(aux(z.to(device)).shape[1:])
     except ConfigError as error:
         raise ConfigError(f"protocol.learner.{error}") from error
     except Exception as error:  # whatever the modules raise
@@ -142,7 +161,7 @@ def _auxiliary(config: RunConfig, z: Tensor, place: int, allowed: Collection[str
 def _try_out(blocks: list[Block], cut: int, config: RunConfig) -> Tensor:
     """One forward and backward on zeros, so that a model that cannot run is refused before anybody connects."""
     lower, head = join(blocks[:cut]), join(blocks[cut:])
-    x = torch.zeros(2, *config.input)
+    x = torch.zeros(2, *config.input, device=device_of(lower))
     try:
         with seeded(0, torch.device("cpu")), buffers_untouched(lower), buffers_untouched(head):
             z = lower(x)
@@ -151,7 +170,7 @@ def _try_out(blocks: list[Block], cut: int, config: RunConfig) -> Tensor:
                     f"the cut must be one tensor of floating point numbers, got {getattr(z, 'dtype', type(z).__name__)}"
                 )
             z = z.detach()
-            logits = head(z.requires_grad_())
+            logits = head(z.to(device_of(head)).requires_grad_())
             logits.sum().backward()
     except Exception as error:  # whatever the modules raise
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable
 from typing import Annotated, Literal, Self
@@ -11,6 +12,30 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from torch.nn import Parameter
 
 from sl_common.value import Value
+
+_Optimizer = torch.optim.Optimizer
+
+
+class _Uncompiled(_Optimizer):
+    """Torch's own methods without the wrappers that import its compiler at first use, which costs seconds and 70 MB that nobody here needs."""
+
+    add_param_group = inspect.unwrap(_Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(_Optimizer.zero_grad)
+    state_dict = inspect.unwrap(_Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(_Optimizer.load_state_dict)
+
+
+class _SGD(_Uncompiled, torch.optim.SGD):
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+class _Adam(_Uncompiled, torch.optim.Adam):
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+
+class _AdamW(_Uncompiled, torch.optim.AdamW):
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -61,6 +86,11 @@ class Sgd(Value):
     weight_decay: NonNegativeFloat = 0.0
     nesterov: bool = False
 
+    @property
+    def moments(self) -> int:
+        """Tensors that it keeps beside each parameter."""
+        return int(self.momentum > 0)
+
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Self:
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
@@ -71,7 +101,7 @@ class Sgd(Value):
 
     def make(self, params: Iterable[Parameter], *, fused: bool | None = None) -> torch.optim.Optimizer:
         """A fresh optimiser over `params`."""
-        return torch.optim.SGD(params, **self.model_dump(exclude={"kind"}), fused=fused)
+        return _SGD(params, **self.model_dump(exclude={"kind"}), fused=fused)
 
 
 class Adam(Value):
@@ -84,10 +114,15 @@ class Adam(Value):
     weight_decay: NonNegativeFloat | None = None  # torch's own default: 0 for adam, 0.01 for adamw
     amsgrad: bool = False
 
+    @property
+    def moments(self) -> int:
+        """Tensors that it keeps beside each parameter."""
+        return 2 + self.amsgrad
+
     def make(self, params: Iterable[Parameter], *, fused: bool | None = None) -> torch.optim.Optimizer:
         """A fresh optimiser over `params`; `fused` reads them once a step, which changes last bits."""
         options = self.model_dump(exclude={"kind"}, exclude_none=True)
-        return (torch.optim.Adam if self.kind == "adam" else torch.optim.AdamW)(params, **options, fused=fused)
+        return (_Adam if self.kind == "adam" else _AdamW)(params, **options, fused=fused)
 
 
 Optimizer = Annotated[Sgd | Adam, Field(discriminator="kind")]

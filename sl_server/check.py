@@ -16,12 +16,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import nn
 
 from sl_common.codec import Codec, Coding
 from sl_common.codec.words import words
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
+from sl_common.footprint import Footprint, kept_by, nbytes_of
 from sl_common.messages import Gradient, Newest, Smashed
 from sl_common.models import Block, join
 from sl_common.network import Network, auxiliary_fit
@@ -193,7 +193,7 @@ def inspect(config: RunConfig) -> Report:
         config=config,
         cuts=possible,
         chosen=network.cut,
-        head_bytes=_nbytes(network.head),
+        head_bytes=nbytes_of(network.head.state_dict().values()),
         aligning=_aligning(config, network) if config.protocol.aligns else None,
     )
 
@@ -223,48 +223,30 @@ def _cut(blocks: list[Block], cut: int, config: RunConfig, limit: int) -> Cut | 
     """None where more than one tensor passes from block to block, or one without gradients: no cut there."""
     lower = copy.deepcopy(join(blocks[:cut]))
     x = torch.randn(config.data.batch_size, *config.input, generator=torch_generator(config.run.seed, "check"))
-    z, kept = _kept(lower, x)
+    z, kept = kept_by(lower, x)
     if not isinstance(z, torch.Tensor) or not z.is_floating_point() or len(z) != len(x):
         return None
     z = z.detach()
     y = torch.zeros(len(x), dtype=torch.int64)
-    memory = kept + _training_bytes(lower, config)
+    client = config.client
+    memory = Footprint.of(lower, client.optimizer, kept + nbytes_of([z]))
     chosen = getattr(config.protocol.learner, "aux", None)
     if chosen is not None:
         try:
             aux = chosen.make(auxiliary_fit(config, tuple(z.shape[1:]), cut, None))
         except ConfigError:  # fits the configured cut, not this one
             return None
-        memory += _kept(aux, z.clone().requires_grad_())[1] + _training_bytes(aux, config)
+        kept = kept_by(aux, z.clone().requires_grad_())[1]
+        memory += Footprint.of(aux, client.aux_optimizer or client.optimizer, kept)
     return Cut(
         cut=cut,
         after=blocks[cut - 1][0],
         shape=tuple(z.shape[1:]),
         up=_up(Smashed(step=1, z=z, y=y), config, limit),
         down=_down(z, config, limit),
-        lower_bytes=_nbytes(lower),
-        client_memory=memory + z.numel() * z.element_size(),
+        lower_bytes=nbytes_of(lower.state_dict().values()),
+        client_memory=memory.segment + memory.activations,
     )
-
-
-def _kept(module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """A forward pass, and the bytes that autograd keeps of it."""
-    kept = 0
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal kept
-        kept += tensor.numel() * tensor.element_size()
-        return tensor
-
-    with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        return module(x), kept
-
-
-def _training_bytes(module: nn.Module, config: RunConfig) -> int:
-    """Weights, gradients and the optimiser's state."""
-    parameters = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
-    states = {"sgd": 1 if getattr(config.client.optimizer, "momentum", 0) else 0}.get(config.client.optimizer.kind, 2)
-    return _nbytes(module) + parameters * (1 + states)
 
 
 def _up(batch: Smashed, config: RunConfig, limit: int) -> Traffic:
@@ -307,7 +289,3 @@ def _traffic(scheme: Codec, tensor: torch.Tensor, coding: Coding, frames: list[F
         most=most,
         wire=sum(len(frame.data) + GRPC_PREFIX for frame in frames),
     )
-
-
-def _nbytes(module: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in module.state_dict().values())

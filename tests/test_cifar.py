@@ -160,3 +160,17 @@ def test_augmentation_is_seeded_and_leaves_order_and_evaluation_alone() -> None:
 def test_the_configuration_turns_it_on() -> None:
     assert make_config("parallel").data.augment == "none"
     assert make_config("parallel", data__augment='"crop_flip"').data.augment == "crop_flip"
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_one_clients_images_are_picked_over_all_files(binary: bool, tmp_path: Path) -> None:
+    write(CIFAR10, tmp_path, binary=binary)
+    whole = load("cifar10", tmp_path, None)
+    held = np.array([0, 4, 5, 11], dtype=np.int64)
+    seen: list[np.ndarray] = []
+    mine = load("cifar10", tmp_path, None, lambda y: (seen.append(y), held)[1])
+    assert np.array_equal(seen[0], whole.train[1].numpy())
+    assert torch.equal(mine.train[0], whole.train[0][torch.from_numpy(held)])
+    assert torch.equal(mine.train[1], whole.train[1][torch.from_numpy(held)])
+    assert torch.equal(mine.test[0], whole.test[0])
+    assert mine.held is held

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sl_client.data import Data, fashion_mnist, load
-from sl_client.data.idx import read_idx
+from sl_client.data.idx import read_idx, read_rows
 from sl_client.data.loader import Loader, make_loader
 from sl_common.batch import Batch
 from sl_common.errors import ConfigError, DataError
-from sl_common.partition import Iid, Own, Shards
+from sl_common.partition import Dirichlet, Iid, Own, Shards
 from sl_common.seeds import numpy_generator
 
 Write = Callable[[Path, bytes], Path]
@@ -408,3 +408,37 @@ def test_too_little_data_is_refused() -> None:
         make_loader(numbered(), Iid(), 3, 2, 8, seed=1, drop_last=True)
     with pytest.raises(ConfigError, match="batch_size = 0"):
         Loader(numbered(), np.arange(3), 0, seed=1, shard=0)
+
+
+# --- one client's samples alone
+
+
+def test_picked_rows_are_those_of_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sl_client.data.idx._CHUNK", 3 * 28 * 28)  # blocks of three images
+    path = gz(tmp_path / "x", idx(images(20)))
+    for picked in ([], [0], [19], [2, 3, 7, 8, 9, 18], list(range(20))):
+        held = np.array(picked, dtype=np.int64)
+        found, count = read_rows(path, 3, held)
+        assert count == 20
+        assert np.array_equal(found, images(20)[held])
+
+
+def test_a_file_cut_short_is_told_with_picked_rows_too(tmp_path: Path) -> None:
+    path = plain(tmp_path / "x", idx(images(20))[:-1])
+    with pytest.raises(DataError, match=r"promises 15680 bytes .* holds 15679"):
+        read_rows(path, 3, np.array([1], dtype=np.int64))
+
+
+def test_a_client_that_keeps_its_own_samples_alone_gets_the_same_batches() -> None:
+    whole = load("digits", None, None)
+    settings = {"shards": 3, "shard": 1, "batch_size": 32, "seed": 5, "augment": "crop_flip"}
+    loader = make_loader(whole, Dirichlet(alpha=0.5), **settings)
+    lean = make_loader(whole.only(loader.indices), Dirichlet(alpha=0.5), **settings)
+    assert len(lean.data.train[1]) == len(loader.indices) < len(whole.train[1])
+    assert (lean.samples, lean.batches) == (loader.samples, loader.batches)
+    steps = 2 * loader.batches + 1
+    for mine, theirs in zip(lean.train(3, steps), loader.train(3, steps), strict=True):
+        assert torch.equal(mine.x, theirs.x)
+        assert torch.equal(mine.y, theirs.y)
+    for mine, theirs in zip(lean.evaluate(0, 2, 0), loader.evaluate(0, 2, 0), strict=True):
+        assert torch.equal(mine.x, theirs.x)

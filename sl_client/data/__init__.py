@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from sl_client.data import cifar, digits, fashion_mnist, own
+from sl_client.data.picking import Pick
 from sl_common.errors import DataError
 from sl_common.imports import is_user_code
+from sl_common.partition import Indices
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,6 +28,14 @@ class Data:
     mean: float | tuple[float, ...] = 0.0
     std: float | tuple[float, ...] = 1.0
     classes: int
+    held: Indices | None = None  # if train was reduced to one client's: which of the whole set's samples it has
+
+    def only(self, rows: Indices) -> Data:
+        """With a copy of these training samples alone, `rows` in rising order; the test set is the same."""
+        if len(rows) == len(self.train[1]):
+            return self
+        picked, (x, y) = torch.from_numpy(rows), self.train
+        return replace(self, train=(x[picked], y[picked]), held=rows)
 
     def check(self, input: Sequence[int], classes: int) -> None:
         """Raises DataError if the model, which takes `input` and tells `classes` apart, cannot learn from this."""
@@ -45,16 +55,17 @@ class Data:
         return ((scaled - _beside(self.mean, x)) / _beside(self.std, x)).contiguous()
 
 
-def load(name: str, root: Path | None, allowed: Collection[str] | None) -> Data:
+def load(name: str, root: Path | None, allowed: Collection[str] | None, pick: Pick | None = None) -> Data:
     """The set called `name`: built in, or the user's `package.module:function` from a package in `allowed` (None: any).
 
     `root` is the folder to look in first. Raises DataError if the set is unknown, missing or damaged, ConfigError if
     the user's function may not or cannot be imported. It does not check the set against a model: see `Data.check`.
+    `pick` says by the labels which training samples are needed: of large sets the others are then not kept.
     """
     if is_user_code(name):
         return own.call(name, root, allowed, Data)
     if name in _BUILT_IN:
-        return _BUILT_IN[name](root)
+        return _BUILT_IN[name](root, pick)
     close = get_close_matches(name, _BUILT_IN, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
     known = ", ".join(sorted(_BUILT_IN))
@@ -68,23 +79,34 @@ def _digits() -> Data:
     return Data(train=train, test=test, mean=digits.MEAN, std=digits.STD, classes=digits.CLASSES)
 
 
-@lru_cache(maxsize=1)
-def _fashion_mnist(folder: Path) -> Data:
-    train, test = fashion_mnist.read(folder)
-    return Data(train=train, test=test, mean=fashion_mnist.MEAN, std=fashion_mnist.STD, classes=fashion_mnist.CLASSES)
+def _fashion_mnist(folder: Path, pick: Pick | None = None) -> Data:
+    train, test, held = fashion_mnist.read(folder, pick)
+    norm = {"mean": fashion_mnist.MEAN, "std": fashion_mnist.STD}
+    return Data(train=train, test=test, **norm, classes=fashion_mnist.CLASSES, held=held)
 
 
-@lru_cache(maxsize=2)
-def _cifar(kind: cifar.Kind, root: Path | None) -> Data:
-    train, test = cifar.read(kind, root)
-    return Data(train=train, test=test, mean=kind.mean, std=kind.std, classes=kind.classes)
+def _cifar(kind: cifar.Kind, root: Path | None, pick: Pick | None = None) -> Data:
+    train, test, held = cifar.read(kind, root, pick)
+    return Data(train=train, test=test, mean=kind.mean, std=kind.std, classes=kind.classes, held=held)
 
 
-_BUILT_IN: dict[str, Callable[[Path | None], Data]] = {
-    "digits": lambda _: _digits(),
-    "cifar10": lambda root: _cifar(cifar.CIFAR10, root),
-    "cifar100": lambda root: _cifar(cifar.CIFAR100, root),
-    "fashion-mnist": lambda root: _fashion_mnist(fashion_mnist.find(fashion_mnist.places(root))),
+_whole_fashion_mnist, _whole_cifar = lru_cache(maxsize=1)(_fashion_mnist), lru_cache(maxsize=2)(_cifar)
+
+
+def _find_fashion_mnist(root: Path | None, pick: Pick | None) -> Data:
+    folder = fashion_mnist.find(fashion_mnist.places(root))
+    return _fashion_mnist(folder, pick) if pick else _whole_fashion_mnist(folder)
+
+
+def _find_cifar(kind: cifar.Kind) -> Callable[[Path | None, Pick | None], Data]:
+    return lambda root, pick: _cifar(kind, root, pick) if pick else _whole_cifar(kind, root)
+
+
+_BUILT_IN: dict[str, Callable[[Path | None, Pick | None], Data]] = {
+    "digits": lambda _root, _pick: _digits(),
+    "cifar10": _find_cifar(cifar.CIFAR10),
+    "cifar100": _find_cifar(cifar.CIFAR100),
+    "fashion-mnist": _find_fashion_mnist,
 }
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import io
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sl_client.data.picking import Pick
 from sl_common.errors import DataError
+from sl_common.partition import Indices
 
 _PIXELS = 3 * 32 * 32
 _SAFE = {"numpy": {"ndarray", "dtype"}, "multiarray": {"_reconstruct", "scalar"}, "_codecs": {"encode"}}
@@ -63,12 +66,23 @@ CIFAR100 = Kind(
 )
 
 
-def read(kind: Kind, root: Path | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(train, test) as pairs of images (N, 3, 32, 32) uint8 and labels (N,) int64. Raises DataError naming file or folders."""
+def read(
+    kind: Kind, root: Path | None, pick: Pick | None = None
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Indices | None]:
+    """(train, test, held): pairs of images (N, 3, 32, 32) uint8 and labels (N,) int64, and what `pick` left of train.
+
+    No more than one file is in memory besides. Raises DataError naming file or folders.
+    """
     folder, binary = find(kind, root)
     one = _binary if binary else _python
-    train, test = ([one(kind, folder / name) for name in names] for names in (kind.binary if binary else kind.python))
-    return _joined(train), _joined(test)
+    train, test = ([partial(one, kind, folder / name) for name in names] for names in _names(kind, binary))
+    *trained, held = _joined(train, pick)
+    *tested, _ = _joined(test, None)
+    return (trained[0], trained[1]), (tested[0], tested[1]), held
+
+
+def _names(kind: Kind, binary: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return kind.binary if binary else kind.python
 
 
 def find(kind: Kind, root: Path | None) -> tuple[Path, bool]:
@@ -137,6 +151,17 @@ def _checked(
     return images, labels
 
 
-def _joined(batches: Sequence[tuple[NDArray[np.uint8], NDArray[np.int64]]]) -> tuple[Tensor, Tensor]:
-    images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
-    return torch.from_numpy(images).view(-1, 3, 32, 32), torch.from_numpy(labels)
+def _joined(
+    files: Sequence[Callable[[], tuple[NDArray[np.uint8], NDArray[np.int64]]]], pick: Pick | None
+) -> tuple[Tensor, Tensor, Indices | None]:
+    """Read twice: for the labels, and for the images that are picked by them."""
+    labels = [read()[1] for read in files]
+    y, ends = np.concatenate(labels), np.cumsum([len(part) for part in labels])
+    held = None if pick is None else pick(y)
+    wanted = np.arange(len(y)) if held is None else held
+    x, done = np.empty((len(wanted), _PIXELS), np.uint8), 0
+    for read, part, end in zip(files, labels, ends, strict=True):
+        inside = wanted[(wanted >= end - len(part)) & (wanted < end)] - (end - len(part))
+        x[done : done + len(inside)] = read()[0][inside]
+        done += len(inside)
+    return torch.from_numpy(x).view(-1, 3, 32, 32), torch.from_numpy(y[wanted]), held

@@ -6,11 +6,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sl_client.data.idx import read_idx
+from sl_client.data.idx import read_idx, read_rows
+from sl_client.data.picking import Pick
 from sl_common.errors import DataError
+from sl_common.partition import Indices
 
 MEAN, STD = 0.2860, 0.3530  # of the training images, scaled to [0, 1]
 CLASSES = 10
@@ -39,17 +42,24 @@ def find(folders: Sequence[Path]) -> Path:
     )
 
 
-def read(folder: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(train, test) as pairs of images (N, 1, 28, 28) uint8 and labels (N,) int64; raises DataError naming the file."""
-    return _pair(folder, *_FILES[:2]), _pair(folder, *_FILES[2:])
+def read(folder: Path, pick: Pick | None = None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Indices | None]:
+    """(train, test, held): pairs of images (N, 1, 28, 28) uint8 and labels (N,) int64, and what `pick` left of train.
+
+    Raises DataError naming the file.
+    """
+    *train, held = _pair(folder, *_FILES[:2], pick)
+    *test, _ = _pair(folder, *_FILES[2:], None)
+    return (train[0], train[1]), (test[0], test[1]), held
 
 
-def _pair(folder: Path, images_name: str, labels_name: str) -> tuple[Tensor, Tensor]:
+def _pair(folder: Path, images_name: str, labels_name: str, pick: Pick | None) -> tuple[Tensor, Tensor, Indices | None]:
     images, labels = _existing(folder, images_name), _existing(folder, labels_name)
-    x, y = torch.from_numpy(read_idx(images, dims=3)), torch.from_numpy(read_idx(labels, dims=1))
-    if len(x) != len(y):
-        raise DataError(f"{images} has {len(x)} images, but {labels} has {len(y)} labels")
-    return x.unsqueeze(1), y.long()
+    y = read_idx(labels, dims=1).astype(np.int64)
+    held = None if pick is None else pick(y)
+    x, count = read_rows(images, dims=3, rows=held)
+    if count != len(y):
+        raise DataError(f"{images} has {count} images, but {labels} has {len(y)} labels")
+    return torch.from_numpy(x).unsqueeze(1), torch.from_numpy(y if held is None else y[held]), held
 
 
 def _path(folder: Path, name: str) -> Path | None:

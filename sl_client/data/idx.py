@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sl_common.errors import DataError
+from sl_common.partition import Indices
 
 _CHUNK = 1 << 20
 _Stream = BufferedReader | gzip.GzipFile
@@ -23,14 +24,19 @@ _Stream = BufferedReader | gzip.GzipFile
 
 def read_idx(path: Path, dims: int) -> npt.NDArray[np.uint8]:
     """The array of one file, of `dims` dimensions; raises DataError naming the file and both numbers."""
+    return read_rows(path, dims, None)[0]
+
+
+def read_rows(path: Path, dims: int, rows: Indices | None) -> tuple[npt.NDArray[np.uint8], int]:
+    """The same, of which only `rows`, in rising order, are kept in memory, if they are given; and how many rows the file has."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return _read(file, path, dims)
+            return _read(file, path, dims, rows)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _read(file: _Stream, path: Path, dims: int) -> npt.NDArray[np.uint8]:
+def _read(file: _Stream, path: Path, dims: int, rows: Indices | None) -> tuple[npt.NDArray[np.uint8], int]:
     size = 4 + 4 * dims
     header = _take(file, size)
     magic = 0x0800 | dims
@@ -42,14 +48,34 @@ def _read(file: _Stream, path: Path, dims: int) -> npt.NDArray[np.uint8]:
         raise DataError(f"{path}: cut short: the header is {size} bytes, the file holds {len(header)}")
     shape: tuple[int, ...] = struct.unpack(f">{dims}I", header[4:])
     promised = math.prod(shape)
-    body = _take(file, promised)
-    if len(body) < promised:
-        raise DataError(f"{path}: cut short: the header promises {promised} bytes {shape}, the file holds {len(body)}")
+    if rows is None:
+        body = _take(file, promised)
+        found = len(body)
+    else:
+        body, found = _pick(file, shape, rows)
+    if found < promised:
+        raise DataError(f"{path}: cut short: the header promises {promised} bytes {shape}, the file holds {found}")
     if extra := _drain(file):
         raise DataError(
             f"{path}: {extra} bytes too many: the header promises {promised} {shape}, the file holds {promised + extra}"
         )
-    return np.frombuffer(body, dtype=np.uint8).reshape(shape)
+    count = shape[0] if rows is None else int(np.searchsorted(rows, shape[0]))
+    return np.frombuffer(body, dtype=np.uint8).reshape(count, *shape[1:]), shape[0]
+
+
+def _pick(file: _Stream, shape: tuple[int, ...], rows: Indices) -> tuple[bytearray, int]:
+    """The bytes of these rows, and how many bytes there were up to the last one that the header promises, or the end."""
+    row = math.prod(shape[1:])
+    block = max(1, _CHUNK // max(1, row))  # rows
+    picked, found = bytearray(), 0
+    for first in range(0, shape[0], block):
+        taken = _take(file, min(block, shape[0] - first) * row)
+        found += len(taken)
+        if len(taken) < min(block, shape[0] - first) * row:
+            break
+        inside = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + block)] - first
+        picked += np.frombuffer(taken, np.uint8).reshape(-1, row)[inside].tobytes()
+    return picked, found
 
 
 def _take(file: _Stream, size: int) -> bytearray:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sl_client.data import Data
 from sl_common.batch import Batch
 from sl_common.errors import ConfigError
-from sl_common.partition import Indices, Partition
+from sl_common.partition import Indices, Labels, Partition
 from sl_common.seeds import numpy_generator
 
 
@@ -23,7 +23,7 @@ class Loader:
     """The batches of one shard. Raises ConfigError if there is no sample, or no whole batch when `drop_last`."""
 
     data: Data
-    indices: Indices  # this client's samples in data.train
+    indices: Indices  # this client's samples of the whole training set
     batch_size: int
     seed: int
     shard: int
@@ -89,7 +89,8 @@ class Loader:
     def batch(self, step: int, rows: Indices, epoch: int | None = None) -> Batch:
         """These training samples as they are in that epoch, or without one these test samples; any client's, since all have one `data`."""
         source = self.data.test if epoch is None else self.data.train
-        picked = torch.from_numpy(rows)
+        held = None if epoch is None else self.data.held
+        picked = torch.from_numpy(rows if held is None else np.searchsorted(held, rows))
         stored = source[0][picked]
         if epoch is not None and self.augment == "crop_flip":
             stored = crop_flip(stored, rows, lambda row: numpy_generator(self.seed, "augment", epoch, row))
@@ -108,6 +109,13 @@ def crop_flip(x: Tensor, rows: Indices, generator: Callable[[int], np.random.Gen
     return out
 
 
+def share(partition: Partition, labels: Labels, shards: int, shard: int, seed: int) -> Indices:
+    """The samples of `shard` out of `shards`; raises ConfigError if there is no such shard or too little data."""
+    if not 0 <= shard < shards:
+        raise ConfigError(f"shard = {shard}, but {shards} shards are numbered 0 to {shards - 1}")
+    return partition.split(labels, shards, seed)[shard]
+
+
 def make_loader(
     data: Data,
     partition: Partition,
@@ -118,8 +126,6 @@ def make_loader(
     drop_last: bool = False,
     augment: Literal["none", "crop_flip"] = "none",
 ) -> Loader:
-    """The loader of `shard` out of `shards`; raises ConfigError if there is no such shard or too little data."""
-    if not 0 <= shard < shards:
-        raise ConfigError(f"shard = {shard}, but {shards} shards are numbered 0 to {shards - 1}")
-    indices = partition.split(data.train[1].numpy(), shards, seed)[shard]
+    """The loader of `shard` out of `shards`, or of what `data` was reduced to before; raises ConfigError if there is no such shard or too little data."""
+    indices = share(partition, data.train[1].numpy(), shards, shard, seed) if data.held is None else data.held
     return Loader(data, indices, batch_size, seed, shard, drop_last, augment)

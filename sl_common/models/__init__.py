@@ -51,9 +51,11 @@ def build(
     args: dict[str, Any],
     seed: int,
     allowed: Collection[str] | None = None,
+    hollow: bool = False,
 ) -> list[Block]:
     """The blocks of a model, initialised from `seed` alone.
 
+    `hollow`: without memory, on the meta device, for `fill`; not for the user's own code, which may not know it.
     `input` is the shape of one sample (C, H, W); `allowed` says which packages the user's own code may come from (None: any).
     Raises ConfigError for an unknown name, arguments the function does not take, or a result that is not a list of blocks.
     """
@@ -72,9 +74,11 @@ def build(
         inspect.signature(function).bind(**offered)
     except TypeError as error:
         raise ConfigError(f"model.args for {name!r}: {error}; it takes {inspect.signature(function)}") from error
+    device = torch.device("meta" if hollow else "cpu")
     with seeded(seed_of(seed, "init"), torch.device("cpu")):
         try:
-            blocks = function(**offered)
+            with device:
+                blocks = function(**offered)
         except ConfigError:
             raise
         except Exception as error:  # the user's code, or arguments of the wrong kind
@@ -82,6 +86,18 @@ def build(
                 f"model {name!r} cannot be made with input {tuple(input)}, {classes} classes, args {args}: {error!r}"
             ) from error
     return _named(blocks, name)
+
+
+def fill(first: nn.Module, seed: int) -> None:
+    """Give memory to the first blocks of a hollow model of ours, with the values that `build` draws from `seed`.
+
+    Each layer of torch's draws its own when it is made, and again when it is reset, and ours are made in the order of their modules.
+    """
+    with seeded(seed_of(seed, "init"), torch.device("cpu")):
+        for module in first.modules():
+            if any(t.is_meta for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
+                module.to_empty(device="cpu", recurse=False)
+                module.reset_parameters()  # type: ignore[operator]
 
 
 def _named(blocks: object, name: str) -> list[Block]:

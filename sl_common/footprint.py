@@ -1,0 +1,105 @@
+"""What training a segment takes of a device's memory. Pure: told from a forward pass, which on the meta device takes none itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from sl_common.config import RunConfig
+from sl_common.network import Network
+from sl_common.optim import Optimizer
+from sl_common.segment import buffers_untouched, device_of, seeded
+
+FACTOR = 3  # of the activations: they themselves, the gradients that a backward pass makes of them, and the message under way
+_TRIED = 2  # samples of a trial; activations grow with the batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Footprint:
+    """Bytes of one segment, or of several together."""
+
+    weights: int  # parameters and buffers
+    gradients: int
+    optimizer: int  # its state
+    activations: int  # what autograd keeps of one batch, and what comes out
+
+    @classmethod
+    def of(cls, module: nn.Module, optimizer: Optimizer, activations: int) -> Self:
+        """Of a module that keeps so many bytes of a batch."""
+        trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+        return cls(
+            weights=nbytes_of(module.state_dict().values()),
+            gradients=trained,
+            optimizer=trained * optimizer.moments,
+            activations=activations,
+        )
+
+    def __add__(self, other: Footprint) -> Footprint:
+        return Footprint(
+            weights=self.weights + other.weights,
+            gradients=self.gradients + other.gradients,
+            optimizer=self.optimizer + other.optimizer,
+            activations=self.activations + other.activations,
+        )
+
+    @property
+    def segment(self) -> int:
+        """What is there between two batches."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def needed(self) -> int:
+        """What a client should have for it."""
+        return self.segment + FACTOR * self.activations
+
+
+def nbytes_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of their elements."""
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def kept_by(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
+    """A forward pass in training mode, and the bytes of the tensors that autograd keeps of it, each memory counted once.
+
+    The module's own parameters and buffers are not among them, and its buffers are afterwards what they were.
+    """
+    seen = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
+    alive: list[Tensor] = []  # so that no address is used twice
+    kept = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        storage = tensor.untyped_storage()
+        if storage._cdata not in seen:
+            seen.add(storage._cdata)
+            alive.append(tensor)
+            kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t)
+    with seeded(0, torch.device("cpu")), buffers_untouched(module), hooks:
+        z: Tensor = module(x)
+    return z, kept
+
+
+def footprint_of(config: RunConfig, network: Network) -> Footprint:
+    """Of all that a client holds in a run; `network` may be without memory. Raises what the user's own modules raise."""
+    client, parts = config.client, config.protocol.learner.parts
+    x = torch.zeros(_TRIED, *config.input, device=device_of(network.lower))
+    z, kept = kept_by(network.lower, x)
+    found = Footprint.of(network.lower, client.optimizer, _of_batch(kept + nbytes_of([z]), config))
+    for part, optimizer in (("head", client.optimizer), ("aux", client.aux_optimizer or client.optimizer)):
+        if part in parts:
+            module = network.part(part)
+            inside = z.detach().to(device_of(module)).requires_grad_()
+            _, kept = kept_by(module, inside)
+            found += Footprint.of(module, optimizer, _of_batch(kept, config))
+    return found
+
+
+def _of_batch(nbytes: int, config: RunConfig) -> int:
+    return nbytes * config.data.batch_size // _TRIED

@@ -1,0 +1,215 @@
+"""A client's memory: what a segment needs is known before it is built, only what is needed is built, and limits hold."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from live import ClientThread, serving
+from torch import nn
+from world import make_config
+
+from sl_client.device import Limits, Memory, parse_size
+from sl_common.config import RunConfig
+from sl_common.errors import ConfigError
+from sl_common.footprint import FACTOR, footprint_of, kept_by
+from sl_common.models import MODELS, build, fill, join
+from sl_common.network import Network
+from sl_common.optim import Adam, Sgd
+from sl_common.presets import PRESETS
+
+GiB = 1 << 30
+RESNET = """
+[model]
+name = "resnet18"
+cut = "layer2_1"
+[data]
+name = "cifar10"
+"""
+IMAGE = {"mlp": (1, 8, 8), "cnn": (1, 28, 28), "cnn_emnist": (1, 28, 28)}  # others: CIFAR's
+
+
+def input_of(name: str) -> tuple[int, ...]:
+    return IMAGE.get(name, (3, 32, 32))
+
+
+# --- built without the head
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_first_blocks_have_the_whole_networks_values_wherever_it_is_cut(name: str) -> None:
+    asked = {"input": input_of(name), "classes": 10, "args": {}, "seed": 7}
+    whole, hollow = build(name, **asked), build(name, **asked, hollow=True)
+    assert all(t.is_meta for _, block in hollow for t in block.state_dict().values())
+    for cut in {1, len(whole) // 2, len(whole) - 1}:
+        lower = join(build(name, **asked, hollow=True)[:cut])
+        fill(lower, 7)
+        expected = join(whole[:cut]).state_dict()
+        assert lower.state_dict().keys() == expected.keys()
+        assert all(torch.equal(t, expected[key]) for key, t in lower.state_dict().items())
+
+
+def test_filling_leaves_the_generator_alone() -> None:
+    before = torch.get_rng_state()
+    fill(join(build("cnn", input=(1, 8, 8), classes=10, args={}, seed=0, hollow=True)[:1]), 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_client_builds_its_parts_and_no_more(preset: str) -> None:
+    config = make_config(preset)
+    parts = config.protocol.learner.parts
+    mine, whole = Network.build(config, parts=parts), Network.build(config)
+    assert (mine.cut_shape, mine.limit_bytes, mine.smashed_nbytes) == (
+        whole.cut_shape,
+        whole.limit_bytes,
+        whole.smashed_nbytes,
+    )
+    for part in parts:
+        expected = whole.part(part).state_dict()
+        assert all(torch.equal(t, expected[key]) for key, t in mine.part(part).state_dict().items())
+    assert all(t.is_meta for t in mine.head.state_dict().values()) == ("head" not in parts)
+
+
+# --- what it needs
+
+
+def test_weights_gradients_optimiser_and_activations_are_counted() -> None:
+    """By hand, for 64 → 16 → 10, cut after the first, batches of 32: ReLU's result is kept, the linear layer's input too."""
+    config = make_config("parallel", client__optimizer='{ kind = "adam" }')
+    need = footprint_of(config, Network.build(config, parts=()))
+    weights = 4 * (64 * 16 + 16)
+    assert (need.weights, need.gradients, need.optimizer) == (weights, weights, 2 * weights)
+    x, z = 32 * 64 * 4, 32 * 16 * 4
+    assert need.activations == x + z + z  # the second time as the message
+    assert need.needed == 4 * weights + FACTOR * need.activations
+
+
+@pytest.mark.parametrize(("optimizer", "moments"), [(Sgd(momentum=0), 0), (Sgd(momentum=0.5), 1), (Adam(), 2), (Adam(amsgrad=True), 3)])  # fmt: skip
+def test_an_optimisers_state_is_as_large_as_it_says(optimizer: Sgd | Adam, moments: int) -> None:
+    weight = nn.Parameter(torch.zeros(100))
+    weight.grad = torch.ones(100)
+    made = optimizer.make([weight])
+    made.step()
+    large = [t for t in made.state[weight].values() if isinstance(t, torch.Tensor) and t.numel() == 100]
+    assert len(large) == moments == optimizer.moments
+
+
+def test_what_autograd_keeps_is_counted_once_and_without_the_weights() -> None:
+    x, module = torch.randn(4, 8, requires_grad=True), nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    _, kept = kept_by(module, x)
+    assert kept == 4 * 8 * 4 * 2  # x and ReLU's result, which the second layer needs too
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_network_without_memory_says_the_same_as_one_that_is_there(preset: str) -> None:
+    config = make_config(preset)
+    assert footprint_of(config, Network.build(config, parts=())) == footprint_of(config, Network.build(config))
+
+
+# --- what is allowed
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"), [("512M", 512 << 20), ("1.5G", 3 << 29), ("64 KiB", 1 << 16), ("1000", 1000), ("2gb", 2 << 30)]
+)
+def test_sizes(text: str, nbytes: int) -> None:
+    assert parse_size(text, "--max-memory") == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1M", "12X", "0", "1,5G", "nan"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="--max-memory"):
+        parse_size(text, "--max-memory")
+
+
+def having(used: int, free: int, total: int) -> Memory:
+    return Memory(used=used, free=free, total=total)
+
+
+def test_a_segment_is_refused_exactly_where_it_does_not_fit() -> None:
+    config = make_config("parallel")
+    needed = footprint_of(config, Network.build(config, parts=())).needed
+    Limits(memory=needed + 1000).check(config, lambda: having(1000, GiB, GiB))
+    with pytest.raises(ConfigError, match=r"does not fit.*--max-memory is"):
+        Limits(memory=needed + 999).check(config, lambda: having(1000, GiB, GiB))
+
+
+def test_a_device_without_the_memory_refuses_by_itself_and_says_all_numbers() -> None:
+    config = RunConfig.from_toml(RESNET)
+    with pytest.raises(ConfigError) as refused:
+        Limits().check(config, lambda: having(200 << 20, 8 << 20, 64 << 20))
+    for words in ("200.0 MiB are in use", "2.6 MiB weights", "activations", "64.0 MiB, 8.0 MiB of them free"):
+        assert words in str(refused.value)
+
+
+def test_groups_of_processes_count_where_they_may_have_less(tmp_path: Path) -> None:
+    proc, group = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (group / "a/b").mkdir(parents=True)
+    (proc / "self/status").write_text("Name:\tx\nVmRSS:\t  100 kB\n")
+    (proc / "meminfo").write_text("MemTotal:  4096 kB\nMemAvailable:  2048 kB\n")
+    (proc / "self/cgroup").write_text("0::/a/b\n")
+    assert Memory.now(proc, group) == having(100 << 10, 2 << 20, 4 << 20)
+    (group / "a/memory.max").write_text("1048576\n")
+    (group / "a/memory.current").write_text("1048000\n")
+    (group / "a/b/memory.max").write_text("max\n")
+    assert Memory.now(proc, group) == having(100 << 10, 576, 1 << 20)
+
+
+def test_this_machine_has_memory() -> None:
+    now = Memory.now()
+    assert 0 < now.used < now.total
+    assert 0 <= now.free <= now.total
+
+
+# --- in a run
+
+
+def test_a_client_that_cannot_hold_its_segment_says_so_to_both_sides() -> None:
+    with serving(make_config("parallel", run__clients=1)) as live:
+        client = ClientThread(live.address, limits=Limits(memory=1 << 20))
+        client.join(60)
+        assert isinstance(client.error, ConfigError)
+        assert "--max-memory is 1.0 MiB" in str(client.error)
+        assert client.runner.seat is None
+        assert any("does not fit" in getattr(fact, "reason", "") for fact in live.facts)
+
+
+def test_threads_are_the_owners_choice() -> None:
+    before = torch.get_num_threads()
+    try:
+        config = make_config("parallel", run__threads=1)
+        Limits(threads=3).set_threads(config)
+        assert torch.get_num_threads() == 3
+        Limits().set_threads(config)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- what a process loads
+
+TRAIN = """
+import json, sys, torch
+from sl_common.optim import Adam, Sgd
+for rule in (Sgd(lr=0.1, momentum=0.9), Adam(), Adam(kind="adamw")):
+    weight = torch.nn.Parameter(torch.ones(3))
+    made = rule.make([weight])
+    weight.grad = torch.ones(3)
+    made.step(); made.zero_grad(set_to_none=True); made.load_state_dict(made.state_dict())
+import sl_client.runner, sl_client.show, sl_client.carrier
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules} | {n for n in sys.modules if n.startswith("torch._dynamo")})))
+"""
+
+
+def test_training_does_not_load_what_a_client_has_no_use_for() -> None:
+    """Torch's compiler and sympy: more memory and time than all of ours together."""
+    done = subprocess.run([sys.executable, "-c", TRAIN], capture_output=True, text=True, timeout=120, check=True)
+    loaded = set(json.loads(done.stdout))
+    assert {"torch", "grpc", "numpy"} <= loaded
+    assert not loaded & {"torch._dynamo", "sympy", "prometheus_client", "grpc_health", "grpc_reflection", "sl_server"}
