@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from federation import Federation, federation, sha_of, slow_config
-from processes import ran, started
+from processes import Process, ran, started
 from tally import Faults
 
 SLOW = pytest.mark.slow

@@ -106,7 +106,9 @@ def test_every_query_has_data(watched: Watched) -> None:
 
 def test_prometheus_took_every_rule(watched: Watched) -> None:
     groups = json.loads(watched.prometheus.get("api/v1/rules"))["data"]["groups"]
-    found = {(rule["type"], rule["name"]): (rule["health"], rule.get("lastError")) for g in groups for rule in g["rules"]}
+    found = {
+        (rule["type"], rule["name"]): (rule["health"], rule.get("lastError")) for g in groups for rule in g["rules"]
+    }
     expected = {("recording", name) for name in rules("record")} | {("alerting", name) for name in rules("alert")}
     assert found.keys() == expected
     assert set(found.values()) == {("ok", None)}
@@ -118,7 +120,14 @@ def test_the_console_page_shows_the_run(watched: Watched) -> None:
     page = watched.prometheus.get("consoles/cutlayer.html").decode()
     assert "error executing" not in page
     assert "<h1>watched</h1>" in page
-    for name in ("north", "so&#34;uth", "CutlayerBytesAboveBudget", "client_backward", "smashed", "float8 up, identity down"):
+    for name in (
+        "north",
+        "so&#34;uth",
+        "CutlayerBytesAboveBudget",
+        "client_backward",
+        "smashed",
+        "float8 up, identity down",
+    ):
         assert name in page
     assert page.rstrip().endswith("</html>")
     nobody = watched.prometheus.get("consoles/cutlayer.html", instance="elsewhere:1").decode()
@@ -157,7 +166,8 @@ def test_the_last_scrape_holds_every_byte_of_the_summary(watched: Watched) -> No
 
 
 @pytest.mark.parametrize(
-    "arguments", [("check", "config", "prometheus.yml"), ("check", "rules", "rules.yml"), ("test", "rules", "rules_test.yml")]
+    "arguments",
+    [("check", "config", "prometheus.yml"), ("check", "rules", "rules.yml"), ("test", "rules", "rules_test.yml")],
 )
 def test_promtool(arguments: tuple[str, ...]) -> None:
     done = subprocess.run([needed("promtool"), *arguments], cwd=OURS, capture_output=True, text=True)
@@ -191,7 +201,7 @@ def test_a_dashboards_structure(board: Path) -> None:
         refs = [target["refId"] for target in panel["targets"]]
         assert refs
         assert len(set(refs)) == len(refs)
-        assert all('$instance' in target["expr"] for target in panel["targets"]), panel["title"]
+        assert all("$instance" in target["expr"] for target in panel["targets"]), panel["title"]
 
 
 def test_the_console_needs_nothing_from_elsewhere() -> None:

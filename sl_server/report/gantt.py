@@ -72,7 +72,7 @@ def _row(axes: Axes, y: int, course: Course, color: str, factor: float, end: flo
         start = [span.start / factor for span in spans]
         axes.barh([y] * len(spans), [(s.end - s.start) / factor for s in spans], left=start, **style)
     for what, moments in (("back again", course.joined[1:]), ("left", course.left), ("too slow", course.late)):
-        style: dict[str, Any] = {"marker": _MARKS[what], "color": svg.INK if what == "back again" else svg.BAD}
+        marker: dict[str, Any] = {"marker": _MARKS[what], "color": svg.INK if what == "back again" else svg.BAD}
         axes.plot(
             [m / factor for m in moments],
             [y] * len(moments),
@@ -80,7 +80,7 @@ def _row(axes: Axes, y: int, course: Course, color: str, factor: float, end: flo
             markersize=6,
             markeredgecolor=svg.PAPER,
             clip_on=False,
-            **style,
+            **marker,
         )
 
 
