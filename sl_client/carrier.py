@@ -21,7 +21,8 @@ OPTIONS = (
     ("grpc.http2.lookahead_bytes", 1 << 22),
     ("grpc.http2.bdp_probe", 0),  # its pings cost more than the window that they find
     ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),  # what really bounds the wait for an answer; a minute by default
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 )

@@ -35,7 +35,8 @@ OPTIONS = (
     ("grpc.http2.bdp_probe", 0),  # its pings cost more than the window that they find
     ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a lottery
     ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),  # what really bounds the wait for an answer; a minute by default
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # or clients that only wait are sent away: too_many_pings
     ("grpc.http2.max_pings_without_data", 0),

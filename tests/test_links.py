@@ -62,12 +62,12 @@ def assert_hit(faults: Faults, injected: Sequence[str]) -> None:
 
 def test_links_that_break_in_every_way_change_nothing(faults: Faults) -> None:
     """Server and clients in threads of this process, real streams over relays between them."""
-    config = make_config("fsl_sage", run__rounds=16, client__wave="{ steps = 20 }", model__args="{ hidden = [256] }")
+    config = make_config("splitfed_v2", run__rounds=12, client__wave="{ steps = 20 }", model__args="{ hidden = [256] }")
     with serving(config) as live, relaying(live.address, 3, lambda kind: faults.tell("real links", kind)) as relays:
         clients = [ClientThread(relay.address, name=f"c{n}") for n, relay in enumerate(relays)]
-        adversary, injected = Adversary(relays, seed=1), plan(1, each=4)
+        adversary, injected = Adversary(relays, seed=1), plan(1, each=3)
         for number, fault in enumerate(injected):
-            assert wait_until(lambda so_far=number: rounds_of(live) > so_far * 13 // len(injected))
+            assert wait_until(lambda so_far=number: rounds_of(live) > so_far * 9 // len(injected))
             time.sleep(adversary.random.uniform(0.0, 0.1))
             adversary.strike(fault)
         for client in clients:
@@ -81,7 +81,7 @@ def test_links_that_break_in_every_way_change_nothing(faults: Faults) -> None:
 
 @pytest.mark.slow
 def test_a_link_that_carries_nothing_any_more_is_noticed(faults: Faults) -> None:
-    """Nobody says that it is dead: the client's own probes do, after 10 s without traffic and 10 s without an answer."""
+    """Nobody says that it is dead: the client's own probes do, after 10 s without traffic and 20 s without an answer."""
     config = make_config("parallel", run__clients=2, run__rounds=20, client__wave="{ steps = 20 }", run__grace_s=60)
     with serving(config) as live, relaying(live.address, 2, lambda kind: faults.tell("real links", kind)) as relays:
         clients = [ClientThread(relay.address, name=f"c{n}") for n, relay in enumerate(relays)]
@@ -89,7 +89,7 @@ def test_a_link_that_carries_nothing_any_more_is_noticed(faults: Faults) -> None
         relays[0].forget()
         began = time.monotonic()
         assert wait_until(lambda: live.sample("sl_reconnects_total") == 1)
-        assert 9 < time.monotonic() - began < 25
+        assert 25 < time.monotonic() - began < 45
         for client in clients:
             client.join(60)
         assert live.coordinator.weights_sha256() == simulated_sha(config)

@@ -152,7 +152,7 @@ def test_what_codecs_remember_and_draw_goes_on_too(codec: str) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("after", [1, 3, 5])
+@pytest.mark.parametrize("after", [1, 5])
 def test_a_server_that_dies_in_its_first_wave_keeps_everybodys_shard(preset: str, after: int) -> None:
     """Clients come back in another order, each to the data that it had; nobody goes on from what it had learned since."""
     config = make_config(preset, model__args="{ hidden = [16], batch_norm = true, dropout = 0.2 }")
