@@ -17,7 +17,20 @@ from sl_common import __version__
 from sl_common.errors import ConfigError, CutlayerError
 from sl_common.exits import INTERRUPTED, exit_code
 from sl_server.cli_certs import certs
-from sl_server.options import Cert, ClientCa, ConfigFile, Json, Key, Overrides, Tokens
+from sl_server.cli_serve import serve
+from sl_server.options import (
+    Cert,
+    ClientCa,
+    ConfigFile,
+    Json,
+    Key,
+    Listen,
+    Metrics,
+    Overrides,
+    Plaintext,
+    Tokens,
+    host_port,
+)
 
 if TYPE_CHECKING:  # what imports torch is imported when it is needed, not for --help
     from sl_common.config import RunConfig
@@ -74,14 +87,6 @@ def read_config(path: Path, overrides: list[str] | None) -> RunConfig:
         raise ConfigError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
 
 
-def host_port(text: str, option: str, default_host: str = "127.0.0.1") -> tuple[str, int]:
-    """HOST:PORT or PORT. Raises ConfigError."""
-    host, _, port = text.rpartition(":")
-    if not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"{option} {text!r}: write it as HOST:PORT with a port from 0 to 65535")
-    return host or default_host, int(port)
-
-
 def _new_directory(name: str, suffix: str = "") -> Path:
     """runs/NAME-TIME; a second run in the same second gets a number."""
     first = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}{suffix}"
@@ -103,27 +108,15 @@ def run(
             metavar="DIR",
         ),
     ] = None,
-    listen: Annotated[
-        str, typer.Option(help="Where clients connect: HOST:PORT; port 0 takes a free one.", envvar="SL_LISTEN")
-    ] = "127.0.0.1:50051",
-    metrics: Annotated[
-        str | None, typer.Option(help="Prometheus metrics at HOST:PORT (9464 is usual).", envvar="SL_METRICS")
-    ] = None,
+    listen: Listen = "127.0.0.1:50051",
+    metrics: Metrics = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; by default runs/NAME-TIME.", envvar="SL_OUT")] = None,
     overrides: Overrides = None,
     cert: Cert = None,
     key: Key = None,
     client_ca: ClientCa = None,
     tokens: Tokens = None,
-    insecure: Annotated[
-        bool,
-        typer.Option(
-            "--insecure",
-            help="Listen in plaintext beyond this machine: whoever is on the way reads labels and activations, and anybody "
-            "may join.",
-            envvar="SL_INSECURE",
-        ),
-    ] = False,
+    insecure: Plaintext = False,
     record: Annotated[
         bool,
         typer.Option(
@@ -321,6 +314,7 @@ def export(
     )
 
 
+app.command()(serve)
 app.command()(certs)
 
 

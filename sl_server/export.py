@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
-from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.models import join
 from sl_common.network import Network
 from sl_server.files import write_atomically
+from sl_server.trained import config_of, read_weights
 
 
 def export_run(
@@ -22,7 +21,7 @@ def export_run(
 
     Raises ConfigError if a part is missing or does not fit the model that `config.json` names.
     """
-    config = _config_of(directory)
+    config = config_of(directory)
     network = Network.build(config)
     heads = " or ".join(str(path) for path in sorted(directory.glob("head-*.safetensors"))) or "FILE"
     state = {
@@ -42,21 +41,7 @@ def export_run(
     return path, len(state)
 
 
-def _config_of(directory: Path) -> RunConfig:
-    path = directory / "config.json"
-    try:
-        return RunConfig.from_json(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{directory}: not a run directory ({error.strerror}: config.json)") from error
-    except (ConfigError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
 def _read(path: Path, part: str, how: str) -> dict[str, Tensor]:
     if not path.exists():
         raise ConfigError(f"{path}: no {part} here; where every client has its own, give {how}")
-    try:
-        state: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    return state
+    return read_weights(path)

@@ -33,7 +33,7 @@ REASONS = ("version", "full", "shard", "identity", "protocol", "limit", "over", 
 _BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
-class _LedgerCollector(Collector):
+class LedgerCollector(Collector):
     """The ledger's counts in Prometheus' words; every combination of labels is there from the start, at 0."""
 
     def __init__(self, ledger: Ledger) -> None:
@@ -63,7 +63,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self.registry.register(_LedgerCollector(ledger))
+        self.registry.register(LedgerCollector(ledger))
         step = Histogram(
             "sl_step_seconds",
             "One training step of one client, by phase; encode and decode are both sides' together",
