@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker bench-images bench-scrape bench-memory test-edge
+.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker bench-images bench-scrape bench-memory test-edge bench-infer
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
@@ -82,6 +82,9 @@ bench-peers: install  ## the same step over other people's systems, an hour or t
 
 bench-stacked: install  ## the stacked simulator against the plain one; writes benchmarks/results/stacked.md
 	@$(BIN)/python -m benchmarks.stacked
+
+bench-infer: install  ## split inference against sending the raw image (the link: Linux, root); writes benchmarks/results/infer.md
+	@$(BIN)/python -m benchmarks.infer
 
 bench: install  ## measure; writes benchmarks/results
 	@$(BIN)/python -m benchmarks.step

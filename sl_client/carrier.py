@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import queue
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Literal, Protocol
 
 import grpc
 
 from sl_client.access import PLAINTEXT, Access
 from sl_common.wire.endpoint import MAX_CHUNK
 
-METHOD = "/sl.v1.SplitLearning/Train"
+SERVICE = "/sl.v1.SplitLearning"
 MAX_MESSAGE = 2 * MAX_CHUNK
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -59,13 +59,13 @@ class Carrier(Protocol):
 class GrpcCarrier:
     """A stream on a channel of its own."""
 
-    def __init__(self, server: str, access: Access = PLAINTEXT) -> None:
+    def __init__(self, server: str, access: Access = PLAINTEXT, *, call: Literal["Train", "Infer"] = "Train") -> None:
         self._server = server
         self._access = access
         self._channel = access.channel(server, OPTIONS)
         self._answered = False
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._call = self._channel.stream_stream(METHOD)(self._outgoing(), metadata=access.metadata)
+        self._call = self._channel.stream_stream(f"{SERVICE}/{call}")(self._outgoing(), metadata=access.metadata)
 
     def _outgoing(self) -> Iterator[bytes]:
         while (frame := self._outbox.get()) is not None:

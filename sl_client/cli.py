@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from sl_client.cli_predict import predict
+from sl_client.options import Allow, Ca, Cert, DataFolder, Insecure, Json, Key, MaxMemory, Server, Threads, Token, reach, shard_of
 from sl_common import __version__
 from sl_common.errors import ConfigError, CutlayerError
 from sl_common.exits import INTERRUPTED, exit_code
 
 if TYPE_CHECKING:  # torch is imported when it is needed, not for --help
-    from sl_client.access import Access
     from sl_common.tensors import State
 
 app = typer.Typer(
@@ -27,58 +27,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Split learning, the client's side: train the lower part of a network beside your own data.",
 )
-
-Server = Annotated[str, typer.Option(help="The server's HOST:PORT.", envvar="SL_SERVER")]
-Ca = Annotated[
-    Path | None,
-    typer.Option(
-        help="Speak TLS, and only TLS: the CA of the server's certificate, in PEM form.",
-        envvar="SL_CA",
-    ),
-]
-Cert = Annotated[
-    Path | None,
-    typer.Option(
-        help="This client's certificate in PEM form, for a server that asks for one; its name is this client's id.",
-        envvar="SL_CERT",
-    ),
-]
-Key = Annotated[Path | None, typer.Option(help="The private key of --cert, without a passphrase.", envvar="SL_KEY")]
-Token = Annotated[
-    str | None,
-    typer.Option(
-        help="This client's token, for a server that asks for one; better @FILE or SL_TOKEN, which no list of processes "
-        "shows. Only over TLS or on this machine.",
-        metavar="TOKEN|@FILE",
-        envvar="SL_TOKEN",
-    ),
-]
-Insecure = Annotated[
-    bool,
-    typer.Option(
-        "--insecure",
-        help="Speak plaintext beyond this machine: whoever is on the way reads labels and activations, and may pose as the "
-        "server.",
-        envvar="SL_INSECURE",
-    ),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        help="Threads for a computation, instead of as many as the run says; more than one may change the last bits.",
-        envvar="SL_THREADS",
-        min=1,
-    ),
-]
-MaxMemory = Annotated[
-    str | None,
-    typer.Option(
-        help="Take no part in a run for which this process would need more memory than this: 512M, 1.5G.",
-        metavar="SIZE",
-        envvar="SL_MAX_MEMORY",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.", envvar="SL_JSON")]
 
 
 def _version(wanted: bool) -> None:
@@ -107,20 +55,14 @@ def run(
             envvar="SL_ID",
         ),
     ] = "",
-    data: Annotated[Path | None, typer.Option(help="Where data sets lie. digits needs none.", envvar="SL_DATA")] = None,
+    data: DataFolder = None,
     shard: Annotated[
         str | None,
         typer.Option(
             help="Ask for shard I of N, counted from 1: --shard 2/4. By default the server deals.", envvar="SL_SHARD"
         ),
     ] = None,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Package that a model or data function of your own may be imported from. May be repeated.",
-            envvar="SL_ALLOW",
-        ),
-    ] = None,
+    allow: Allow = None,
     retry: Annotated[
         float, typer.Option(help="Seconds to go on trying when no server answers.", envvar="SL_RETRY", min=0)
     ] = 60.0,
@@ -146,7 +88,7 @@ def run(
 ) -> None:
     """Take part in a run, until it is over."""
     access = reach(server, ca=ca, cert=cert, key=key, token=token, insecure=insecure)
-    index, shards = _shard(shard)
+    index, shards = shard_of(shard)
     if save_lower is not None and not save_lower.parent.is_dir():
         raise ConfigError(f"--save-lower {save_lower}: there is no folder {save_lower.parent}")
     from sl_client.carrier import GrpcCarrier
@@ -188,6 +130,9 @@ def _save(lower: State, path: Path) -> None:
         raise ConfigError(f"--save-lower {path}: {error.strerror or error}") from error
 
 
+app.command()(predict)
+
+
 @app.command()
 def doctor(
     server: Server = "127.0.0.1:50051",
@@ -203,28 +148,6 @@ def doctor(
     from sl_client.doctor import examine
 
     examine(server, access, as_json=as_json)
-
-
-def reach(
-    server: str, *, ca: Path | None, cert: Path | None, key: Path | None, token: str | None, insecure: bool
-) -> Access:
-    """Raises ConfigError for an address that is none, and for what make_access does not take."""
-    host, colon, port = server.rpartition(":")
-    if not server.startswith("unix:") and (not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536):
-        raise ConfigError(f"--server {server!r}: write it as HOST:PORT")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # before grpc is imported; what fails is said in our words
-    from sl_client.access import make_access
-
-    return make_access(server, ca=ca, cert=cert, key=key, token=token, insecure=insecure)
-
-
-def _shard(text: str | None) -> tuple[int | None, int | None]:
-    if text is None:
-        return None, None
-    index, slash, count = text.partition("/")
-    if not slash or not index.isdigit() or not count.isdigit() or not 1 <= int(index) <= int(count):
-        raise ConfigError(f"--shard {text!r}: write it as I/N with I from 1 to N")
-    return int(index) - 1, int(count)
 
 
 def fail(error: CutlayerError) -> NoReturn:

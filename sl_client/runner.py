@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from sl_client.carrier import Carrier, GrpcCarrier, StreamBroken
 from sl_client.device import NO_LIMITS, Limits
@@ -358,13 +359,28 @@ class Runner:
         self._flow.deliver(message)
 
 
-def run_until_interrupted(runner: Runner) -> Bye:
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Interruptible(Protocol[T_co]):
+    """Something long that can be told to stop."""
+
+    def run(self) -> T_co:
+        """To its end; raises Interrupted after `interrupt`."""
+        ...
+
+    def interrupt(self) -> None:
+        """From another thread."""
+        ...
+
+
+def run_until_interrupted(runner: Interruptible[T_co]) -> T_co:
     """Run in a thread while this one, which must be the main thread, waits for signals.
 
     An exception that a signal raises inside gRPC may leave its locks held; here none can be. SIGINT and SIGTERM end the run with
     Interrupted, a second one ends the process.
     """
-    outcome: list[Bye | BaseException] = []
+    outcome: list[T_co | BaseException] = []
     over = threading.Event()  # an interrupted Thread.join believes that the thread has ended
 
     def run() -> None:

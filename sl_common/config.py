@@ -234,6 +234,11 @@ class RunConfig(Value):
             )
         return said
 
+    @property
+    def infer_codec(self) -> Link:
+        """After the run: activations as in it; weights and scores as they are, so that a digest can be checked."""
+        return Link(up=self.codec.up)
+
     def draw_of(self, shard: int) -> Draw:
         """What every draw of one client's codecs begins with, on both sides."""
         return (self.run.seed, shard)

@@ -12,10 +12,11 @@ from typing import Literal
 from torch import Tensor
 
 from sl_common.codec.packed import Packed
+from sl_common.inference import Answered, Asked, Lower, Query, Scores
 from sl_common.tensors import State
 
-WireKind = Literal["smashed", "labels", "gradient", "weights", "eval", "control"]
-WIRE_KINDS: tuple[WireKind, ...] = ("smashed", "labels", "gradient", "weights", "eval", "control")
+WireKind = Literal["smashed", "labels", "gradient", "weights", "eval", "infer", "control"]
+WIRE_KINDS: tuple[WireKind, ...] = ("smashed", "labels", "gradient", "weights", "eval", "infer", "control")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,7 +217,7 @@ class Advanced:
 
 ToServer = Ready | Smashed | Done | Alive | Leave
 ToClient = Welcome | Begin | Gradient | Aligned | Late | Bye
-Message = ToServer | ToClient
+Message = ToServer | ToClient | Asked | Answered
 Event = ToServer | Joined | Left | Tick | Aligned | Saved
 Logged = Event | Advanced | Restored
 
@@ -230,8 +231,12 @@ def kind_of(message: Message) -> WireKind:
             return "smashed"
         case Gradient(dz=Tensor()):
             return "gradient"
-        case Begin(weights=weights) | Done(weights=weights) | Aligned(weights=weights) if weights:
+        case Begin(weights=weights) | Done(weights=weights) | Aligned(weights=weights) | Lower(weights=weights) if (
+            weights
+        ):
             return "weights"
+        case Query() | Scores():
+            return "infer"
         case _:
             return "control"
 
@@ -248,7 +253,9 @@ def payload_of(message: Message) -> dict[WireKind, int]:
             return {"eval": size(z) + size(y)} if kind == "eval" else {kind: size(z), "labels": size(y)}
         case Gradient(dz=dz) if dz is not None:
             return {kind: size(dz)}
-        case Begin(weights=weights) | Done(weights=weights) | Aligned(weights=weights):
+        case Query(z=tensor) | Scores(scores=tensor):
+            return {kind: size(tensor)}
+        case Begin(weights=weights) | Done(weights=weights) | Aligned(weights=weights) | Lower(weights=weights):
             return {kind: sum(size(t) for state in weights.values() for t in state.values())}
         case _:
             return {}

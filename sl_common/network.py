@@ -18,6 +18,7 @@ from sl_common.models import Block, build, cut_index, fill, join
 from sl_common.models.auxiliary import Fit
 from sl_common.seeds import seed_of
 from sl_common.segment import buffers_untouched, device_of, seeded
+from sl_common.tensors import State, all_finite, check_state
 
 PARTS = ("lower", "head", "aux")
 SLACK = 1 << 16  # bytes that an encoding may add to a message body
@@ -113,6 +114,24 @@ class Network:
         low, high = min(labels), max(labels)
         if low < 0 or high >= self.classes:
             raise WireError(f"labels reach from {low} to {high}, this run has classes 0 to {self.classes - 1}")
+
+    def check_query(self, z: Tensor) -> None:
+        """Raise WireError unless these activations, (B, *cut), are ones that the head can score."""
+        size = len(z) if z.dim() else 0
+        if not 1 <= size <= self.batch_size or tuple(z.shape[1:]) != self.cut_shape or z.dtype != self.cut_dtype:
+            raise WireError(
+                f"activations are {z.dtype} {tuple(z.shape)}, this run's cut has {self.cut_dtype} "
+                f"{(f'1 to {self.batch_size}', *self.cut_shape)}"
+            )
+        if not all_finite(z):
+            raise WireError("activations hold NaN or Inf")
+
+
+def trained(module: nn.Module, state: State, what: str) -> nn.Module:
+    """The module with these weights, in evaluation mode and without gradients. Raises WireError if they do not fit."""
+    check_state(state, {name: (t.dtype, tuple(t.shape)) for name, t in module.state_dict().items()}, what)
+    module.load_state_dict(dict(state))
+    return module.requires_grad_(False).eval()
 
 
 def _blocks(config: RunConfig, seed: int, allowed: Collection[str] | None, *, hollow: bool = False) -> list[Block]:

@@ -17,7 +17,21 @@ from sl_common.exits import INTERRUPTED, exit_code
 from sl_server.beginning import Stage, new_directory, outcome, read_config, which_run
 from sl_server.cli_certs import certs
 from sl_server.cli_report import report
-from sl_server.options import Cert, ClientCa, ConfigFile, Json, Key, Overrides, TensorBoard, Tokens
+from sl_server.cli_serve import serve
+from sl_server.options import (
+    Cert,
+    ClientCa,
+    ConfigFile,
+    Json,
+    Key,
+    Listen,
+    Metrics,
+    Overrides,
+    Plaintext,
+    TensorBoard,
+    Tokens,
+    host_port,
+)
 
 
 class Stacking(StrEnum):
@@ -53,12 +67,6 @@ def _root(
     """Options that every command has."""
 
 
-def host_port(text: str, option: str, default_host: str = "127.0.0.1") -> tuple[str, int]:
-    """HOST:PORT or PORT. Raises ConfigError."""
-    host, _, port = text.rpartition(":")
-    if not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"{option} {text!r}: write it as HOST:PORT with a port from 0 to 65535")
-    return host or default_host, int(port)
 
 
 @app.command()
@@ -76,27 +84,15 @@ def run(
             metavar="DIR",
         ),
     ] = None,
-    listen: Annotated[
-        str, typer.Option(help="Where clients connect: HOST:PORT; port 0 takes a free one.", envvar="SL_LISTEN")
-    ] = "127.0.0.1:50051",
-    metrics: Annotated[
-        str | None, typer.Option(help="Prometheus metrics at HOST:PORT (9464 is usual).", envvar="SL_METRICS")
-    ] = None,
+    listen: Listen = "127.0.0.1:50051",
+    metrics: Metrics = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; by default runs/NAME-TIME.", envvar="SL_OUT")] = None,
     overrides: Overrides = None,
     cert: Cert = None,
     key: Key = None,
     client_ca: ClientCa = None,
     tokens: Tokens = None,
-    insecure: Annotated[
-        bool,
-        typer.Option(
-            "--insecure",
-            help="Listen in plaintext beyond this machine: whoever is on the way reads labels and activations, and anybody "
-            "may join.",
-            envvar="SL_INSECURE",
-        ),
-    ] = False,
+    insecure: Plaintext = False,
     record: Annotated[
         bool,
         typer.Option(
@@ -285,6 +281,7 @@ def export(
     )
 
 
+app.command()(serve)
 app.command()(certs)
 app.command()(report)
 

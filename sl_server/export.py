@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
-from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.models import join
 from sl_common.network import Network
 from sl_server.files import write_atomically
+from sl_server.trained import config_of, read_weights
 
 
 def export_run(
@@ -42,22 +41,7 @@ def export_run(
     return path, len(state)
 
 
-def config_of(directory: Path) -> RunConfig:
-    """What a run directory's run was. Raises ConfigError if it is none."""
-    path = directory / "config.json"
-    try:
-        return RunConfig.from_json(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{directory}: not a run directory ({error.strerror}: config.json)") from error
-    except (ConfigError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
 def _read(path: Path, part: str, how: str) -> dict[str, Tensor]:
     if not path.exists():
         raise ConfigError(f"{path}: no {part} here; where every client has its own, give {how}")
-    try:
-        state: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    return state
+    return read_weights(path)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sl_common.errors import ConfigError
+
 ConfigFile = Annotated[
     Path, typer.Argument(help="The run's configuration, a TOML file (or a run's config.json).", metavar="RUN.toml")
 ]
@@ -46,4 +48,27 @@ TensorBoard = Annotated[
         envvar="SL_TENSORBOARD",
     ),
 ]
+Listen = Annotated[
+    str, typer.Option(help="Where clients connect: HOST:PORT; port 0 takes a free one.", envvar="SL_LISTEN")
+]
+Metrics = Annotated[
+    str | None, typer.Option(help="Prometheus metrics at HOST:PORT (9464 is usual).", envvar="SL_METRICS")
+]
+Plaintext = Annotated[
+    bool,
+    typer.Option(
+        "--insecure",
+        help="Listen in plaintext beyond this machine: whoever is on the way reads labels and activations, and anybody "
+        "may join.",
+        envvar="SL_INSECURE",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.", envvar="SL_JSON")]
+
+
+def host_port(text: str, option: str, default_host: str = "127.0.0.1") -> tuple[str, int]:
+    """HOST:PORT or PORT. Raises ConfigError."""
+    host, _, port = text.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"{option} {text!r}: write it as HOST:PORT with a port from 0 to 65535")
+    return host or default_host, int(port)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from sl_common.errors import Refused
-from sl_server.metrics import Metrics
 
 MAX_SAID = 500  # different ones; a peer may think up names
 
 
-class Refusals:
-    """Those of one run."""
+class Counts(Protocol):
+    """Where they are counted."""
 
-    def __init__(self, metrics: Metrics, warn: Callable[[str], None]) -> None:
+    def rejected(self, reason: str) -> None:
+        """One more."""
+        ...
+
+
+class Refusals:
+    """Those of one server."""
+
+    def __init__(self, metrics: Counts, warn: Callable[[str], None]) -> None:
         self._metrics = metrics
         self._warn = warn
         self._said: set[tuple[str, str]] = set()

@@ -119,10 +119,14 @@ class RunDirectory:
         file.flush()
 
     def save_weights(self, states: dict[str, State]) -> None:
-        """`lower.safetensors` and `head.safetensors`, or `head-<shard>.safetensors` where copies differ."""
+        """`lower.safetensors` and `head.safetensors`, or `head-<shard>.safetensors` where copies differ; older others are removed."""
         for name, state in states.items():
             tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
             write_atomically(self.path / f"{name}.safetensors", save(tensors))
+        for pattern in ("lower.safetensors", "head.safetensors", "head-*.safetensors"):
+            for path in self.path.glob(pattern):
+                if path.stem not in states:  # of an earlier round: shared then, and each client's own since
+                    path.unlink()
 
     def summary(self, coordinator: Coordinator, seconds: float, failure: str | None) -> dict[str, Any]:
         """The run in one object: what `summary.json` holds."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Literal, Protocol
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -16,11 +18,10 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from sl_common.errors import ConfigError, Refused
-from sl_common.wire import probe
+from sl_common.wire import Refusal, probe
 from sl_common.wire.endpoint import MAX_CHUNK
 from sl_server.door import Door, peer_of
-from sl_server.engine import Engine
-from sl_server.identity import admit
+from sl_server.identity import Identity, admit
 
 SERVICE = "sl.v1.SplitLearning"
 MAX_MESSAGE = 2 * MAX_CHUNK
@@ -83,14 +84,51 @@ class TrainStream:
                 await self._wake.wait()
 
 
+class Listener(Protocol):
+    """What takes the streams of one call: an engine that trains, or one that answers. From any thread; nothing blocks."""
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that streams brought and it has not taken yet."""
+        ...
+
+    def opened(self, stream: TrainStream, hello: bytes, identity: Identity) -> None:
+        """A stream brought its first frame; `identity` is what its transport proves."""
+        ...
+
+    def came(self, stream: TrainStream, frame: bytes) -> None:
+        """A stream brought a frame."""
+        ...
+
+    def closed(self, stream: TrainStream) -> None:
+        """A stream is gone."""
+        ...
+
+    def refused(self, who: str, error: Refused) -> None:
+        """Somebody was sent away before there was a session."""
+        ...
+
+
+Call = Literal["Train", "Infer"]
+NOT_HERE = {
+    "Train": Refused("over", "this server answers predictions (sl-server serve): ask it with sl-client predict"),
+    "Infer": Refused("protocol", "this server trains (sl-server run): when the run is over, sl-server serve answers"),
+}
+
+
 class SplitLearning:
     """The service's handlers."""
 
-    def __init__(self, engine: Engine, door: Door) -> None:
+    def __init__(self, engine: Listener, door: Door) -> None:
         self._engine = engine
         self._door = door
 
-    async def train(self, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+    async def refuse(self, error: Refused, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        """A stream of the call that this server does not answer."""
+        self._engine.refused(f"a client at {peer_of(context)}", error)
+        await context.write(Refusal(code=error.code, reason=error.reason).to_frame())
+
+    async def talk(self, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         """One stream of one client, from Hello to its end."""
         stream = TrainStream(peer_of(context))
         reader = asyncio.create_task(self._read(stream, context))
@@ -132,18 +170,21 @@ class SplitLearning:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
 
-async def start(engine: Engine, listen: str, door: Door | None = None) -> tuple[grpc.aio.Server, int]:
-    """A server that takes streams at `listen` (HOST:PORT), with health and reflection. Raises ConfigError if it is taken.
+async def start(
+    engine: Listener, listen: str, door: Door | None = None, call: Call = "Train"
+) -> tuple[grpc.aio.Server, int]:
+    """A server that takes streams of one call at `listen` (HOST:PORT), with health and reflection. Raises ConfigError if it is taken.
 
     Without a door of its own it is open to everybody, in plaintext.
     """
     door = door or Door()
     service = SplitLearning(engine, door)
     server = grpc.aio.server(options=OPTIONS)
-    handlers = {
-        "Train": grpc.stream_stream_rpc_method_handler(service.train),
-        "Probe": grpc.stream_stream_rpc_method_handler(service.probe),
+    calls: dict[str, Callable[..., Awaitable[None]]] = {
+        name: partial(service.refuse, error) for name, error in NOT_HERE.items()
     }
+    calls |= {call: service.talk, "Probe": service.probe}
+    handlers = {name: grpc.stream_stream_rpc_method_handler(handler) for name, handler in calls.items()}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     health = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)

@@ -27,7 +27,7 @@ from sl_common.messages import (
     ToServer,
 )
 from sl_common.segment import Tree
-from sl_common.wire import WIRE_VERSION, Endpoint, Frame, Greeting, Hello, Received
+from sl_common.wire import Endpoint, Frame, Greeting, Hello, Received
 from sl_server.coordinator import Coordinator, Said
 from sl_server.identity import Identity, admit
 
@@ -78,12 +78,7 @@ class Sessions:
 
         Where clients prove who they are, a session goes on only with the one who opened it: knowing its life is not enough.
         """
-        if hello.version != WIRE_VERSION:
-            raise Refused(
-                "version",
-                f"client speaks wire version {hello.version} (cutlayer {hello.software}), "
-                f"this server {WIRE_VERSION} (cutlayer {__version__})",
-            )
+        hello.check_version()
         client = admit(hello.client, identity)
         session = next((s for s in self.by_client.values() if s.life == hello.life), None)
         if session is not None:

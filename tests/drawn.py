@@ -15,6 +15,7 @@ from unions import members
 
 from sl_common.codec import Link
 from sl_common.codec.packed import DTYPES
+from sl_common.inference import Answered, Asked, Fetch, Lower, Offer, Query, Scores
 from sl_common.messages import (
     Aligned,
     Alive,
@@ -41,19 +42,21 @@ LAW = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # l
 # --- two real ends
 
 
-def endpoint(side: Side, *, limit_bytes: int = 1 << 26, chunk_bytes: int = CHUNK_BYTES) -> Endpoint:
-    return Endpoint(side, link=Link(), limit_bytes=limit_bytes, chunk_bytes=chunk_bytes)
+def endpoint(
+    side: Side, *, limit_bytes: int = 1 << 26, chunk_bytes: int = CHUNK_BYTES, call: Literal["train", "infer"] = "train"
+) -> Endpoint:
+    return Endpoint(side, link=Link(), limit_bytes=limit_bytes, chunk_bytes=chunk_bytes, call=call)
 
 
 def side_of(message: Message) -> Side:
     """Who says such a thing."""
-    return "client" if isinstance(message, members(ToServer)) else "server"
+    return "client" if isinstance(message, members(ToServer | Asked)) else "server"
 
 
 def ends_for(message: Message, *, chunk_bytes: int = CHUNK_BYTES) -> tuple[Endpoint, Endpoint]:
     """(who says it, who hears it)."""
-    side = side_of(message)
-    return endpoint(side, chunk_bytes=chunk_bytes), endpoint(PEER[side])
+    side, call = side_of(message), "infer" if isinstance(message, members(Asked | Answered)) else "train"
+    return endpoint(side, chunk_bytes=chunk_bytes, call=call), endpoint(PEER[side], call=call)
 
 
 # --- equality
@@ -163,9 +166,14 @@ DRAWN: dict[type, st.SearchStrategy[Any]] = {
     Aligned: st.builds(Aligned, round=u32, wave=u32, weights=weights, before=st.floats(), after=st.floats()),
     Late: st.builds(Late, round=u32, wave=u32),
     Bye: st.builds(Bye, reason=st.text(), finished=st.booleans()),
+    Offer: st.builds(Offer, config=st.text(), lower_sha256=st.binary(max_size=32)),
+    Fetch: st.builds(Fetch),
+    Lower: st.builds(Lower, weights=weights),
+    Query: st.builds(Query, step=u64, z=tensors()),
+    Scores: st.builds(Scores, step=u64, scores=tensors()),
 }
 said_by: dict[Side, st.SearchStrategy[Any]] = {
     "client": st.one_of([DRAWN[kind] for kind in members(ToServer)]),
     "server": st.one_of([DRAWN[kind] for kind in members(ToClient)]),
 }
-messages: st.SearchStrategy[Any] = st.one_of(list(said_by.values()))
+messages: st.SearchStrategy[Any] = st.one_of(list(DRAWN.values()))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from unions import members
 
 from sl_common.codec.packed import DTYPES
+from sl_common.inference import Lower, Query, Scores
 from sl_common.messages import Aligned, Begin, Bye, Directive, Done, Gradient, Message, Ready, Smashed, kind_of
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import CHUNK_BYTES, Endpoint, Frame, Received, Timing
@@ -43,7 +44,9 @@ def body_nbytes(message: Message) -> int:
             tensors = [z, y]
         case Gradient(dz=dz):
             tensors = [] if dz is None else [dz]
-        case Begin(weights=weights) | Done(weights=weights) | Aligned(weights=weights):
+        case Query(z=tensor) | Scores(scores=tensor):
+            tensors = [tensor]
+        case Begin(weights=weights) | Done(weights=weights) | Aligned(weights=weights) | Lower(weights=weights):
             tensors = [t for state in weights.values() for t in state.values()]
         case _:
             tensors = []

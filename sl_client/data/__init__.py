@@ -19,6 +19,19 @@ from sl_common.imports import is_user_code
 from sl_common.partition import Indices
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scale:
+    """`mean` and `std` (one, or one per channel) of a set's samples, scaled to [0, 1] if they are uint8."""
+
+    mean: float | tuple[float, ...] = 0.0
+    std: float | tuple[float, ...] = 1.0
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """x (B, *input) as stored -> (B, *input) float32 with the mean taken away, divided by the std."""
+        scaled = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
+        return ((scaled - _beside(self.mean, x)) / _beside(self.std, x)).contiguous()
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Data:
     """A data set. `mean` and `std` (one, or one per channel) are of x, scaled to [0, 1] if it is uint8."""
@@ -51,8 +64,7 @@ class Data:
 
     def normalise(self, x: Tensor) -> Tensor:
         """x (B, *input) as stored -> (B, *input) float32 with the set's mean taken away, divided by its std."""
-        scaled = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
-        return ((scaled - _beside(self.mean, x)) / _beside(self.std, x)).contiguous()
+        return Scale(mean=self.mean, std=self.std).normalise(x)
 
 
 def load(name: str, root: Path | None, allowed: Collection[str] | None, pick: Pick | None = None) -> Data:
@@ -70,6 +82,14 @@ def load(name: str, root: Path | None, allowed: Collection[str] | None, pick: Pi
     hint = f"did you mean {close[0]!r}? " if close else ""
     known = ", ".join(sorted(_BUILT_IN))
     raise DataError(f"data.name = {name!r} is unknown; {hint}known: {known}, or your own `package.module:function`")
+
+
+def scale_of(name: str, root: Path | None, allowed: Collection[str] | None) -> Scale:
+    """How training normalised: of sets that ship without their files; a user's own function is called. Raises as `load` does."""
+    if name in _SCALES:
+        return _SCALES[name]
+    data = load(name, root, allowed)
+    return Scale(mean=data.mean, std=data.std)
 
 
 # Cached, because a simulator asks once for each of many clients, and shared: nobody writes to a Data.
@@ -107,6 +127,14 @@ _BUILT_IN: dict[str, Callable[[Path | None, Pick | None], Data]] = {
     "cifar10": _find_cifar(cifar.CIFAR10),
     "cifar100": _find_cifar(cifar.CIFAR100),
     "fashion-mnist": _find_fashion_mnist,
+}
+
+
+_SCALES = {
+    "digits": Scale(mean=digits.MEAN, std=digits.STD),
+    "cifar10": Scale(mean=cifar.CIFAR10.mean, std=cifar.CIFAR10.std),
+    "cifar100": Scale(mean=cifar.CIFAR100.mean, std=cifar.CIFAR100.std),
+    "fashion-mnist": Scale(mean=fashion_mnist.MEAN, std=fashion_mnist.STD),
 }
 
 

@@ -33,7 +33,7 @@ UINT8: DType
 BOOL: DType
 
 class ClientFrame(_message.Message):
-    __slots__ = ("seq", "ack", "hello", "ready", "smashed", "done", "alive", "leave", "timing", "chunk")
+    __slots__ = ("seq", "ack", "hello", "ready", "smashed", "done", "alive", "leave", "fetch", "query", "timing", "chunk")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,8 @@ class ClientFrame(_message.Message):
     DONE_FIELD_NUMBER: _ClassVar[int]
     ALIVE_FIELD_NUMBER: _ClassVar[int]
     LEAVE_FIELD_NUMBER: _ClassVar[int]
+    FETCH_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     seq: int
@@ -52,12 +54,14 @@ class ClientFrame(_message.Message):
     done: Done
     alive: Alive
     leave: Leave
+    fetch: Fetch
+    query: Query
     timing: Timing
     chunk: bytes
-    def __init__(self, seq: _Optional[int] = ..., ack: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., smashed: _Optional[_Union[Smashed, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, seq: _Optional[int] = ..., ack: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., smashed: _Optional[_Union[Smashed, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., query: _Optional[_Union[Query, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class ServerFrame(_message.Message):
-    __slots__ = ("seq", "ack", "greeting", "refusal", "welcome", "begin", "gradient", "bye", "aligned", "late", "chunk")
+    __slots__ = ("seq", "ack", "greeting", "refusal", "welcome", "begin", "gradient", "bye", "aligned", "late", "offer", "lower", "scores", "chunk")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     GREETING_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +72,9 @@ class ServerFrame(_message.Message):
     BYE_FIELD_NUMBER: _ClassVar[int]
     ALIGNED_FIELD_NUMBER: _ClassVar[int]
     LATE_FIELD_NUMBER: _ClassVar[int]
+    OFFER_FIELD_NUMBER: _ClassVar[int]
+    LOWER_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     seq: int
     ack: int
@@ -79,8 +86,11 @@ class ServerFrame(_message.Message):
     bye: Bye
     aligned: Aligned
     late: Late
+    offer: Offer
+    lower: Lower
+    scores: Scores
     chunk: bytes
-    def __init__(self, seq: _Optional[int] = ..., ack: _Optional[int] = ..., greeting: _Optional[_Union[Greeting, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., gradient: _Optional[_Union[Gradient, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., aligned: _Optional[_Union[Aligned, _Mapping]] = ..., late: _Optional[_Union[Late, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, seq: _Optional[int] = ..., ack: _Optional[int] = ..., greeting: _Optional[_Union[Greeting, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., gradient: _Optional[_Union[Gradient, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., aligned: _Optional[_Union[Aligned, _Mapping]] = ..., late: _Optional[_Union[Late, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., lower: _Optional[_Union[Lower, _Mapping]] = ..., scores: _Optional[_Union[Scores, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("version", "software", "client", "life", "received", "resume", "shard_plus_one", "shards")
@@ -305,6 +315,42 @@ class Bye(_message.Message):
     reason: str
     finished: bool
     def __init__(self, reason: _Optional[str] = ..., finished: _Optional[bool] = ...) -> None: ...
+
+class Offer(_message.Message):
+    __slots__ = ("config", "lower_sha256")
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    LOWER_SHA256_FIELD_NUMBER: _ClassVar[int]
+    config: str
+    lower_sha256: bytes
+    def __init__(self, config: _Optional[str] = ..., lower_sha256: _Optional[bytes] = ...) -> None: ...
+
+class Fetch(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Lower(_message.Message):
+    __slots__ = ("weights", "parts")
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    weights: _containers.RepeatedCompositeFieldContainer[NamedTensor]
+    parts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, weights: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., parts: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Query(_message.Message):
+    __slots__ = ("step", "z")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    Z_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    z: Tensor
+    def __init__(self, step: _Optional[int] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
+class Scores(_message.Message):
+    __slots__ = ("step", "scores")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    scores: Tensor
+    def __init__(self, step: _Optional[int] = ..., scores: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("codec", "dtype", "shape", "nbytes", "params")

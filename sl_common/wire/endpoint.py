@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sl_common.codec import Coding, Direction, Layout, Link, Packed, Scheme
 from sl_common.errors import Refused, WireError
+from sl_common.inference import Query
 from sl_common.messages import Aligned, Begin, Done, Gradient, Message, Smashed, WireKind, kind_of
 from sl_common.proto import split_pb2 as pb
 from sl_common.seeds import Draw
@@ -31,6 +32,8 @@ ACK_EVERY = 8 << 20  # received bytes after which a silent side owes a bare ackn
 _REMEMBERED = 4096  # tensor headers that were checked
 _VARINT, _LENGTH_DELIMITED = 0, 2  # protobuf's wire types
 _CHUNK_TAG = 15 << 3 | _LENGTH_DELIMITED
+_OF_INFER = frozenset({"fetch", "query", "offer", "lower", "scores"})
+Call = Literal["train", "infer"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -62,14 +65,16 @@ class Endpoint:
         limit_bytes: int,
         draw: Draw = (),
         chunk_bytes: int = CHUNK_BYTES,
+        call: Call = "train",
     ) -> None:
-        """`limit_bytes` bounds the tensors of a message that the peer may send: no header makes us allocate more.
+        """`call`: what is being done, and so what may be heard. `limit_bytes` bounds the tensors of a message that the peer may send: no header makes us allocate more.
 
         `draw` names what codecs draw here: the run's seed and the client's shard.
         """
         self._out: Any
         self._in: Any
         self._out, self._in = (pb.ClientFrame, pb.ServerFrame) if side == "client" else (pb.ServerFrame, pb.ClientFrame)
+        self._call = call
         self.agree(link, limit_bytes, draw)
         self._chunk_bytes = chunk_bytes
         self.sent = 0  # number of the last frame we made
@@ -118,6 +123,11 @@ class Endpoint:
         self._unacked.extend(frames)
         self._owed = 0
         return frames
+
+    @property
+    def acknowledged(self) -> int:
+        """Number of the last frame that the peer says it has."""
+        return self._acked
 
     @property
     def settled(self) -> bool:
@@ -178,13 +188,15 @@ class Endpoint:
         message = None if self._assembly.missing else self._finish()
         self.received = frame.seq
         self._owed += nbytes
-        timing = Timing.from_header(frame.timing) if name == "smashed" and frame.HasField("timing") else None
+        timing = Timing.from_header(frame.timing) if name in ("smashed", "query") and frame.HasField("timing") else None
         return Received(tally=_tally(self._kind, nbytes, labels - self._labels), message=message, timing=timing)
 
     def _start(self, name: str, header: Any) -> None:
         """Check a header before any memory is taken for its body."""
         if self._assembly is not None:
             raise WireError(f"{name} begins while {self._assembly.missing} bytes of {self._name} are missing")
+        if (name in _OF_INFER) != (self._call == "infer"):
+            raise WireError(f"{name} is not said on a stream to {self._call}")
         layouts = translate.layouts_of(name, header)
         direction = translate.direction_of(name)
         schemes = [self._scheme(name, direction, layout) for layout in layouts]
@@ -212,7 +224,7 @@ class Endpoint:
         assert self._assembly is not None
         packed, self._assembly = self._assembly.packed, None
         like = self._likes.pop(self._header.step, None) if self._name == "gradient" else None
-        coding = Coding(like=like, training=self._kind != "eval")
+        coding = Coding(like=like, training=self._kind not in ("eval", "infer"))
         message = translate.decode(self._name, self._header, packed, self._schemes, coding)
         self._header = None
         if isinstance(message, Smashed) and message.needs_grad and self.link.down.uses_like:
@@ -225,6 +237,8 @@ class Endpoint:
         match message:
             case Smashed(round=r, wave=w, step=s, train=train):
                 return Coding(training=train, draw=(*self._draw, "z", r, w, s))
+            case Query(step=s):
+                return Coding(training=False, draw=(*self._draw, "z", s))
             case Gradient(step=step):
                 like = self._likes.pop(step, None)
                 return Coding(
@@ -258,7 +272,9 @@ def _kind_of_header(name: str, header: Any) -> WireKind:
         return "smashed" if header.train or header.needs_grad else "eval"
     if name == "gradient":
         return "gradient" if header.HasField("dz") else "control"
-    return "weights" if name in ("begin", "done", "aligned") and header.weights else "control"
+    if name in ("query", "scores"):
+        return "infer"
+    return "weights" if name in ("begin", "done", "aligned", "lower") and header.weights else "control"
 
 
 def _tally(kind: WireKind, nbytes: int, labels: int) -> tuple[tuple[WireKind, int], ...]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from sl_common.errors import WireError
+from sl_common import __version__
+from sl_common.errors import Refused, WireError
 from sl_common.names import MAX_NAME, is_name
 from sl_common.proto import split_pb2 as pb
 
@@ -26,6 +27,15 @@ class Hello:
     shards: int | None = None
     version: int = WIRE_VERSION
     software: str = ""
+
+    def check_version(self) -> None:
+        """Raise Refused unless the client speaks as this side does."""
+        if self.version != WIRE_VERSION:
+            raise Refused(
+                "version",
+                f"client speaks wire version {self.version} (cutlayer {self.software}), "
+                f"this server {WIRE_VERSION} (cutlayer {__version__})",
+            )
 
     def to_frame(self) -> bytes:
         """As bytes on the wire."""

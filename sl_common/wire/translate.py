@@ -12,6 +12,7 @@ from torch import Tensor
 from sl_common.codec import Coding, Direction, Identity, Layout, Link, Packed, Scheme
 from sl_common.codec.packed import DTYPES, fits
 from sl_common.errors import WireError
+from sl_common.inference import Fetch, Lower, Offer, Query, Scores
 from sl_common.messages import (
     Aligned,
     Alive,
@@ -32,7 +33,7 @@ from sl_common.tensors import State
 
 _DTYPE_NUMBER = {dtype: number for number, dtype in enumerate(DTYPES, start=1)}
 _EXACT = Identity()
-_WITH_WEIGHTS = ("begin", "done", "aligned")
+_WITH_WEIGHTS = ("begin", "done", "aligned", "lower")
 _LAYOUTS = 4096  # tensor headers that are remembered: a step has the same few again and again
 
 
@@ -41,7 +42,7 @@ _ASKED = ("send", "update", "align", "warm")  # of a directive, on the wire
 
 def direction_of(name: str) -> Direction:
     """Which codec of the Link a header's floating-point tensors travel in."""
-    return {"smashed": "up", "gradient": "down"}.get(name, "state")  # type: ignore[return-value]
+    return {"smashed": "up", "query": "up", "gradient": "down", "scores": "down"}.get(name, "state")  # type: ignore[return-value]
 
 
 # --- out
@@ -84,7 +85,11 @@ def _slots(name: str, header: Any) -> list[pb.Tensor]:
             return [header.y, header.z]
         case "gradient":
             return [header.dz] if header.HasField("dz") else []
-        case "begin" | "done" | "aligned":
+        case "query":
+            return [header.z]
+        case "scores":
+            return [header.scores]
+        case "begin" | "done" | "aligned" | "lower":
             return [named.tensor for named in header.weights]
         case _:
             return []
@@ -154,6 +159,11 @@ def _welcome(m: Welcome) -> tuple[str, Any, list[Tensor]]:
     return "welcome", pb.Welcome(config=m.config, client=m.client, shard=m.shard, shards=m.shards, run=m.run), []
 
 
+def _lower(m: Lower) -> tuple[str, Any, list[Tensor]]:
+    header = pb.Lower()
+    return "lower", header, _flatten(m.weights, header)
+
+
 _headers: dict[type, Callable[[Any], tuple[str, Any, list[Tensor]]]] = {
     Ready: _ready,
     Smashed: _smashed,
@@ -166,6 +176,11 @@ _headers: dict[type, Callable[[Any], tuple[str, Any, list[Tensor]]]] = {
     Gradient: _gradient,
     Aligned: _aligned,
     Bye: lambda m: ("bye", pb.Bye(reason=m.reason, finished=m.finished), []),
+    Offer: lambda m: ("offer", pb.Offer(config=m.config, lower_sha256=m.lower_sha256), []),
+    Fetch: lambda _: ("fetch", pb.Fetch(), []),
+    Lower: _lower,
+    Query: lambda m: ("query", pb.Query(step=m.step), [m.z]),
+    Scores: lambda m: ("scores", pb.Scores(step=m.step), [m.scores]),
 }
 
 
@@ -263,4 +278,9 @@ _messages: dict[str, Callable[[Any, list[Tensor]], Message]] = {
     "aligned": _to_aligned,
     "late": lambda h, _: Late(round=h.round, wave=h.wave),
     "bye": lambda h, _: Bye(reason=h.reason, finished=h.finished),
+    "offer": lambda h, _: Offer(config=h.config, lower_sha256=h.lower_sha256),
+    "fetch": lambda *_: Fetch(),
+    "lower": lambda h, t: Lower(weights=_unflatten(h, t)),
+    "query": lambda h, t: Query(step=h.step, z=t[0]),
+    "scores": lambda h, t: Scores(step=h.step, scores=t[0]),
 }

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
-from sl_server.export import config_of
+from sl_server.trained import config_of
 
 ByKind = Mapping[str, int]
 Bytes = Mapping[str, ByKind]  # {"up": {kind: bytes}, "down": …}

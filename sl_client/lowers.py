@@ -1,0 +1,84 @@
+"""Lower segments as files: a client's own, and those of servers, kept by their digest so that each is sent once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from sl_common.errors import ConfigError, WireError
+from sl_common.network import Network, trained
+from sl_common.tensors import State, digest
+
+
+class Lowers:
+    """A folder of them. What is damaged there is fetched again; what cannot be written costs a warning's text, no prediction."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find(self, sha256: bytes) -> State | None:
+        """The one with this digest, if it is here and whole."""
+        with contextlib.suppress(OSError, SafetensorError):
+            state: State = load_file(self._path(sha256))
+            return state if digest(state) == sha256 else None
+        return None
+
+    def keep(self, sha256: bytes, state: State) -> str:
+        """Write it, whole or not at all; why not, or nothing."""
+        path = self._path(sha256)
+        part = path.with_suffix(f".{os.getpid()}.part")  # another process may be keeping the same
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(save({name: tensor.contiguous() for name, tensor in state.items()}))
+            part.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            return f"--cache {self._folder}: {error.strerror or error}; the lower segment is fetched again next time"
+        return ""
+
+    def _path(self, sha256: bytes) -> Path:
+        return self._folder / f"{sha256.hex()}.safetensors"
+
+
+def default_folder() -> Path:
+    """Where caches of a user are on Linux."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cutlayer"
+
+
+def own_lower(path: Path, network: Network, sha256: bytes, warn: Callable[[str], None]) -> State:
+    """What `sl-client run --save-lower` wrote. `sha256`: of the one that all clients shared, if they did. Raises ConfigError."""
+    try:
+        state: State = load_file(path)
+        trained(network.lower, state, "the lower segment")
+    except (OSError, SafetensorError, WireError) as error:
+        raise ConfigError(f"--lower {path}: {getattr(error, 'strerror', None) or error}") from error
+    if sha256 and digest(state) != sha256:
+        warn(f"--lower {path} is not the one that all clients of this run shared")
+    return state
+
+
+def shared_lower(
+    sha256: bytes, lowers: Lowers | None, fetch: Callable[[], State], warn: Callable[[str], None]
+) -> State:
+    """From the folder or else from the server. Raises ConfigError if clients had their own, WireError if it is another one."""
+    if not sha256:
+        raise ConfigError(
+            "the clients of this run kept lower segments of their own, and the server has none: "
+            "give --lower FILE (sl-client run --save-lower FILE wrote it)"
+        )
+    state = None if lowers is None else lowers.find(sha256)
+    if state is not None:
+        return state
+    state = fetch()
+    if digest(state) != sha256:
+        raise WireError(f"the server offers a lower segment {sha256.hex()} and sends {digest(state).hex()}")
+    told = "" if lowers is None else lowers.keep(sha256, state)
+    if told:
+        warn(told)
+    return state

@@ -1,0 +1,146 @@
+"""A person's files as samples of a run: arrays, IDX files and pictures, as the data set would have stored them.
+
+Arrays and IDX files must have the model's shape. A picture is made grayscale or RGB as the model has 1 or 3 channels and resized to its
+height and width, the proportions not kept; transparency becomes black.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sl_client.data import Scale
+from sl_client.data.idx import read_idx
+from sl_common.errors import ConfigError, DataError
+
+_NPY, _IDX, _GZIP, _PNG, _JPEG = b"\x93NUMPY", b"\x00\x00\x08", b"\x1f\x8b", b"\x89PNG", b"\xff\xd8\xff"
+_COLOURS = {1: ("L", "grayscale"), 3: ("RGB", "RGB")}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Loaded:
+    """One file."""
+
+    file: str
+    x: Tensor  # (N, *input) uint8, or float32 scaled to [0, 1] where the data set is of bytes
+    single: bool  # one sample alone, not a list with one
+    changed: str = ""  # what was done to a picture
+
+    def name(self, index: int) -> str:
+        """Of one of its samples."""
+        return self.file if self.single else f"{self.file}[{index}]"
+
+
+def read(path: Path, input: tuple[int, ...], *, of_bytes: bool) -> Loaded:
+    """The samples of one file. `of_bytes`: the run's data set holds uint8, so that floats must lie in [0, 1].
+
+    Raises DataError naming the file and both values, ConfigError if Pillow is missing for a picture.
+    """
+    start = _start(path)
+    if start.startswith(_NPY):
+        x = _array(path)
+    elif start.startswith((_IDX, _GZIP)):
+        x = torch.from_numpy(read_idx(path, dims=3))
+    elif start.startswith((_PNG, _JPEG)):
+        x, changed = _picture(path, input)
+        return Loaded(file=str(path), x=x, single=True, changed=changed)
+    else:
+        raise DataError(f"{path}: is neither PNG nor JPEG, neither .npy nor IDX: it starts with {start[:4]!r}")
+    return _shaped(path, x, input, of_bytes=of_bytes)
+
+
+def _start(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(8)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _array(path: Path) -> Tensor:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: no NumPy array that can be read: {error}") from error
+    if array.dtype not in (np.uint8, np.float32, np.float64):
+        raise DataError(f"{path}: holds {array.dtype}, but must hold uint8, float32 or float64")
+    return torch.from_numpy(np.ascontiguousarray(array if array.dtype == np.uint8 else array.astype(np.float32)))
+
+
+def _shaped(path: Path, x: Tensor, input: tuple[int, ...], *, of_bytes: bool) -> Loaded:
+    """(*input), or (N, *input); a single channel may be left out."""
+    found, single = tuple(x.shape), False
+    shapes = [input, *([input[1:]] if input[0] == 1 and len(input) > 1 else [])]
+    if found in shapes:
+        x, single = x.reshape(1, *input), True
+    elif found[1:] in shapes and found[0] > 0:
+        x = x.reshape(-1, *input)
+    else:
+        wanted = " or ".join(str(shape) for shape in shapes)
+        raise DataError(f"{path}: has shape {found}, but a sample of this run has {wanted}, and a list of them (N, …)")
+    if x.is_floating_point():
+        low, high = (bound.item() for bound in x.aminmax())
+        if not (low >= 0 and high <= 1 if of_bytes else torch.isfinite(x).all()):
+            wanted = "scaled to [0, 1], or uint8 from 0 to 255" if of_bytes else "finite"
+            raise DataError(f"{path}: has numbers from {low:g} to {high:g}, but they must be {wanted}")
+    return Loaded(file=str(path), x=x, single=single)
+
+
+def _picture(path: Path, input: tuple[int, ...]) -> tuple[Tensor, str]:
+    """(1, C, H, W) uint8, and what was changed for that."""
+    try:
+        from PIL import Image, ImageOps
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{path}: pictures need the package Pillow: pip install 'cutlayer[images]'") from error
+    if len(input) != 3 or input[0] not in _COLOURS:
+        raise DataError(f"{path}: is a picture, but a sample of this run has shape {input}: give it as .npy")
+    mode, colour = _COLOURS[input[0]]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=("PNG", "JPEG")) as found:
+                was, picture = f"{found.width}×{found.height} {found.mode}", _flat(ImageOps.exif_transpose(found), path)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{path}: no picture that can be read: {error}") from error
+    height, width = input[1:]
+    same = picture.mode == mode and picture.size == (width, height)
+    picture = picture.convert(mode).resize((width, height), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(picture, dtype=np.uint8)).view(height, width, -1).permute(2, 0, 1)
+    return pixels.contiguous()[None], "" if same else f"{was} to {width}×{height} {colour}"
+
+
+def _flat(picture: Any, path: Path) -> Any:
+    """Without transparency."""
+    from PIL import Image
+
+    if picture.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
+        raise DataError(f"{path}: is a picture in mode {picture.mode}, but 8 bits a channel are needed")
+    if "A" not in picture.mode and "transparency" not in picture.info:
+        return picture
+    seen = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, (0, 0, 0, 255)), seen).convert("RGB")
+
+
+def batches(files: Iterable[Loaded], size: int, scale: Scale) -> Iterator[tuple[list[str], Tensor]]:
+    """Names and normalised samples x (B, *input), `size` at a time but for the last, whatever files they are from."""
+    names: list[str] = []
+    pieces: list[Tensor] = []
+    for file in files:
+        done = 0
+        while done < len(file.x):
+            piece = file.x[done : done + size - len(names)]
+            names += [file.name(done + n) for n in range(len(piece))]
+            pieces.append(scale.normalise(piece))
+            done += len(piece)
+            if len(names) == size:
+                yield names, torch.cat(pieces)
+                names, pieces = [], []
+    if names:
+        yield names, torch.cat(pieces)

@@ -1,0 +1,50 @@
+"""What is said after a run, when its network answers. Nothing trains, and neither side keeps anything of the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sl_common.tensors import State
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Offer:
+    """The run whose network answers on this stream."""
+
+    config: str  # JSON
+    lower_sha256: bytes = b""  # of the lower segment that all share; empty: they are their clients' own
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fetch:
+    """Asks for the lower segment."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Lower:
+    """The lower segment."""
+
+    weights: Mapping[str, State]  # {"lower": …}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Query:
+    """Some samples at the cut."""
+
+    step: int  # on this stream, from 0
+    z: Tensor  # (B, *cut)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Scores:
+    """What the head makes of a query."""
+
+    step: int
+    scores: Tensor  # (B, classes), before the softmax
+
+
+Asked = Fetch | Query  # by a client
+Answered = Offer | Lower | Scores  # by the server

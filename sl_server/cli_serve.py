@@ -1,0 +1,74 @@
+"""The command `sl-server serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sl_common.errors import CutlayerError
+from sl_common.exits import INTERRUPTED
+from sl_server.options import Cert, ClientCa, Json, Key, Listen, Metrics, Plaintext, Tokens, host_port
+
+
+def serve(
+    run_directory: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUNDIR")],
+    listen: Listen = "127.0.0.1:50051",
+    metrics: Metrics = None,
+    max_wait: Annotated[
+        float,
+        typer.Option(
+            help="Milliseconds that a query may wait for others to go through the head with; while all clients that are "
+            "connected wait for answers, none does.",
+            envvar="SL_MAX_WAIT",
+            min=0,
+            max=10_000,
+        ),
+    ] = 2.0,
+    max_batch: Annotated[
+        int, typer.Option(help="Samples that go through the head at once.", envvar="SL_MAX_BATCH", min=1)
+    ] = 256,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="cpu, cuda, cuda:N, or auto for a GPU if there is one; by default as in the run.", envvar="SL_DEVICE"
+        ),
+    ] = None,
+    cert: Cert = None,
+    key: Key = None,
+    client_ca: ClientCa = None,
+    tokens: Tokens = None,
+    insecure: Plaintext = False,
+    as_json: Json = False,
+) -> None:
+    """After a run: answer split inference. Clients compute the lower segment (sl-client predict), this server the head."""
+    host, port = host_port(listen, "--listen")
+    at = host_port(metrics, "--metrics") if metrics else None
+    from sl_server.door import make_door
+
+    door = make_door(f"{host}:{port}", cert=cert, key=key, client_ca=client_ca, tokens=tokens, insecure=insecure)
+    from sl_server.answer import serve_trained
+    from sl_server.ledger import Ledger
+    from sl_server.microbatch import MicroBatching
+    from sl_server.serve import pick_device
+    from sl_server.show import Show
+    from sl_server.trained import config_of, read_run
+
+    ledger = Ledger()
+    show = Show(ledger, 0, as_json=as_json)
+    config = config_of(run_directory)
+    trained = read_run(run_directory, show.warn, pick_device(device or config.server.device))
+    failure, interrupted = serve_trained(
+        trained,
+        MicroBatching(max_samples=max_batch, max_wait_s=max_wait / 1e3),
+        listen=f"{host}:{port}",
+        door=door,
+        metrics=at,
+        show=show,
+        ledger=ledger,
+    )
+    if failure is not None:
+        raise CutlayerError(failure)
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)

@@ -1,0 +1,73 @@
+"""Prometheus metrics of a server that answers after a run."""
+
+from __future__ import annotations
+
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from sl_common import __version__
+from sl_common.errors import ConfigError
+from sl_server.ledger import Ledger
+from sl_server.metrics import REASONS
+from sl_server.run_series import LedgerCollector
+
+PHASES = ("client_forward", "encode", "wire", "decode", "queue_wait", "server_compute")
+_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1, 2, 4, 8)
+
+
+class InferMetrics:
+    """In a registry of their own, without anything that is about training."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.registry.register(LedgerCollector(ledger))
+        seconds = Histogram(
+            "sl_infer_seconds",
+            "One query by phase; encode and decode are both sides' together, queue_wait includes waiting for others to compute with",
+            ("phase",),
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self._phases = {phase: seconds.labels(phase) for phase in PHASES}
+        self.batch_size = Histogram(
+            "sl_infer_batch_size",
+            "Samples that went through the head at once",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+            registry=self.registry,
+        )
+        self.requests = Counter("sl_infer_requests", "Queries answered", registry=self.registry)
+        self.samples = Counter("sl_infer_samples", "Samples in them", registry=self.registry)
+        clients = Gauge("sl_clients", "Clients by state", ("state",), registry=self.registry)
+        self.connected = clients.labels("connected")
+        self._rejected = Counter("sl_rejected", "Streams refused, by reason", ("reason",), registry=self.registry)
+        for reason in REASONS:
+            self._rejected.labels(reason)
+        Gauge("sl_build_info", "Always 1", ("version",), registry=self.registry).labels(__version__).set(1)
+        self._server: WSGIServer | None = None
+
+    def serve(self, host: str, port: int) -> int:
+        """Answer scrapes at http://host:port/metrics; returns the port. Raises ConfigError if it is taken."""
+        try:
+            self._server, _ = start_http_server(port, host, registry=self.registry)
+        except OSError as error:
+            raise ConfigError(f"--metrics {host}:{port}: {error.strerror or error}") from error
+        return self._server.server_port
+
+    def close(self) -> None:
+        """Stop answering."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+
+    def observe(self, phase: str, seconds: float) -> None:
+        """One phase of one query."""
+        self._phases[phase].observe(max(0.0, seconds))
+
+    def rejected(self, reason: str) -> None:
+        """A client was refused."""
+        self._rejected.labels(reason if reason in REASONS else "protocol").inc()

@@ -1,0 +1,256 @@
+"""The one loop that answers after a run: a thread that takes what streams bring and puts waiting queries through the head together.
+
+Law: streams only enqueue. Endpoints, heads, torch and codecs belong to this thread; there is no lock. A query's scores depend on no
+other query but for the rounding of a larger matrix product. Nothing of a client outlives its stream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import secrets
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+from sl_common import __version__
+from sl_common.errors import CutlayerError, Refused, WireError
+from sl_common.inference import Answered, Fetch, Query, Scores
+from sl_common.protocol import WaitUntil
+from sl_common.wire import Greeting, Hello, Refusal
+from sl_server.askers import Asker, let_in, offer_of
+from sl_server.engine import Stream
+from sl_server.identity import Identity
+from sl_server.infer_meter import KEPT, InferMeter, Spent
+from sl_server.infer_metrics import InferMetrics
+from sl_server.ledger import Ledger
+from sl_server.microbatch import MicroBatching
+from sl_server.refusals import Refusals
+from sl_server.trained import Trained
+
+_AT_ONCE = 256  # events that are taken before the head computes again
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Waiting:
+    """A query that is to be answered; times are of this process's clock."""
+
+    asker: Asker
+    query: Query
+    arrived: float  # when its last frame came
+    decode_s: float
+
+    @property
+    def head(self) -> int | None:
+        """Which head it is for."""
+        return self.asker.head
+
+    @property
+    def samples(self) -> int:
+        """In it."""
+        return len(self.query.z)
+
+
+class Inference:
+    """Answers for one run, in a thread of its own."""
+
+    def __init__(
+        self,
+        trained: Trained,
+        batching: MicroBatching,
+        *,
+        ledger: Ledger,
+        metrics: InferMetrics,
+        warn: Callable[[str], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self._trained = trained
+        self._batching = batching
+        self._metrics = metrics
+        self._meter = InferMeter(ledger, metrics)
+        self._warn, self._on_end = warn, on_end
+        self._offer = offer_of(trained)
+        self._refusals = Refusals(metrics, warn)
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._posted = self._taken = 0  # bytes; the event loop counts the first, our loop the second
+        self._askers: dict[Stream, Asker] = {}
+        self._waiting: list[_Waiting] = []
+        self._incarnation = secrets.randbits(63)
+        self._draining = False
+        self.failure: str | None = None
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+
+    # --- called from any thread
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def opened(self, stream: Stream, hello: bytes, identity: Identity) -> None:
+        """A stream brought its first frame; `identity` is what its transport proves."""
+        self._inbox.put(lambda: self._open(stream, hello, identity))
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that streams brought and the loop has not taken yet."""
+        return self._posted - self._taken
+
+    def came(self, stream: Stream, frame: bytes) -> None:
+        """A stream brought a frame."""
+        stream.posted += len(frame)
+        self._posted += len(frame)
+        arrived = time.perf_counter()
+        self._inbox.put(lambda: self._feed(stream, frame, arrived))
+
+    def closed(self, stream: Stream) -> None:
+        """A stream is gone, and what it asked with it."""
+        self._inbox.put(lambda: self._lose(stream))
+
+    def refused(self, who: str, error: Refused) -> None:
+        """Somebody was sent away at the door."""
+        self._inbox.put(lambda: self._refusals.note(who, error))
+
+    def drain(self) -> None:
+        """Answer what is waiting, then end all streams and the loop."""
+        self._inbox.put(lambda: setattr(self, "_draining", True))
+
+    # --- the loop
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._trained.config.run.threads)
+        wait_s: float | None = None
+        try:
+            while not self._draining or self._waiting:
+                self._take_events(wait_s)
+                wait_s = self._work()
+                self._meter.settle()
+        except Exception as error:  # a bug, or a head that cannot compute
+            self.failure = str(error) if isinstance(error, CutlayerError) else f"internal error: {error!r}"
+            self._warn(traceback.format_exc())
+        finally:
+            for stream in self._askers:
+                stream.close()
+            self._on_end()
+
+    def _take_events(self, wait_s: float | None) -> None:
+        """Whatever lies in the inbox, but not more than a bounded share of it; None waits for the first of them."""
+        with contextlib.suppress(queue.Empty):
+            self._inbox.get(timeout=wait_s)()
+            for _ in range(_AT_ONCE):
+                self._inbox.get_nowait()()
+
+    def _work(self) -> float | None:
+        """Compute what is due; how long to wait for events then, None until there is one."""
+        if not self._waiting:
+            return None
+        now = time.perf_counter()
+        head = self._waiting[0].head
+        others = not self._draining and any(a.head == head and not a.waiting for a in self._askers.values())
+        chosen = self._batching.choose(self._waiting, others=others, now=now)
+        if isinstance(chosen, WaitUntil):
+            return max(0.0, chosen.now - now)
+        taken = set(chosen)
+        self._waiting = [one for one in self._waiting if one not in taken]
+        self._answer(chosen)
+        return 0.0 if self._waiting else None
+
+    def _answer(self, chosen: Sequence[_Waiting]) -> None:
+        started = time.perf_counter()
+        scores = self._compute(chosen)
+        computed = before = time.perf_counter()
+        for one, own in zip(chosen, scores, strict=True):
+            asker = one.asker
+            asker.waiting -= 1
+            self._say(asker, Scores(step=one.query.step, scores=own))
+            asker.unheard.append(asker.endpoint.sent)
+            after = time.perf_counter()
+            asker.spent[one.query.step] = Spent(
+                residence=after - one.arrived, decode=one.decode_s, encode=after - before
+            )
+            if len(asker.spent) > KEPT:
+                del asker.spent[next(iter(asker.spent))]
+            self._meter.waited(started - one.arrived - one.decode_s)
+            before = after
+        self._meter.computed(len(chosen), sum(one.samples for one in chosen), computed - started)
+
+    def _compute(self, chosen: Sequence[_Waiting]) -> Sequence[torch.Tensor]:
+        """Scores of each query, (B, classes), on the CPU."""
+        head = self._trained.heads[chosen[0].head]
+        device = next((p.device for p in head.parameters()), torch.device("cpu"))
+        z = chosen[0].query.z if len(chosen) == 1 else torch.cat([one.query.z for one in chosen])
+        with torch.inference_mode():
+            scores: torch.Tensor = head(z.to(device)).cpu()
+        ends = list(accumulate(one.samples for one in chosen))
+        return [scores[end - one.samples : end] for one, end in zip(chosen, ends, strict=True)]
+
+    def _say(self, asker: Asker, message: Answered) -> None:
+        frames = asker.endpoint.pack(message)
+        asker.stream.send([frame.data for frame in frames])
+        self._meter.said(message, frames)
+
+    # --- streams
+
+    def _open(self, stream: Stream, data: bytes, identity: Identity) -> None:
+        client = next(iter(identity.certificate or ()), "")
+        try:
+            hello = Hello.from_frame(data)
+            client = hello.client or client
+            asker = let_in(self._trained, stream, hello, identity)
+        except (Refused, WireError) as error:
+            self._refuse(stream, client, error)
+            return
+        self._askers[stream] = asker
+        self._metrics.connected.inc()
+        greeting = Greeting(
+            client=asker.client, received=0, resumed=False, incarnation=self._incarnation, software=__version__
+        )
+        stream.send([greeting.to_frame()])
+        self._say(asker, self._offer)
+
+    def _feed(self, stream: Stream, data: bytes, arrived: float) -> None:
+        stream.taken += len(data)
+        self._taken += len(data)
+        asker = self._askers.get(stream)
+        if asker is None:
+            return
+        try:
+            self._take(asker, data, arrived)
+        except (Refused, WireError) as error:
+            self._lose(stream)
+            self._refuse(stream, asker.client, error)
+
+    def _take(self, asker: Asker, data: bytes, arrived: float) -> None:
+        fed = time.perf_counter()
+        received = asker.endpoint.feed(data)
+        decode_s = time.perf_counter() - fed
+        self._meter.came(received)
+        if received.timing is not None:
+            self._meter.complete(asker.spent, received.timing)
+        match received.message:
+            case Query() as query:
+                asker.check(query)
+                asker.waiting += 1
+                self._waiting.append(_Waiting(asker=asker, query=query, arrived=arrived, decode_s=decode_s))
+            case Fetch() as fetch:
+                self._say(asker, asker.hand_out(fetch))
+        bare = asker.endpoint.acknowledgement()
+        if bare is not None:
+            asker.stream.send([bare.data])
+            self._meter.sent([bare])
+
+    def _lose(self, stream: Stream) -> None:
+        asker = self._askers.pop(stream, None)
+        if asker is not None:
+            self._metrics.connected.dec()
+            self._waiting = [one for one in self._waiting if one.asker is not asker]
+
+    def _refuse(self, stream: Stream, client: str, why: Refused | WireError) -> None:
+        error = why if isinstance(why, Refused) else Refused("protocol", str(why))
+        self._refusals.note(f"{repr(client)[:80] if client else 'a client'} at {stream.peer}", error)
+        stream.send([Refusal(code=error.code, reason=error.reason).to_frame()])
+        stream.close()
