@@ -17,7 +17,7 @@ from sl_common import __version__
 from sl_common.errors import ConfigError, CutlayerError
 from sl_common.exits import INTERRUPTED, exit_code
 from sl_server.cli_certs import certs
-from sl_server.options import Cert, ClientCa, ConfigFile, Json, Key, Overrides, Tokens
+from sl_server.options import Cert, ClientCa, Revoked, ConfigFile, Json, Key, Overrides, Tokens
 
 if TYPE_CHECKING:  # what imports torch is imported when it is needed, not for --help
     from sl_common.config import RunConfig
@@ -114,6 +114,7 @@ def run(
     cert: Cert = None,
     key: Key = None,
     client_ca: ClientCa = None,
+    revoked: Revoked = None,
     tokens: Tokens = None,
     insecure: Annotated[
         bool,
@@ -139,7 +140,8 @@ def run(
     at = host_port(metrics, "--metrics") if metrics else None
     from sl_server.door import make_door
 
-    door = make_door(f"{host}:{port}", cert=cert, key=key, client_ca=client_ca, tokens=tokens, insecure=insecure)
+    papers = {"cert": cert, "key": key, "client_ca": client_ca, "revoked": revoked, "tokens": tokens}
+    door = make_door(f"{host}:{port}", **papers, insecure=insecure)
     config, where = _which_run(config_file, resume, out, overrides, record=record)
     from sl_server.serve import run_server
 

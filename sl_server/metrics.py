@@ -29,7 +29,10 @@ from sl_common.messages import WIRE_KINDS
 from sl_server.ledger import Ledger
 
 PHASES = ("client_forward", "encode", "wire", "queue_wait", "server_compute", "decode", "client_backward")
-REASONS = ("version", "full", "shard", "identity", "protocol", "limit", "over", "replaced", "forgotten", "tls")
+REASONS = (
+    *("version", "full", "shard", "identity", "revoked", "tls", "protocol", "limit", "over", "replaced", "forgotten"),
+    *("headers", "crowded", "silent", "rate", "slow"),
+)
 _BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
@@ -91,6 +94,11 @@ class Metrics:
         self._samples = Counter("sl_samples", "Training samples that the head has learned from", registry=self.registry)
         self._steps = Counter("sl_steps", "Batches that the head has learned from", registry=self.registry)
         self.reconnects = Counter("sl_reconnects", "Sessions resumed on a new stream", registry=self.registry)
+        self.slowed = Counter(
+            "sl_slowed_seconds",
+            "Pauses in reading streams that were faster than server.limits",
+            registry=self.registry,
+        )
         self._left = Counter("sl_clients_left", "Clients that left before the end", registry=self.registry)
         self._late = Counter("sl_late", "Waves that went on without a client that was too slow", registry=self.registry)
         self._rejected = Counter(
