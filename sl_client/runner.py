@@ -21,7 +21,7 @@ from sl_client.show import Show
 from sl_common import __version__
 from sl_common.codec import Link
 from sl_common.config import RunConfig
-from sl_common.errors import AGAIN, ConfigError, CutlayerError, Diverged, PeerLost, Refused
+from sl_common.errors import ConfigError, CutlayerError, Diverged, PeerLost, Refused
 from sl_common.exits import HAND_OVER_S
 from sl_common.messages import (
     Aligned,
@@ -234,8 +234,6 @@ class Runner:
             self._show.forgotten()
             self._begin_life()
             raise StreamBroken(answer.reason)
-        if isinstance(answer, Refusal) and answer.code in AGAIN:
-            raise StreamBroken(f"refused for now ({answer.code}): {answer.reason}")
         if isinstance(answer, Refusal):
             raise Refused(answer.code, answer.reason)
         self._greeted, self._name = True, answer.client

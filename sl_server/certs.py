@@ -188,7 +188,7 @@ class Folder:
                 "" if add or not self.cert("ca").exists() else "; --add makes further clients with the authority there"
             )
             raise ConfigError(f"{path} exists and is not overwritten: choose another folder or remove it{hint}")
-        ca = self._authority() if add else make_ca(max(days, CA_DAYS))
+        ca = self._authority("--add") if add else make_ca(max(days, CA_DAYS))
         made = {name: ca if name == "ca" else self._issue(ca, name, hosts, days) for name in new}
         try:
             self._path.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ class Folder:
 
     def revoke(self, clients: Sequence[str]) -> list[Written]:
         """Put the certificates that these clients have here on the list. Raises ConfigError, with nothing changed."""
-        ca = self._authority()
+        ca = self._authority("--revoke")
         try:
             shown = {name: x509.load_pem_x509_certificate(self.cert(name).read_bytes()) for name in clients}
             old = x509.load_pem_x509_crl(self.revoked.read_bytes()) if self.revoked.exists() else None
@@ -225,16 +225,16 @@ class Folder:
     def _issue(self, ca: Issued, name: str, hosts: Sequence[str], days: int) -> Issued:
         return issue(ca, name, days, hosts=hosts_of(hosts) if name == "server" else ())
 
-    def _authority(self) -> Issued:
+    def _authority(self, option: str) -> Issued:
         try:
             certificate = x509.load_pem_x509_certificate(self.cert("ca").read_bytes())
             key = serialization.load_pem_private_key(self.key("ca").read_bytes(), None)
         except OSError as error:
-            raise ConfigError(f"{error.filename}: {error.strerror or error}") from error
+            raise ConfigError(f"{option}: {error.filename}: {error.strerror or error}") from error
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"{self.cert('ca')} and {self.key('ca')} are not an authority: {error}") from error
+            raise ConfigError(f"{option}: {self.cert('ca')} and {self.key('ca')} are not an authority: {error}") from error
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-            raise ConfigError(f"{self.key('ca')} is not the key of {self.cert('ca')}")
+            raise ConfigError(f"{option}: {self.key('ca')} is not the key of {self.cert('ca')}")
         return Issued(certificate=certificate, key=key)
 
 

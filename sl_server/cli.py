@@ -17,7 +17,7 @@ from sl_common import __version__
 from sl_common.errors import ConfigError, CutlayerError
 from sl_common.exits import INTERRUPTED, exit_code
 from sl_server.cli_certs import certs
-from sl_server.options import Cert, ClientCa, Revoked, ConfigFile, Json, Key, Overrides, Tokens
+from sl_server.options import Cert, ClientCa, ConfigFile, Json, Key, Overrides, Revoked, Tokens
 
 if TYPE_CHECKING:  # what imports torch is imported when it is needed, not for --help
     from sl_common.config import RunConfig

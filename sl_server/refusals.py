@@ -16,7 +16,9 @@ PERIOD_S = 60.0
 class Refusals:
     """Those of one run."""
 
-    def __init__(self, metrics: Metrics, warn: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, metrics: Metrics, warn: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._metrics = metrics
         self._warn = warn
         self._clock = clock

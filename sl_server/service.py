@@ -14,10 +14,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
-from sl_common.errors import ConfigError, Refused
+from sl_common.errors import AGAIN, ConfigError, Refused
 from sl_common.limits import Limits
-from sl_common.wire import Refusal, probe
+from sl_common.wire import probe
 from sl_common.wire.endpoint import MAX_CHUNK
+from sl_common.wire.greeting import REFUSED_BY
 from sl_server.door import Door, peer_of
 from sl_server.engine import Engine
 from sl_server.identity import Identity, admit
@@ -29,6 +30,7 @@ MAX_MESSAGE = 2 * MAX_CHUNK
 SMOOTH_S = 0.01  # who is ahead of its rate by less is not worth a pause
 RECHECK_S = 1.0  # after which a changed list of tokens or revoked certificates is noticed
 HEADERS = 64 << 10  # bytes; gRPC refuses a call with more by itself
+LIMITS = AGAIN | {"headers"}
 FIELD = 32  # what HTTP/2 counts for a header beside its name and value
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -67,6 +69,8 @@ class SplitLearning:
         reader = asyncio.create_task(self._read(stream, context))
         try:
             await stream.write_to(context)
+            if stream.refused is not None:
+                await _abort(context, stream.refused)
         finally:
             reader.cancel()
             self._strangers.leave(stream)
@@ -144,8 +148,9 @@ class SplitLearning:
         stream.held = False
 
     def _refuse(self, stream: TrainStream, error: Refused) -> None:
+        """By gRPC's status: it goes out even to a peer that reads nothing, and nothing of its stream is left."""
         self._engine.refused(f"a client at {stream.peer}", error)
-        stream.send([Refusal(code=error.code, reason=error.reason).to_frame()])
+        stream.refused = error
         stream.close()
 
     def recheck(self) -> None:
@@ -167,14 +172,16 @@ class SplitLearning:
                 await context.write(probe.answer(ping))
         except Refused as error:
             self._engine.refused(f"a probe from {peer.peer}", error)
-            await context.abort(_STATUS.get(error.code, grpc.StatusCode.UNAUTHENTICATED), error.reason)
+            await _abort(context, error)
         except ValueError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         finally:
             self._strangers.leave(peer)
 
 
-_STATUS = dict.fromkeys(("headers", "crowded", "silent", "rate"), grpc.StatusCode.RESOURCE_EXHAUSTED)
+async def _abort(context: grpc.aio.ServicerContext[bytes, bytes], error: Refused) -> None:
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED if error.code in LIMITS else grpc.StatusCode.UNAUTHENTICATED
+    await context.abort(code, error.reason, ((REFUSED_BY, error.code),))
 
 
 def _options(limits: Limits) -> list[tuple[str, int]]:

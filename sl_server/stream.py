@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import grpc
 
+from sl_common.errors import Refused
+
 LAST_WORDS_S = 5.0  # for what was sent before the stream was closed; a peer that does not read gets no more
 
 
@@ -19,6 +21,7 @@ class TrainStream:
         self.posted = 0
         self.taken = 0
         self.held = False  # it has sent too much, or too fast, and is not read for now
+        self.refused: Refused | None = None  # before the engine had it
         self._loop = asyncio.get_running_loop()
         self._writer = asyncio.current_task()
         self._frames: deque[bytes] = deque()

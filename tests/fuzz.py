@@ -118,11 +118,15 @@ def main() -> int:
     for target in args.targets or SIZES:
         command = [sys.executable, __file__, "--row", target, "--share", str(args.share), "--seed", str(args.seed)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        row = json.loads(done.stdout) if done.returncode == 0 else {"crash": f"exit {done.returncode}", "target": target}
+        row = (
+            json.loads(done.stdout) if done.returncode == 0 else {"crash": f"exit {done.returncode}", "target": target}
+        )
         rows.append({"inputs": 0, "ended": {}, "seconds": 0.0, "peak_mb": 0} | row)
         show(rows[-1])
     crashes = sum(bool(row["crash"]) for row in rows)
-    print(f"{sum(row['inputs'] for row in rows):,} inputs, {crashes} crashes, {sum(row['seconds'] for row in rows):.0f} s")
+    print(
+        f"{sum(row['inputs'] for row in rows):,} inputs, {crashes} crashes, {sum(row['seconds'] for row in rows):.0f} s"
+    )
     return 1 if crashes else 0
 
 

@@ -62,7 +62,9 @@ def papers() -> dict[str, bytes]:
 
 def config_file(rng: random.Random) -> str:
     """What is taken is a value that survives being written down."""
-    overrides = [f"{rng.choice(('run', 'server.limits', 'x', ''))}.{rng.choice(('seed', 'name', ''))}={rng.choice(('1', 'x', ''))}"]
+    overrides = [
+        f"{rng.choice(('run', 'server.limits', 'x', ''))}.{rng.choice(('seed', 'name', ''))}={rng.choice(('1', 'x', ''))}"
+    ]
     try:
         config = RunConfig.from_toml(rewritten(rng.choice(TEXTS), rng), overrides if rng.random() < 0.2 else ())
     except ConfigError:
@@ -187,5 +189,7 @@ TARGETS: dict[str, Target] = {
         _paper("server.key"),
         lambda path: CertificateFiles(cert=folder() / "certs" / "server.pem", key=path).read(),
     ),
-    "revoked list": _file("revoked.pem", _paper("revoked.pem"), lambda path: Revoked(path, folder() / "certs" / "ca.pem")),
+    "revoked list": _file(
+        "revoked.pem", _paper("revoked.pem"), lambda path: Revoked(path, folder() / "certs" / "ca.pem")
+    ),
 }

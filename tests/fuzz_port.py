@@ -14,12 +14,14 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from subprocess import TimeoutExpired
 
-from fuzz_wire import HELLO, PING, talk, wrong
+from authority import write_tokens
+from fuzz_wire import PING, talk, wrong
 from mutations import mutated
 from processes import Process, started
 from raw_http2 import CALL, Line, frame, headers, prefixed
 from world import make_config
 
+from sl_client.access import Access
 from sl_client.carrier import METHOD, GrpcCarrier, StreamBroken
 from sl_common.config import RunConfig
 from sl_common.errors import CutlayerError
@@ -28,6 +30,7 @@ from sl_common.wire import Hello, Refusal, read_answer
 from sl_server.simulate import Simulation
 
 ROOM_MB = 512  # what strangers may hold, 64 times 8 MiB: server.limits.strangers
+TOKENS = {name: f"{name}-0123456789abcdef" for name in ("c0", "c1", "evil")}  # or whoever comes could take c0's name
 QUICK = {"run__checkpoints": '"never"', "run__grace_s": 1, "eval__every": 0}
 ALLOWED = {"server__limits__hellos_per_minute": 10**6, "server__limits__hello_s": 2, "server__limits__stall_s": 2}
 
@@ -53,13 +56,20 @@ class Streams:
         self._lives = itertools.count(1)
         self.ended: Counter[str] = Counter()
 
+    def _hello(self) -> bytes:
+        return Hello(life=next(self._lives).to_bytes(16, "big"), client="evil", shard=2).to_frame()
+
     def over_grpc(self) -> None:
         """A Hello, right or wrong, one to three frames that are slightly wrong, and at last one that cannot be right."""
-        rng, carrier = self._rng, GrpcCarrier(self._address)
-        hello = Hello(life=next(self._lives).to_bytes(16, "big"), client="evil", shard=2).to_frame()
+        rng, carrier = self._rng, GrpcCarrier(self._address, Access(token=TOKENS["evil"]))
+        hello = self._hello()
         frames = rng.choice((talk("plain"), talk("coded")))["up"]
         bad = [wrong(rng.choice(frames), "up", rng) for _ in range(rng.randint(1, 3))]
-        said = [hello if rng.random() < 0.9 else mutated(hello, rng), *(one for one in bad if not _would_train(one)), b"\xff"]
+        said = [
+            hello if rng.random() < 0.9 else mutated(hello, rng),
+            *(one for one in bad if not _would_train(one)),
+            b"\xff",
+        ]
         try:
             for one in said:
                 carrier.send(one)
@@ -77,10 +87,14 @@ class Streams:
     def over_tcp(self) -> None:
         """HTTP/2 by hand with bytes changed anywhere, or noise."""
         rng = self._rng
-        block = headers([*CALL.items(), ("x-a", "b" * rng.choice((1, 10, 9000)))])
-        body = b"".join(prefixed(one) for one in (HELLO, wrong(talk("plain")["up"][-1], "up", rng)) if not _would_train(one))
+        block = headers([*CALL.items(), ("authorization", f"Bearer {TOKENS['evil']}"), ("x-a", "b" * rng.choice((1, 9000)))])
+        body = b"".join(
+            prefixed(one) for one in (self._hello(), wrong(talk("plain")["up"][-1], "up", rng)) if not _would_train(one)
+        )
         good = frame(1, 4, 1, block) + frame(0, 0, 1, body[:16384])
-        good += frame(1, 4, 3, headers(CALL | {":path": METHOD.replace("Train", "Probe")})) + frame(0, 1, 3, prefixed(PING))
+        good += frame(1, 4, 3, headers(CALL | {":path": METHOD.replace("Train", "Probe")})) + frame(
+            0, 1, 3, prefixed(PING)
+        )
         with suppress(OSError), Line(self._address) as line:
             line.send(rng.randbytes(rng.randint(1, 2000)) if rng.random() < 0.2 else mutated(good, rng, (good,)))
             line.heard(0.002)
@@ -98,14 +112,19 @@ def episode(rng: random.Random, rounds: int, most: int) -> tuple[int, Counter[st
     with tempfile.TemporaryDirectory(prefix="sl-fuzz-") as name, ExitStack() as stack:
         path, out = Path(name) / "config.json", Path(name) / "run"
         path.write_text(config.to_json())
+        tokens = write_tokens(Path(name) / "tokens", TOKENS)
 
         def begin(*command: object) -> Process:
             return stack.enter_context(started(*command, "--json"))
 
-        server = begin("sl-server", "run", path, "--listen", "127.0.0.1:0", "--out", out)
+        server = begin("sl-server", "run", path, "--listen", "127.0.0.1:0", "--out", out, "--tokens", tokens)
         address, pid = server.event("listening")["address"], server._process.pid
         places = [("--id", f"c{number}", "--shard", f"{number + 1}/3") for number in range(2)]
-        clients = [begin("sl-client", "run", "--server", address, *place) for place in places]
+        shown = [("--token", TOKENS["c0"]), ("--token", TOKENS["c1"])]
+        clients = [
+            begin("sl-client", "run", "--server", address, *place, *token)
+            for place, token in zip(places, shown, strict=True)
+        ]
         for number in range(2):
             server.event("joined", client=f"c{number}")
         before, peak = _memory_mb(pid, "VmRSS"), 0

@@ -24,7 +24,11 @@ from sl_server.simulate import Simulation
 Target = Callable[[random.Random], str]
 LIMIT = 1 << 16
 FRAMES = {"up": pb.ClientFrame, "down": pb.ServerFrame}
-CODED = {"codec__up": '{ kind = "topk", r = 0.5 }', "codec__down": '{ kind = "float8" }', "codec__state": '{ kind = "float16" }'}
+CODED = {
+    "codec__up": '{ kind = "topk", r = 0.5 }',
+    "codec__down": '{ kind = "float8" }',
+    "codec__state": '{ kind = "float16" }',
+}
 CONFIGS = {"plain": {}, "coded": CODED}
 
 

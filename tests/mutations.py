@@ -112,8 +112,34 @@ def _value(field: FieldDescriptor, rng: random.Random, old: Any) -> Any:
 
 
 VALUES = (
-    *("0", "-1", "1", "2", "1e400", "nan", "-0.5", "1e-300", "true", '""', '"x"', '"average"', "[]", "[[]]", "[1, -2]", "{}"),
-    *('{ kind = "x" }', '{ kind = "all" }', "{ kind = 3 }", "99999999999999999999999", '"""', "1979-05-27", "'\x01'", '"\\uD800"'),
+    *(
+        "0",
+        "-1",
+        "1",
+        "2",
+        "1e400",
+        "nan",
+        "-0.5",
+        "1e-300",
+        "true",
+        '""',
+        '"x"',
+        '"average"',
+        "[]",
+        "[[]]",
+        "[1, -2]",
+        "{}",
+    ),
+    *(
+        '{ kind = "x" }',
+        '{ kind = "all" }',
+        "{ kind = 3 }",
+        "99999999999999999999999",
+        '"""',
+        "1979-05-27",
+        "'\x01'",
+        '"\\uD800"',
+    ),
 )
 
 
@@ -138,5 +164,7 @@ def rewritten(text: str, rng: random.Random) -> str:
             case 5:
                 lines.insert(at, rng.choice(lines) if lines else "")
             case _:
-                lines.insert(at, rng.choice(("[run]", "[x.y.z]", "[[data]]", "server.limits = {", "\x00", "é" * 99, "[" * 300)))
+                lines.insert(
+                    at, rng.choice(("[run]", "[x.y.z]", "[[data]]", "server.limits = {", "\x00", "é" * 99, "[" * 300))
+                )
     return "\n".join(lines)

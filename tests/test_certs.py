@@ -195,7 +195,7 @@ def test_what_appears_meanwhile_is_not_overwritten_either(tmp_path: Path, link: 
 
 def test_what_it_says(tmp_path: Path) -> None:
     said = certs_of(tmp_path / "a", "--clients", 1, "--host", "gpu.example.org")
-    for line in ("ca.key      keep it offline", "server.key  to the server, secret", "c0.pem      to client c0"):
+    for line in ("ca.key       keep it offline", "server.key   to the server, secret", "c0.pem       to client c0"):
         assert line in said
     assert f"--cert {tmp_path}/a/server.pem --key {tmp_path}/a/server.key --client-ca {tmp_path}/a/ca.pem" in said
     assert "sl-client run --server gpu.example.org:50051" in said

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 from authority import TOKENS, write_tokens
+from live import ClientThread, serving
 from processes import Process, ran, started
 from test_certs import certs_of, files
 from world import make_config
 
-from sl_common.errors import ConfigError
+from sl_client.access import Access
+from sl_client.carrier import GrpcCarrier
+from sl_common.errors import ConfigError, Refused
 from sl_server.door import make_door
 from sl_server.identity import UNPROVEN
 from sl_server.revoked import Revoked
 from sl_server.simulate import Simulation
 
 CONFIG = make_config("splitfed_v1", run__clients=3, run__rounds=2)
+
+
+def simulated_sha() -> str:
+    simulation = Simulation(CONFIG)
+    simulation.run()
+    return simulation.coordinator.weights_sha256()
 
 
 @pytest.fixture
@@ -131,10 +142,7 @@ class Federation:
     def ends_well(self, clients: list[Process]) -> None:
         assert [client.end() for client in clients] == [0] * len(clients)
         assert self.server.end() == 0, self.server.err
-        simulation = Simulation(CONFIG)
-        simulation.run()
-        summary = json.loads((self.out / "summary.json").read_text())
-        assert summary["weights_sha256"] == simulation.coordinator.weights_sha256()
+        assert json.loads((self.out / "summary.json").read_text())["weights_sha256"] == simulated_sha()
 
 
 def test_a_revoked_client_is_out_at_once_and_comes_back_with_a_new_certificate(certs: Path, tmp_path: Path) -> None:
@@ -167,21 +175,29 @@ def test_a_revoked_client_is_out_at_once_and_comes_back_with_a_new_certificate(c
 
 
 def test_a_client_whose_token_is_taken_out_is_out_at_once(tmp_path: Path) -> None:
+    """The same door over real streams; only the processes are missing."""
     tokens = write_tokens(tmp_path / "tokens")
-    with ExitStack() as stack:
-        run = Federation(stack, tmp_path, "--tokens", tokens)
-        clients = []
-        for number in range(2):
-            clients.append(run.client("--token", TOKENS[f"c{number}"]))
-            run.server.event("joined", client=f"c{number}")
+
+    def client(name: str, token: str) -> ClientThread:
+        started = ClientThread(live.address, partial(GrpcCarrier, access=Access(token=token)), name=name)
+        until = time.monotonic() + 30
+        while name not in live.engine.sessions.by_client:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        return started
+
+    with serving(CONFIG, make_door("127.0.0.1:0", tokens=tokens)) as live:
+        clients = [client("c0", TOKENS["c0"]), client("c1", TOKENS["c1"])]
         write_tokens(tokens, {name: token for name, token in TOKENS.items() if name != "c1"})
         lost = clients.pop()
-        assert lost.end() == 3
-        assert f"not admitted any more: {UNPROVEN}" in lost.err
+        lost.join(30)
+        assert isinstance(lost.error, Refused)
+        assert (lost.error.code, lost.error.reason) == ("revoked", f"not admitted any more: {UNPROVEN}")
         renewed = TOKENS | {"c1": "a-new-token-of-c1"}
         write_tokens(tokens, renewed)
-        for name in ("c1", "c2"):
-            clients.append(run.client("--token", renewed[name]))
-            run.server.event("joined", client=name)
-        run.ends_well(clients)
-        assert [text.partition(":")[0] for text in run.refusals()] == ["refused 'c1' at 127.0.0.1 (revoked)"]
+        clients += [client("c1", renewed["c1"]), client("c2", renewed["c2"])]
+        for one in clients:
+            one.join(60)
+    assert [one.error for one in clients] == [None] * 3
+    assert "lost" not in clients[0].show.events
+    assert live.coordinator.weights_sha256() == simulated_sha()

@@ -86,7 +86,10 @@ BAD: dict[str, tuple[list[dict[str, Any]], str]] = {
     "a long codec's name": ([smashed(tensor(2, codec="x" * 65))], "names a codec with 65 characters"),
     "a huge header": ([{"leave": pb.Leave(reason="x" * (1 << 20))}], "a header of 10485.. bytes, at most 1048576"),
     "too many tensors": ([done(*[tensor(1)] * 16385)], "done.weights has 16385 entries, at most 16384"),
-    "too many snapshots": ([{"ready": pb.Ready(samples=1, batches=1, snapshots=[1] * 1025)}], "ready.snapshots has 1025"),
+    "too many snapshots": (
+        [{"ready": pb.Ready(samples=1, batches=1, snapshots=[1] * 1025)}],
+        "ready.snapshots has 1025",
+    ),
     "too many digests": ([{"done": pb.Done(digests=[pb.Digest()] * 1025)}], "done.digests has 1025 entries"),
     "gap": ([READY, READY | {"seq": 3}], "frame 3 follows frame 1"),
 }

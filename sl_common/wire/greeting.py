@@ -13,6 +13,7 @@ from sl_common.proto import split_pb2 as pb
 WIRE_VERSION = 1
 LIFE_BYTES = 16
 MAX_HELLO = 4096  # bytes
+REFUSED_BY = "sl-refused"  # trailing metadata of a stream that ends before its Hello is read: the Refusal's code
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
