@@ -37,8 +37,8 @@ proto: install  ## regenerate sl_common/proto from protos/
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=build --pyi_out=build sl/v1/split.proto
 	cp build/sl/v1/split_pb2.py build/sl/v1/split_pb2.pyi sl_common/proto/
 
-fuzz: install  ## a million hostile inputs into every decoder, about six minutes
-	@$(BIN)/python tests/fuzz_codecs.py
+fuzz: install  ## over a million hostile inputs into all that reads what others wrote, and a live server; a quarter of an hour
+	@$(BIN)/python tests/fuzz.py
 
 chaos: install  ## a seeded adversary kills servers and clients and disturbs their links, for every preset; about fifteen minutes
 	@$(BIN)/python -m pytest -m 'slow or not slow' tests/test_chaos.py tests/test_kill.py tests/test_links.py

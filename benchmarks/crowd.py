@@ -37,6 +37,9 @@ preset = "{preset}"
 {merge}
 [client]
 wave = {{ steps = {steps} }}
+[server.limits]
+strangers = 2000
+hellos_per_minute = 10000
 [eval]
 every = 0
 """

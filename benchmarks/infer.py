@@ -112,7 +112,9 @@ def servers(folder: Path, host: str, within: Sequence[str] = ()) -> Iterator[dic
     with contextlib.ExitStack() as stack:
         for name, side in SIDES.items():
             if side is None:
-                command = module("infer_sides", "raw-server", "--weights", folder / "model.safetensors", "--listen", listen)
+                command = module(
+                    "infer_sides", "raw-server", "--weights", folder / "model.safetensors", "--listen", listen
+                )
             else:
                 out = folder / "-".join(side)
                 command = script("sl-server", "serve", out, "--listen", listen, "--insecure", "--json")
@@ -139,13 +141,19 @@ def measure(asking: Sequence[Client], addresses: dict[str, str], seconds: float)
                 "bytes_down": found[0]["down"],
                 "last": found[0]["last"],
             }
-            print(f"{len(asking)} client(s), {batch} image(s), {name}: {results[name][batch]['p50_ms']:.2f} ms", flush=True)
+            print(
+                f"{len(asking)} client(s), {batch} image(s), {name}: {results[name][batch]['p50_ms']:.2f} ms",
+                flush=True,
+            )
     return results
 
 
 def bytes_table(results: dict[str, dict[int, Result]]) -> str:
     """Markdown."""
-    lines = ["| what is sent | bytes up, 1 image | 64 images | an image, of 64 | down, 1 | down, 64 |", "|---|---:|---:|---:|---:|---:|"]
+    lines = [
+        "| what is sent | bytes up, 1 image | 64 images | an image, of 64 | down, 1 | down, 64 |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
     for name, of in results.items():
         one, many = of[1], of[64]
         lines.append(

@@ -10,7 +10,9 @@ from typing import Literal, Protocol
 import grpc
 
 from sl_client.access import PLAINTEXT, Access
+from sl_common.errors import AGAIN, Refused
 from sl_common.wire.endpoint import MAX_CHUNK
+from sl_common.wire.greeting import REFUSED_BY
 
 SERVICE = "/sl.v1.SplitLearning"
 MAX_MESSAGE = 2 * MAX_CHUNK
@@ -30,6 +32,14 @@ OPTIONS = (
 
 class StreamBroken(Exception):
     """This stream is over; another one may go on."""
+
+
+class RefusedForNow(StreamBroken):
+    """The server has too much to do with others; it may have time later."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(f"refused for now ({code}): {reason}")
+        self.code = code
 
 
 class Carrier(Protocol):
@@ -86,7 +96,7 @@ class GrpcCarrier:
                 refused = self._access.refusal(self._server)
                 if refused is not None:
                     raise refused from None
-            raise StreamBroken(_words(error)) from None
+            raise _broken(error) from None
         self._answered = True
         return frame
 
@@ -107,6 +117,16 @@ class GrpcCarrier:
             for _ in self._call:
                 pass
         self._channel.close()
+
+
+def _broken(error: grpc.RpcError) -> StreamBroken | Refused:
+    """What became of a stream: refused, with a word for programs beside gRPC's status, or broken."""
+    trailing = getattr(error, "trailing_metadata", None)
+    code = dict((trailing and trailing()) or ()).get(REFUSED_BY)
+    if not isinstance(code, str):
+        return StreamBroken(_words(error))
+    reason = error.details() or code
+    return RefusedForNow(code, reason) if code in AGAIN else Refused(code, reason)
 
 
 def _words(error: grpc.RpcError) -> str:

@@ -11,7 +11,21 @@ import typer
 from rich.console import Console
 
 from sl_client.cli_predict import predict
-from sl_client.options import Allow, Ca, Cert, DataFolder, Insecure, Json, Key, MaxMemory, Server, Threads, Token, reach, shard_of
+from sl_client.options import (
+    Allow,
+    Ca,
+    Cert,
+    DataFolder,
+    Insecure,
+    Json,
+    Key,
+    MaxMemory,
+    Server,
+    Threads,
+    Token,
+    reach,
+    shard_of,
+)
 from sl_common import __version__
 from sl_common.errors import ConfigError, CutlayerError
 from sl_common.exits import INTERRUPTED, exit_code

@@ -13,6 +13,7 @@ from sl_common.codec import Link
 from sl_common.errors import ConfigError
 from sl_common.explain import did_you_mean, explain
 from sl_common.imports import is_user_code
+from sl_common.limits import Limits
 from sl_common.optim import Optimizer, Training
 from sl_common.partition import Iid, Own, Partition
 from sl_common.presets import PRESETS
@@ -125,6 +126,7 @@ class Server(Training):
 
     recordings: Budget = Budget()
     guard: Guard = Guard()
+    limits: Limits = Limits()
     alignment: Alignment = Alignment()  # of auxiliary networks that the server trains
     device: str = "cpu"  # "auto" takes a GPU if there is one; bits are equal only on equal devices
 
@@ -252,7 +254,7 @@ class RunConfig(Value):
         """Raises ConfigError naming the key."""
         try:
             raw = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"the configuration is not JSON: {error}") from error
         return _validate(raw)
 
@@ -261,7 +263,7 @@ class RunConfig(Value):
         """The file's text, and `a.b=c` overrides that win over it. Raises ConfigError naming the key and its closest match."""
         try:
             raw = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"not TOML: {error}") from error
         for override in overrides:
             raw = deep_merge(raw, _parse_override(override))

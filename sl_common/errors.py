@@ -19,11 +19,14 @@ class WireError(CutlayerError):
     """The peer is wrong: close that session, the others go on. The text carries both values."""
 
 
+AGAIN = frozenset({"crowded", "silent", "rate"})  # codes of a Refused that time may change
+
+
 class Refused(CutlayerError):
     """A no to the peer, or the peer's no to us; asking again unchanged is pointless.
 
-    `code` is one word for programs and metrics: version, full, shard, identity, protocol, limit, over, replaced, forgotten; tls,
-    where no stream came about.
+    `code` is one word for programs and metrics: version, full, shard, identity, revoked, protocol, limit, over, replaced,
+    forgotten, headers, slow; crowded, silent, rate, where another try later is not pointless; tls, where no stream came about.
     """
 
     def __init__(self, code: str, reason: str) -> None:

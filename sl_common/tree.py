@@ -42,7 +42,7 @@ def loads(data: bytes) -> Any:
         length = int.from_bytes(body[:8], "little")
         text = json.loads(body[8 : 8 + length])["__metadata__"]["tree"]
         return _deep(json.loads(text), load(body))
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"a snapshot that makes no sense: {error!r}") from error
 
 

@@ -1,6 +1,7 @@
 """Certificates for one run: a CA, the server's, and one for each client whose common name is the client's id.
 
-Law: a private key is readable by its owner alone from its first byte on, and no file is ever overwritten.
+Law: a private key is readable by its owner alone from its first byte on, and no file is ever overwritten but the list of revoked
+certificates, which is replaced whole.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID as Use
@@ -22,10 +24,12 @@ from cryptography.x509.oid import NameOID
 
 from sl_common.errors import ConfigError
 from sl_common.names import is_name
+from sl_server.files import write_atomically
 
 CA_DAYS = 3650  # it must outlive what it signs, so that a new certificate needs no new trust
 SLACK = timedelta(hours=1)  # clocks of devices differ
 RESERVED = ("ca", "server")
+REVOKED = "revoked"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +71,21 @@ def issue(ca: Issued, name: str, days: int, *, hosts: Sequence[str] = (), now: d
     if hosts:
         builder = builder.add_extension(x509.SubjectAlternativeName([_alternative(host) for host in hosts]), False)
     return Issued(certificate=builder.sign(ca.key, hashes.SHA256()), key=key)
+
+
+def make_list(ca: Issued, old: x509.CertificateRevocationList | None = None, more: Sequence[int] = ()) -> bytes:
+    """The authority's list of revoked certificates, as PEM: those that were on it, and these serial numbers."""
+    now = datetime.now(UTC)
+    entries = {one.serial_number: one.revocation_date_utc for one in old or ()} | dict.fromkeys(more, now)
+    number = 0 if old is None else old.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number + 1
+    builder = x509.CertificateRevocationListBuilder().issuer_name(ca.certificate.subject).last_update(now - SLACK)
+    builder = builder.next_update(now + timedelta(days=CA_DAYS)).add_extension(x509.CRLNumber(number), False)
+    signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.key.public_key())
+    builder = builder.add_extension(signer, False)
+    for serial, date in entries.items():
+        one = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(date)
+        builder = builder.add_revoked_certificate(one.build())
+    return builder.sign(ca.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
 def _begin(
@@ -150,6 +169,11 @@ class Folder:
         """Where its private key is."""
         return self._path / f"{name}.key"
 
+    @property
+    def revoked(self) -> Path:
+        """Where the list of revoked certificates is."""
+        return self.cert(REVOKED)
+
     def fill(self, clients: Sequence[str], hosts: Sequence[str], days: int, *, add: bool) -> Iterator[Written]:
         """Make what is wanted; nothing is written if a file is in the way. With `add`, by the authority that is there."""
         _check(clients)
@@ -157,12 +181,14 @@ class Folder:
         new = [name for name in (*RESERVED, *clients) if name not in old]
         if add and "ca" not in old:
             raise ConfigError(f"--add: there is no {self.cert('ca')} to sign with; leave --add out to make one")
-        for path in (path for name in new for path in (self.cert(name), self.key(name)) if path.exists()):
+        files = [path for name in new for path in (self.cert(name), self.key(name))]
+        files += [] if add else [self.revoked]
+        for path in (path for path in files if path.exists()):
             hint = (
                 "" if add or not self.cert("ca").exists() else "; --add makes further clients with the authority there"
             )
             raise ConfigError(f"{path} exists and is not overwritten: choose another folder or remove it{hint}")
-        ca = self._authority() if add else make_ca(max(days, CA_DAYS))
+        ca = self._authority("--add") if add else make_ca(max(days, CA_DAYS))
         made = {name: ca if name == "ca" else self._issue(ca, name, hosts, days) for name in new}
         try:
             self._path.mkdir(parents=True, exist_ok=True)
@@ -171,22 +197,46 @@ class Folder:
                 yield Written(path=self.cert(name), what=_what(name))
                 _write(self.key(name), issued.key_pem, 0o600)
                 yield Written(path=self.key(name), what=_whose(name))
+            if not self.revoked.exists():
+                _write(self.revoked, make_list(ca), 0o644)
+                yield Written(path=self.revoked, what="to the server, for --revoked: nobody is locked out yet")
         except OSError as error:
             raise ConfigError(f"{error.filename or self._path}: {error.strerror or error}") from error
+
+    def revoke(self, clients: Sequence[str]) -> list[Written]:
+        """Put the certificates that these clients have here on the list. Raises ConfigError, with nothing changed."""
+        ca = self._authority("--revoke")
+        try:
+            shown = {name: x509.load_pem_x509_certificate(self.cert(name).read_bytes()) for name in clients}
+            old = x509.load_pem_x509_crl(self.revoked.read_bytes()) if self.revoked.exists() else None
+            for name, one in shown.items():
+                one.verify_directly_issued_by(ca.certificate)
+                if name == "ca":
+                    raise ConfigError("--revoke ca: an authority cannot lock itself out; make another one")
+            if old is not None and not old.is_signature_valid(ca.key.public_key()):
+                raise ConfigError(f"--revoke: {self.revoked} is the list of another authority")
+            write_atomically(self.revoked, make_list(ca, old, [one.serial_number for one in shown.values()]))
+        except OSError as error:
+            raise ConfigError(f"--revoke: {error.filename or self.revoked}: {error.strerror or error}") from error
+        except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as error:
+            raise ConfigError(f"--revoke {', '.join(clients)}: not of this authority, or damaged: {error!r}") from error
+        return [Written(path=self.cert(name), what=f"serial number {shown[name].serial_number:x}") for name in clients]
 
     def _issue(self, ca: Issued, name: str, hosts: Sequence[str], days: int) -> Issued:
         return issue(ca, name, days, hosts=hosts_of(hosts) if name == "server" else ())
 
-    def _authority(self) -> Issued:
+    def _authority(self, option: str) -> Issued:
         try:
             certificate = x509.load_pem_x509_certificate(self.cert("ca").read_bytes())
             key = serialization.load_pem_private_key(self.key("ca").read_bytes(), None)
         except OSError as error:
-            raise ConfigError(f"--add: {error.filename}: {error.strerror or error}") from error
+            raise ConfigError(f"{option}: {error.filename}: {error.strerror or error}") from error
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"--add: {self.cert('ca')} and {self.key('ca')} are not an authority: {error}") from error
+            raise ConfigError(
+                f"{option}: {self.cert('ca')} and {self.key('ca')} are not an authority: {error}"
+            ) from error
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-            raise ConfigError(f"--add: {self.key('ca')} is not the key of {self.cert('ca')}")
+            raise ConfigError(f"{option}: {self.key('ca')} is not the key of {self.cert('ca')}")
         return Issued(certificate=certificate, key=key)
 
 
@@ -194,7 +244,7 @@ def _check(clients: Sequence[str]) -> None:
     for number, name in enumerate(clients):
         if not name or not is_name(name):
             raise ConfigError(f"--name {name[:80]!r}: a client's name has 1 to 64 printable characters without '/'")
-        if name in RESERVED or name in clients[:number]:
+        if name in (*RESERVED, REVOKED) or name in clients[:number]:
             raise ConfigError(f"--name {name!r} is taken: its files would be those of another")
 
 

@@ -28,6 +28,7 @@ from sl_server.options import (
     Metrics,
     Overrides,
     Plaintext,
+    Revoked,
     TensorBoard,
     Tokens,
     host_port,
@@ -67,8 +68,6 @@ def _root(
     """Options that every command has."""
 
 
-
-
 @app.command()
 def run(
     config_file: Annotated[
@@ -91,6 +90,7 @@ def run(
     cert: Cert = None,
     key: Key = None,
     client_ca: ClientCa = None,
+    revoked: Revoked = None,
     tokens: Tokens = None,
     insecure: Plaintext = False,
     record: Annotated[
@@ -109,7 +109,8 @@ def run(
     at = host_port(metrics, "--metrics") if metrics else None
     from sl_server.door import make_door
 
-    door = make_door(f"{host}:{port}", cert=cert, key=key, client_ca=client_ca, tokens=tokens, insecure=insecure)
+    papers = {"cert": cert, "key": key, "client_ca": client_ca, "revoked": revoked, "tokens": tokens}
+    door = make_door(f"{host}:{port}", **papers, insecure=insecure)
     config, where, stage = which_run(config_file, resume, out, overrides, record=record)
     if stage is Stage.OVER:
         text = f"nothing to do: the run in {where} is over; {outcome(where)}"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sl_common.errors import ConfigError
 from sl_server.options import Json
+
+if TYPE_CHECKING:
+    from sl_server.certs import Written
 
 
 def certs(
@@ -47,6 +50,15 @@ def certs(
             envvar="SL_ADD",
         ),
     ] = False,
+    revoke: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--revoke",
+            help="Lock this client's certificate out: write it into DIR/revoked.pem, which a server with --revoked reads again. "
+            "May be repeated.",
+            envvar="SL_REVOKE",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make certificates for TLS: a CA, the server's, and one for each client whose name in it is the client's id."""
@@ -58,6 +70,11 @@ def certs(
     except ModuleNotFoundError as error:
         raise ConfigError("sl-server certs needs the package cryptography: pip install 'cutlayer[certs]'") from error
     here = Folder(folder)
+    if revoke:
+        if wanted or hosts or add:
+            raise ConfigError("--revoke goes alone: without --clients, --name, --host and --add")
+        _say_revoked(here.revoke(revoke), here.revoked, as_json=as_json)
+        return
     written = list(here.fill(wanted, hosts or [], days, add=add))
     if as_json:
         typer.echo(json.dumps({"files": [{"path": str(one.path), "what": one.what} for one in written]}))
@@ -68,6 +85,16 @@ def certs(
     ca, client = here.cert("ca"), wanted[0] if wanted else "CLIENT"
     typer.echo(
         f"""
-sl-server run RUN.toml --listen 0.0.0.0:50051 --cert {here.cert("server")} --key {here.key("server")} --client-ca {ca}
+sl-server run RUN.toml --listen 0.0.0.0:50051 --cert {here.cert("server")} --key {here.key("server")} --client-ca {ca} \\
+    --revoked {here.revoked}
 sl-client run --server {(hosts or ["HOST"])[0]}:50051 --ca {ca} --cert {here.cert(client)} --key {here.key(client)}"""
     )
+
+
+def _say_revoked(written: list[Written], where: Path, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"revoked": [{"path": str(one.path), "what": one.what} for one in written]}))
+        return
+    for one in written:
+        typer.echo(f"{one.path}: {one.what} is revoked")
+    typer.echo(f"in {where}, for the server's --revoked; move the client's files away to make it new ones with --add")

@@ -9,7 +9,7 @@ import typer
 
 from sl_common.errors import CutlayerError
 from sl_common.exits import INTERRUPTED
-from sl_server.options import Cert, ClientCa, Json, Key, Listen, Metrics, Plaintext, Tokens, host_port
+from sl_server.options import Cert, ClientCa, Json, Key, Listen, Metrics, Plaintext, Revoked, Tokens, host_port
 
 
 def serve(
@@ -38,6 +38,7 @@ def serve(
     cert: Cert = None,
     key: Key = None,
     client_ca: ClientCa = None,
+    revoked: Revoked = None,
     tokens: Tokens = None,
     insecure: Plaintext = False,
     as_json: Json = False,
@@ -47,7 +48,8 @@ def serve(
     at = host_port(metrics, "--metrics") if metrics else None
     from sl_server.door import make_door
 
-    door = make_door(f"{host}:{port}", cert=cert, key=key, client_ca=client_ca, tokens=tokens, insecure=insecure)
+    papers = {"cert": cert, "key": key, "client_ca": client_ca, "revoked": revoked, "tokens": tokens}
+    door = make_door(f"{host}:{port}", **papers, insecure=insecure)
     from sl_server.answer import serve_trained
     from sl_server.ledger import Ledger
     from sl_server.microbatch import MicroBatching

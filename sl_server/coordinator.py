@@ -51,6 +51,7 @@ from sl_common.messages import (
     ToClient,
     Welcome,
 )
+from sl_common.names import one_line
 from sl_common.network import Network
 from sl_common.protocol import Arrived, At, Record, WaitUntil, Without
 from sl_common.segment import Alone, Bank, Segment, Tree
@@ -176,6 +177,13 @@ class Coordinator:
         """Whether Ticks are wanted all the time."""
         return self.protocol.barrier.timed
 
+    def owes(self, name: str) -> bool:
+        """Whether the run waits for this client to say something."""
+        member = self.roster.find(name)
+        if member is None or not member.here or self.ended is not None:
+            return False
+        return not member.ready or (self._wave is not None and self._wave.owes(member.shard))
+
     @property
     def waiting(self) -> int:
         """Batches that wait for their cohort. For those who watch: right as of some moment, from any thread."""
@@ -270,7 +278,8 @@ class Coordinator:
         self._out = [(name, message) for name, message in self._out if name != member.name]
         if self.ended is not None:  # nothing follows the end of a run
             return
-        self._facts.append(ClientLeft(client=member.name, shard=member.shard, reason=reason, was_ready=was_ready))
+        left = ClientLeft(client=member.name, shard=member.shard, reason=one_line(reason), was_ready=was_ready)
+        self._facts.append(left)
 
     def _is_late(self, client: str, said: Smashed | Done) -> bool:
         """Whether it is of a wave that went on without this client; it will hear so, or has heard meanwhile."""

@@ -11,6 +11,7 @@ import grpc
 from sl_common.errors import ConfigError
 from sl_common.exits import is_loopback
 from sl_server.identity import Identity
+from sl_server.revoked import Revoked
 from sl_server.tls import CertificateFiles, Certificates
 from sl_server.tokens import Tokens
 
@@ -18,9 +19,12 @@ from sl_server.tokens import Tokens
 class Door:
     """With certificates it speaks TLS and nothing else."""
 
-    def __init__(self, certificates: Certificates | None = None, tokens: Tokens | None = None) -> None:
+    def __init__(
+        self, certificates: Certificates | None = None, tokens: Tokens | None = None, revoked: Revoked | None = None
+    ) -> None:
         self.certificates = certificates
         self.tokens = tokens
+        self.revoked = revoked
 
     @property
     def says(self) -> str:
@@ -32,9 +36,25 @@ class Door:
 
     def attach(self, warn: Callable[[str], None]) -> None:
         """From now on there is somebody to tell."""
-        for kept in (self.certificates, self.tokens):
+        for kept in (self.certificates, self.tokens, self.revoked):
             if kept is not None:
                 kept.attach(warn)
+
+    @property
+    def watches(self) -> bool:
+        """Whether what an open stream showed may prove something else later."""
+        return self.tokens is not None or self.revoked is not None
+
+    def renew(self) -> None:
+        """Read tokens and revoked certificates again if they have changed."""
+        for kept in (self.tokens, self.revoked):
+            if kept is not None:
+                kept.renew()
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """Changes with them."""
+        return tuple(kept.version for kept in (self.tokens, self.revoked) if kept is not None)
 
     def open(self, server: grpc.aio.Server, listen: str) -> int:
         """Bind; the port. Raises RuntimeError if it is taken."""
@@ -44,15 +64,17 @@ class Door:
 
     def identity(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> Identity:
         """What this call's connection and metadata prove."""
-        certificate, bearer = None, None
+        certificate, bearer, revoked = None, None, False
         if self.certificates is not None and self.certificates.files.client_ca is not None:
             shown = context.auth_context()
             values = (value for key in ("x509_common_name", "peer_dns", "peer_uri") for value in shown.get(key, ()))
             certificate = tuple(dict.fromkeys(value.decode(errors="replace") for value in values))
+            if self.revoked is not None:
+                revoked = any(self.revoked.holds(pem) for pem in shown.get("x509_pem_cert", (b"",)))
         if self.tokens is not None:
             metadata = dict(context.invocation_metadata() or ())
             bearer = self.tokens.owner(str(metadata.get("authorization", "")))
-        return Identity(certificate=certificate, bearer=bearer)
+        return Identity(certificate=certificate, bearer=bearer, revoked=revoked)
 
 
 def peer_of(context: grpc.aio.ServicerContext[bytes, bytes]) -> str:
@@ -67,6 +89,7 @@ def make_door(
     cert: Path | None = None,
     key: Path | None = None,
     client_ca: Path | None = None,
+    revoked: Path | None = None,
     tokens: Path | None = None,
     insecure: bool = False,
 ) -> Door:
@@ -75,6 +98,8 @@ def make_door(
         raise ConfigError("--cert and --key belong together: the certificate and its private key")
     if client_ca is not None and cert is None:
         raise ConfigError("--client-ca asks clients for certificates, which needs TLS: add --cert and --key")
+    if revoked is not None and client_ca is None:
+        raise ConfigError("--revoked lists certificates of clients, which only --client-ca asks for: add it")
     if cert is not None and insecure:
         raise ConfigError("--insecure asks for plaintext and --cert for TLS: leave one of them out")
     if cert is None and not is_loopback(listen):
@@ -91,4 +116,5 @@ def make_door(
     certificates = None
     if cert is not None and key is not None:
         certificates = Certificates(CertificateFiles(cert=cert, key=key, client_ca=client_ca))
-    return Door(certificates, None if tokens is None else Tokens(tokens))
+    listed = None if revoked is None or client_ca is None else Revoked(revoked, client_ca)
+    return Door(certificates, None if tokens is None else Tokens(tokens), listed)

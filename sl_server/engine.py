@@ -22,15 +22,17 @@ import torch
 
 from sl_common.errors import CutlayerError, Refused, WireError
 from sl_common.facts import AuxAligned, ClientAway, ClientBack, Fact, WentBack
+from sl_common.limits import Limits
 from sl_common.messages import Aligned
 from sl_common.segment import Tree
 from sl_common.wire import Frame, Hello, Refusal
 from sl_server.alignments import Job
 from sl_server.coordinator import Coordinator
-from sl_server.identity import Identity
+from sl_server.identity import Identity, admit
 from sl_server.ledger import Ledger
 from sl_server.meter import Clock, Meter, Span
 from sl_server.metrics import Metrics
+from sl_server.patience import Patience
 from sl_server.refusals import Refusals
 from sl_server.sessions import Opened, Session, Sessions
 from sl_server.workers import Workers, run_timed
@@ -47,6 +49,7 @@ class Stream(Protocol):
     peer: str  # where it comes from, without the port
     posted: int  # bytes that the stream put into the inbox
     taken: int  # bytes that the engine took out of it
+    held: bool  # it is not read for now
 
     def send(self, frames: Sequence[bytes]) -> None:
         """Write these frames, in order."""
@@ -76,6 +79,7 @@ class _Link:
     session: Session
     stream: Stream | None
     clock: Clock
+    patience: Patience
     away_since: float = 0.0
 
 
@@ -117,7 +121,7 @@ class Engine:
         self._by_stream: dict[Stream, _Link] = {}
         self._started = time.monotonic()
         self._ended_at: float | None = None
-        self._next_tick = 0.0
+        self._next_tick = self._next_look = 0.0
         self._workers = Workers(coordinator.config.run.threads)
         metrics.watch(
             {
@@ -146,6 +150,11 @@ class Engine:
         self._inbox.put(lambda: self._open(stream, hello, identity))
 
     @property
+    def limits(self) -> Limits:
+        """What one peer may cost."""
+        return self.coordinator.config.server.limits
+
+    @property
     def backlog(self) -> int:
         """Bytes that streams brought and the loop has not taken yet."""
         return self._posted - self._taken
@@ -164,6 +173,14 @@ class Engine:
     def refused(self, who: str, error: Refused) -> None:
         """Somebody was sent away before there was a session."""
         self._inbox.put(lambda: self._refusals.note(who, error))
+
+    def proven(self, stream: Stream, identity: Identity) -> None:
+        """What an open stream proves has changed."""
+        self._inbox.put(lambda: self._prove(stream, identity))
+
+    def slowed(self, seconds: float) -> None:
+        """A stream is not read for so long, since it is too fast."""
+        self._metrics.slowed.inc(seconds)
 
     def stop(self, reason: str) -> None:
         """End the run early; clients are told."""
@@ -335,9 +352,42 @@ class Engine:
             if link.stream is None and now - link.away_since > grace:
                 self._drop(link)
                 self.sessions.lose(link.session, f"away for more than grace_s = {grace:g} s")
+        self._look_after()
         wake_at = self.coordinator.wake_at
         if self.coordinator.timed or (wake_at is not None and now - self._started >= wake_at):
             self.sessions.tick(now - self._started)
+
+    def _look_after(self) -> None:
+        """Nobody is waited for without end."""
+        now = time.perf_counter()
+        if now < self._next_look:
+            return
+        limits = self.coordinator.config.server.limits
+        self._next_look = now + min(1.0, limits.stall_s / 4, limits.silent_s / 4)
+        for link in list(self._links.values()):
+            session, stream = link.session, link.stream
+            held = stream is None or stream.held or stream.posted != stream.taken
+            owes = self.coordinator.owes(session.client)
+            error = link.patience.fault(session.endpoint.missing, now, owes=owes, held=held)
+            if error is not None:
+                self._expel(link, error)
+
+    def _prove(self, stream: Stream, identity: Identity) -> None:
+        link = self._by_stream.get(stream)
+        if link is None:
+            return
+        try:
+            admit(link.session.client, identity)
+        except Refused as error:
+            reason = error.reason if error.code == "revoked" else f"not admitted any more: {error.reason}"
+            self._expel(link, Refused("revoked", reason))
+
+    def _expel(self, link: _Link, error: Refused) -> None:
+        """Its session is over, and its stream if it has one."""
+        self._drop(link)
+        self.sessions.lose(link.session, error.reason)
+        if link.stream is not None:
+            self._refuse(link.stream, link.session.client, error)
 
     def _fail(self, error: Exception) -> None:
         text = str(error) if isinstance(error, CutlayerError) else f"internal error: {error!r}"
@@ -370,7 +420,9 @@ class Engine:
         link = self._links.get(opened.session)
         if link is None:
             clock = Clock(client=opened.session.client)
-            link = self._links[opened.session] = _Link(session=opened.session, stream=stream, clock=clock)
+            patience = Patience(self.coordinator.config.server.limits, time.perf_counter())
+            link = _Link(session=opened.session, stream=stream, clock=clock, patience=patience)
+            self._links[opened.session] = link
             self._metrics.connected(clock.client, 1)
         else:
             self._metrics.reconnected(link.clock.client)
@@ -393,6 +445,7 @@ class Engine:
         if link is None:
             return
         fed = time.perf_counter()
+        link.patience.heard(fed)
         try:
             received = self.sessions.feed(link.session, data)
         except WireError as error:

@@ -43,7 +43,7 @@ def replay(path: Path) -> tuple[Coordinator, Said]:
     length = int.from_bytes(data[:4], "little")
     if len(data) < 4 + length:
         raise ConfigError(f"{path}: not an event log")
-    config = RunConfig.from_json(data[4 : 4 + length].decode())
+    config = RunConfig.from_json(data[4 : 4 + length].decode(errors="replace"))
     torch.set_num_threads(config.run.threads)
     coordinator = Coordinator(config, Network.build(config))
     return coordinator, replay_events(coordinator, eventlog.load(data[4 + length :]))

@@ -15,10 +15,12 @@ class Identity:
     """What the transport of a stream proves of its client; None where the server does not ask.
 
     `certificate`: the names in its verified certificate, the common name first. `bearer`: whose token it carries, () if nobody's.
+    `revoked`: the certificate is on the authority's list.
     """
 
     certificate: tuple[str, ...] | None = None
     bearer: tuple[str, ...] | None = None
+    revoked: bool = False
 
 
 def admit(client: str, identity: Identity) -> str:
@@ -26,6 +28,8 @@ def admit(client: str, identity: Identity) -> str:
 
     Raises Refused. It does not tell an unknown name from a wrong token.
     """
+    if identity.revoked:
+        raise Refused("revoked", "this client's certificate was revoked")
     shared = [name for name in identity.certificate or () if name in (identity.bearer or ())]
     client = client or next(iter(shared), "")
     if identity.certificate is not None:

@@ -45,6 +45,8 @@ class InferMetrics:
         clients = Gauge("sl_clients", "Clients by state", ("state",), registry=self.registry)
         self.connected = clients.labels("connected")
         self._rejected = Counter("sl_rejected", "Streams refused, by reason", ("reason",), registry=self.registry)
+        text = "Pauses in reading streams that were faster than server.limits"
+        self.slowed = Counter("sl_slowed_seconds", text, registry=self.registry)
         for reason in REASONS:
             self._rejected.labels(reason)
         Gauge("sl_build_info", "Always 1", ("version",), registry=self.registry).labels(__version__).set(1)

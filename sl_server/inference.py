@@ -21,11 +21,12 @@ import torch
 from sl_common import __version__
 from sl_common.errors import CutlayerError, Refused, WireError
 from sl_common.inference import Answered, Fetch, Query, Scores
+from sl_common.limits import Limits
 from sl_common.protocol import WaitUntil
 from sl_common.wire import Greeting, Hello, Refusal
 from sl_server.askers import Asker, let_in, offer_of
 from sl_server.engine import Stream
-from sl_server.identity import Identity
+from sl_server.identity import Identity, admit
 from sl_server.infer_meter import KEPT, InferMeter, Spent
 from sl_server.infer_metrics import InferMetrics
 from sl_server.ledger import Ledger
@@ -96,6 +97,11 @@ class Inference:
         self._inbox.put(lambda: self._open(stream, hello, identity))
 
     @property
+    def limits(self) -> Limits:
+        """What one peer may cost."""
+        return self._trained.config.server.limits
+
+    @property
     def backlog(self) -> int:
         """Bytes that streams brought and the loop has not taken yet."""
         return self._posted - self._taken
@@ -114,6 +120,14 @@ class Inference:
     def refused(self, who: str, error: Refused) -> None:
         """Somebody was sent away at the door."""
         self._inbox.put(lambda: self._refusals.note(who, error))
+
+    def proven(self, stream: Stream, identity: Identity) -> None:
+        """What an open stream proves has changed."""
+        self._inbox.put(lambda: self._prove(stream, identity))
+
+    def slowed(self, seconds: float) -> None:
+        """A stream is not read for so long, since it is too fast."""
+        self._metrics.slowed.inc(seconds)
 
     def drain(self) -> None:
         """Answer what is waiting, then end all streams and the loop."""
@@ -242,6 +256,16 @@ class Inference:
         if bare is not None:
             asker.stream.send([bare.data])
             self._meter.sent([bare])
+
+    def _prove(self, stream: Stream, identity: Identity) -> None:
+        asker = self._askers.get(stream)
+        if asker is None:
+            return
+        try:
+            admit(asker.client, identity)
+        except Refused as error:
+            self._lose(stream)
+            self._refuse(stream, asker.client, Refused("revoked", f"not admitted any more: {error.reason}"))
 
     def _lose(self, stream: Stream) -> None:
         asker = self._askers.pop(stream, None)

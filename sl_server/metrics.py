@@ -33,7 +33,10 @@ from sl_server.run_series import LONG, LedgerCollector, Rounds, decades
 from sl_server.scrapes import Scrapes
 
 PHASES = ("client_forward", "encode", "wire", "queue_wait", "server_compute", "decode", "client_backward")
-REASONS = ("version", "full", "shard", "identity", "protocol", "limit", "over", "replaced", "forgotten", "tls")
+REASONS = (
+    *("version", "full", "shard", "identity", "revoked", "tls", "protocol", "limit", "over", "replaced", "forgotten"),
+    *("headers", "crowded", "silent", "rate", "slow"),
+)
 _STEP = decades(-5, 2)  # 10 µs to 50 s: from a GPU on loopback to a Pi on a slow link
 SOURCES = {
     "sl_queue_events": "Frames and events that wait for the engine",
@@ -105,6 +108,8 @@ class Metrics:
     def _make_faults(self, registry: CollectorRegistry) -> None:
         text = "Streams and clients refused, by reason"
         self._rejected = Counter("sl_rejected", text, ("reason",), registry=registry)
+        text = "Pauses in reading streams that were faster than server.limits"
+        self.slowed = Counter("sl_slowed_seconds", text, registry=registry)
         text = "Checkpoints by what became of them"
         self._checkpoints = Counter("sl_checkpoints", text, ("result",), registry=registry)
         text = "When the newest checkpoint of this process was made durable, 0 before the first"

@@ -32,6 +32,14 @@ ClientCa = Annotated[
         envvar="SL_CLIENT_CA",
     ),
 ]
+Revoked = Annotated[
+    Path | None,
+    typer.Option(
+        help="A list of revoked certificates (a CRL in PEM form) of --client-ca: whoever is on it is locked out, at once. Read "
+        "again when it changes; sl-server certs DIR --revoke CLIENT writes it.",
+        envvar="SL_REVOKED",
+    ),
+]
 Tokens = Annotated[
     Path | None,
     typer.Option(

@@ -7,8 +7,8 @@ session, and whether who has come may have it.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Literal, Protocol
 
@@ -17,75 +17,49 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
-from sl_common.errors import ConfigError, Refused
+from sl_common.errors import AGAIN, ConfigError, Refused
+from sl_common.limits import Limits
 from sl_common.wire import Refusal, probe
 from sl_common.wire.endpoint import MAX_CHUNK
+from sl_common.wire.greeting import REFUSED_BY
 from sl_server.door import Door, peer_of
 from sl_server.identity import Identity, admit
+from sl_server.limiter import Buckets, Pace, Strangers
+from sl_server.stream import TrainStream
 
 SERVICE = "sl.v1.SplitLearning"
 MAX_MESSAGE = 2 * MAX_CHUNK
-HELLO_TIMEOUT_S = 10.0
-READ_AHEAD = 64 << 20  # bytes of one stream that may wait for the engine before we stop reading
-READ_AHEAD_ALL = 1 << 30  # of all streams together
+SMOOTH_S = 0.01  # who is ahead of its rate by less is not worth a pause
+RECHECK_S = 1.0  # after which a changed list of tokens or revoked certificates is noticed
+HEADERS = 64 << 10  # bytes; gRPC refuses a call with more by itself
+LIMITS = AGAIN | {"headers"}
+FIELD = 32  # what HTTP/2 counts for a header beside its name and value
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.max_metadata_size", HEADERS),
+    ("grpc.absolute_max_metadata_size", HEADERS),
+    ("grpc.max_concurrent_streams", 128),  # of one connection
+    ("grpc.max_connection_idle_ms", 300_000),  # without a stream
     ("grpc.http2.max_frame_size", 1 << 21),  # a chunk in one HTTP/2 frame
     ("grpc.http2.lookahead_bytes", 1 << 22),
     ("grpc.http2.bdp_probe", 0),  # its pings cost more than the window that they find
     ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a lottery
     ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.ping_timeout_ms", 20_000),  # what really bounds the wait for an answer; a minute by default
+    ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # or clients that only wait are sent away: too_many_pings
     ("grpc.http2.max_pings_without_data", 0),
 )
 
 
-class TrainStream:
-    """An open stream's outbox: the engine's thread puts frames in, the event loop writes them."""
-
-    def __init__(self, peer: str) -> None:
-        self.peer = peer
-        self.posted = 0
-        self.taken = 0
-        self._loop = asyncio.get_running_loop()
-        self._frames: deque[bytes] = deque()
-        self._wake = asyncio.Event()
-        self.answered = asyncio.Event()  # the engine has said something: its yes or no to the Hello
-        self._closing = False
-
-    def send(self, frames: Sequence[bytes]) -> None:
-        """From any thread."""
-        self._frames.extend(frames)
-        self._ring()
-
-    def close(self) -> None:
-        """From any thread."""
-        self._closing = True
-        self._ring()
-
-    def _ring(self) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake.set)
-
-    async def write_to(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        """Write until the stream is closed and its outbox empty."""
-        while True:
-            while self._frames:
-                await context.write(self._frames.popleft())
-                self.answered.set()
-            if self._closing:
-                return
-            self._wake.clear()
-            if not self._frames and not self._closing:
-                await self._wake.wait()
-
-
 class Listener(Protocol):
     """What takes the streams of one call: an engine that trains, or one that answers. From any thread; nothing blocks."""
+
+    @property
+    def limits(self) -> Limits:
+        """What one peer may cost."""
+        ...
 
     @property
     def backlog(self) -> int:
@@ -108,6 +82,14 @@ class Listener(Protocol):
         """Somebody was sent away before there was a session."""
         ...
 
+    def proven(self, stream: TrainStream, identity: Identity) -> None:
+        """What an open stream proves has changed."""
+        ...
+
+    def slowed(self, seconds: float) -> None:
+        """A stream is not read for so long, since it is too fast."""
+        ...
+
 
 Call = Literal["Train", "Infer"]
 NOT_HERE = {
@@ -122,6 +104,11 @@ class SplitLearning:
     def __init__(self, engine: Listener, door: Door) -> None:
         self._engine = engine
         self._door = door
+        self._limits = limits = engine.limits
+        self._strangers: Strangers[TrainStream] = Strangers(limits.strangers)
+        self._hellos = Buckets(limits.hellos_per_minute / 60, limits.hellos_per_minute)
+        self.watcher: asyncio.Task[None] | None = None  # a task that nobody holds may vanish
+        self._open: dict[TrainStream, grpc.aio.ServicerContext[bytes, bytes]] = {}  # whose Hello the engine has
 
     async def refuse(self, error: Refused, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         """A stream of the call that this server does not answer."""
@@ -134,40 +121,134 @@ class SplitLearning:
         reader = asyncio.create_task(self._read(stream, context))
         try:
             await stream.write_to(context)
+            if stream.refused is not None:
+                await _abort(context, stream.refused)
         finally:
             reader.cancel()
+            self._strangers.leave(stream)
+            self._open.pop(stream, None)
             self._engine.closed(stream)
 
     async def _read(self, stream: TrainStream, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         try:
-            hello = await asyncio.wait_for(context.read(), HELLO_TIMEOUT_S)
-            if isinstance(hello, bytes):
-                self._engine.opened(stream, hello, self._door.identity(context))
-                await stream.answered.wait()  # nothing is kept of what a stranger sends on
-                while isinstance(frame := await context.read(), bytes):
-                    self._engine.came(stream, frame)
-                    while stream.posted - stream.taken > READ_AHEAD or self._engine.backlog > READ_AHEAD_ALL:
-                        await asyncio.sleep(0.01)
-        except (TimeoutError, grpc.RpcError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            pass  # the stream is broken or mute; the engine keeps the session for its grace period
+            await self._meet(stream, context)
+            limits = self._limits
+            pace = Pace(limits.frames_per_s, limits.mb_per_s * 1e6, time.monotonic())
+            while isinstance(frame := await context.read(), bytes):
+                self._engine.came(stream, frame)
+                await self._hold(stream, pace.wait(len(frame), time.monotonic()))
+        except Refused as error:
+            self._refuse(stream, error)
+        except (grpc.RpcError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # the stream is broken; the engine keeps the session for its grace period
         finally:
             stream.close()
 
+    async def _meet(self, stream: TrainStream, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        """Until the engine has answered its Hello; nothing is kept of what a stranger sends on. Raises Refused."""
+        self._enter(stream, context)
+        hello = await self._within(context.read())
+        self._strangers.asks(stream)
+        if not isinstance(hello, bytes):
+            return
+        await self._take_turn(stream, self._door.identity(context))
+        self._open[stream] = context
+        self._engine.opened(stream, hello, self._door.identity(context))  # what it proves now, after its turn has come
+        await stream.answered.wait()
+        self._strangers.leave(stream)
+
+    def _enter(self, stream: TrainStream, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        metadata = context.invocation_metadata() or ()
+        nbytes = sum(len(name) + len(value) + FIELD for name, value in metadata)
+        if nbytes > self._limits.headers_kb * 1024:
+            raise Refused(
+                "headers", f"{nbytes} bytes of headers; server.limits.headers_kb = {self._limits.headers_kb:g}"
+            )
+        out = self._strangers.enter(stream)
+        if out is None:
+            return
+        error = Refused("crowded", f"more than server.limits.strangers = {self._limits.strangers} have not said Hello")
+        if out is stream:
+            raise error
+        self._refuse(out, error)
+
+    async def _within(self, reading: object) -> object:
+        try:
+            return await asyncio.wait_for(reading, self._limits.hello_s)  # type: ignore[arg-type]
+        except TimeoutError:
+            raise Refused("silent", f"said nothing within server.limits.hello_s = {self._limits.hello_s:g} s") from None
+
+    async def _take_turn(self, stream: TrainStream, identity: Identity) -> None:
+        """Hellos of one proven client, or of one address, wait for each other."""
+        limits = self._limits
+        proven = next(iter(identity.bearer or identity.certificate or ()), None)
+        key = f"at {stream.peer}" if proven is None else f"client {proven}"
+        wait = self._hellos.wait(key, limits.hello_s, time.monotonic())
+        if wait is None:
+            raise Refused("rate", f"more than server.limits.hellos_per_minute = {limits.hellos_per_minute} streams")
+        await asyncio.sleep(wait)
+
+    async def _hold(self, stream: TrainStream, wait: float) -> None:
+        """Do not read on while this stream is too fast, or the engine has too much to do: gRPC's windows slow the client."""
+        each, together = (1e6 * mb for mb in (self._limits.read_ahead_mb, self._limits.read_ahead_all_mb))
+        stream.held = True
+        if wait > SMOOTH_S:
+            self._engine.slowed(wait)
+            await asyncio.sleep(wait)
+        while stream.posted - stream.taken > each or self._engine.backlog > together:
+            await asyncio.sleep(0.01)
+        stream.held = False
+
+    def _refuse(self, stream: TrainStream, error: Refused) -> None:
+        """By gRPC's status: it goes out even to a peer that reads nothing, and nothing of its stream is left."""
+        self._engine.refused(f"a client at {stream.peer}", error)
+        stream.refused = error
+        stream.close()
+
+    def recheck(self) -> None:
+        """What the open streams showed may prove something else now."""
+        for stream, context in list(self._open.items()):
+            self._engine.proven(stream, self._door.identity(context))
+
     async def probe(self, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         """Answer a bounded number of pings, of those who could take part."""
+        peer = TrainStream(peer_of(context))
         try:
+            self._enter(peer, context)
+            await self._take_turn(peer, self._door.identity(context))
             admit("", self._door.identity(context))
-        except Refused as error:
-            self._engine.refused(f"a probe from {peer_of(context)}", error)
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, error.reason)
-        for _ in range(probe.MAX_PINGS):
-            ping = await context.read()
-            if not isinstance(ping, bytes):
-                return
-            try:
+            for _ in range(probe.MAX_PINGS):
+                ping = await self._within(context.read())
+                if not isinstance(ping, bytes):
+                    return
                 await context.write(probe.answer(ping))
-            except ValueError as error:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except Refused as error:
+            self._engine.refused(f"a probe from {peer.peer}", error)
+            await _abort(context, error)
+        except ValueError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        finally:
+            self._strangers.leave(peer)
+
+
+async def _abort(context: grpc.aio.ServicerContext[bytes, bytes], error: Refused) -> None:
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED if error.code in LIMITS else grpc.StatusCode.UNAUTHENTICATED
+    await context.abort(code, error.reason, ((REFUSED_BY, error.code),))
+
+
+def _options(limits: Limits) -> list[tuple[str, int]]:
+    """A connection that does not speak HTTP/2, or TLS, in time is closed like a stream that says no Hello."""
+    return [*OPTIONS, ("grpc.server_handshake_timeout_ms", int(1000 * limits.hello_s))]
+
+
+async def _recheck(server: grpc.aio.Server, door: Door, service: SplitLearning) -> None:
+    """Whenever there are new files, until the server has stopped."""
+    seen = door.version
+    while await server.wait_for_termination(RECHECK_S):
+        door.renew()
+        if door.version != seen:
+            seen = door.version
+            service.recheck()
 
 
 async def start(
@@ -179,7 +260,7 @@ async def start(
     """
     door = door or Door()
     service = SplitLearning(engine, door)
-    server = grpc.aio.server(options=OPTIONS)
+    server = grpc.aio.server(options=_options(engine.limits))
     calls: dict[str, Callable[..., Awaitable[None]]] = {
         name: partial(service.refuse, error) for name, error in NOT_HERE.items()
     }
@@ -198,4 +279,6 @@ async def start(
     except RuntimeError as error:
         raise ConfigError(f"--listen {listen}: cannot be bound; is another server running there? ({error})") from error
     await server.start()
+    if door.watches:
+        service.watcher = asyncio.create_task(_recheck(server, door, service))
     return server, port

@@ -89,6 +89,9 @@ class Sessions:
             raise Refused("forgotten", "this server has no session of yours any more: join again")
         name, shard = self.coordinator.place(client, hello.shard, hello.shards)
         before = self.by_client.get(name)
+        most = self.coordinator.config.server.limits.sessions
+        if before is None and len(self.by_client) >= most:
+            raise Refused("full", f"{most} clients are here, server.limits.sessions = {most}")
         if before is not None:
             before.replaced = True
             self._left(before, "a new life of the same client has come")

@@ -39,6 +39,15 @@ class Tokens:
             names = ", ".join(self._watched.current.short)
             warn(f"--tokens {self._path}: fewer than {SHORT} characters can be guessed ({names}); openssl rand -hex 32")
 
+    @property
+    def version(self) -> int:
+        """Changes with the file."""
+        return self._watched.version
+
+    def renew(self) -> None:
+        """Read the file again if it has changed."""
+        self._watched.renew()
+
     def owner(self, authorization: str) -> tuple[str, ...]:
         """Whose token is in a call's `authorization`: one name or none. It takes as long whatever came."""
         self._watched.renew()
@@ -56,7 +65,7 @@ def _digest(token: str) -> bytes:
 def _read(path: Path) -> _Kept:
     try:
         lines = tomllib.loads(read_file("--tokens", path).decode())
-    except ValueError as error:  # its texts say where, and nothing of what is there
+    except (ValueError, RecursionError) as error:  # its texts say where, and nothing of what is there
         raise ConfigError(f'--tokens {path}: write a line id = "token" for each client ({error})') from error
     if not lines:
         raise ConfigError(f'--tokens {path}: there is nobody in it; write a line id = "token" for each client')

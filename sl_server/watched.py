@@ -21,6 +21,7 @@ class Watched(Generic[T]):
         self._warn: Callable[[str], None] = lambda _text: None
         self._seen = self._stamps()  # before reading: what changes meanwhile is read again
         self.current = read()
+        self.version = 0  # how often it was read again
 
     def attach(self, warn: Callable[[str], None]) -> None:
         """From now on there is somebody to tell."""
@@ -37,6 +38,7 @@ class Watched(Generic[T]):
         except ConfigError as error:
             self._warn(f"{error}; what was read before stays in use")
             return False
+        self.version += 1
         return True
 
     def _stamps(self) -> list[tuple[int, int, int] | None]:

@@ -65,6 +65,12 @@ class Wave:
         """Where the run is, for the next cohort."""
         return replace(self.at, step=self.cohorts, now=now, since=self.since)
 
+    def owes(self, client: int) -> bool:
+        """Whether this client is to say something: nothing of it waits here, and it is not done."""
+        if self.playback is not None or client not in self.begins or client in self.gone or client in self.done:
+            return False
+        return client not in self.waiting and client not in self.aligning
+
     def take(self, client: int, batch: Smashed) -> None:
         """A batch came. Raises WireError if none may come, or not this one."""
         self._check_in(client, f"batch {batch.step}", batch.round, batch.wave)

@@ -1,6 +1,6 @@
 """Random headers and bytes into every decoder: WireError or a finite tensor of the header's shape, never a crash or much memory.
 
-python -m tests.fuzz_codecs [--inputs 1000000] [--seed 0]; `make fuzz`. A part of the inputs goes through a real endpoint.
+python tests/fuzz_codecs.py [--inputs 1000000] [--seed 0]; `make fuzz` includes it. A part of the inputs goes through a real endpoint.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_made(made: Path) -> None:
     names = ("ca", "server", "c0", "c1")
-    assert set(files(made)) == {f"{name}.{kind}" for name in names for kind in ("pem", "key")}
+    assert set(files(made)) == {f"{name}.{kind}" for name in names for kind in ("pem", "key")} | {"revoked.pem"}
     for name in names:
         assert stat.S_IMODE((made / f"{name}.key").stat().st_mode) == 0o600
         assert b"PRIVATE KEY" not in (made / f"{name}.pem").read_bytes()
@@ -125,6 +125,7 @@ def test_further_clients_and_a_new_server_by_the_same_authority(tmp_path: Path) 
 MISTAKES = {
     "no authority": (("--add", "--clients", 1), r"--add: there is no .*ca\.pem to sign with"),
     "reserved": (("--name", "server"), "--name 'server' is taken"),
+    "the list's": (("--name", "revoked"), "--name 'revoked' is taken"),
     "twice": (("--name", "a", "--name", "a"), "--name 'a' is taken"),
     "a path": (("--name", "../a"), "1 to 64 printable characters without '/'"),
     "empty": (("--name", ""), "1 to 64 printable"),
@@ -194,7 +195,7 @@ def test_what_appears_meanwhile_is_not_overwritten_either(tmp_path: Path, link: 
 
 def test_what_it_says(tmp_path: Path) -> None:
     said = certs_of(tmp_path / "a", "--clients", 1, "--host", "gpu.example.org")
-    for line in ("ca.key      keep it offline", "server.key  to the server, secret", "c0.pem      to client c0"):
+    for line in ("ca.key       keep it offline", "server.key   to the server, secret", "c0.pem       to client c0"):
         assert line in said
     assert f"--cert {tmp_path}/a/server.pem --key {tmp_path}/a/server.key --client-ca {tmp_path}/a/ca.pem" in said
     assert "sl-client run --server gpu.example.org:50051" in said

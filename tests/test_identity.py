@@ -149,7 +149,8 @@ def test_who_names_itself_nothing_gets_the_name_it_proves(sessions: Sessions) ->
 
 def test_every_refusal_is_counted_and_said_once_for_each_reason_and_peer() -> None:
     metrics, said = Metrics(Ledger()), list[str]()
-    refusals = Refusals(metrics, said.append)
+    now = [0.0]
+    refusals = Refusals(metrics, said.append, lambda: now[0])
     for _ in range(50):
         for who in ("'c0' at 192.0.2.1", "'c0' at 192.0.2.2"):
             for code in REASONS:
@@ -158,6 +159,9 @@ def test_every_refusal_is_counted_and_said_once_for_each_reason_and_peer() -> No
     assert counted == [100] * len(REASONS)
     assert len(said) == 2 * len(REASONS)
     assert said[0] == "refused 'c0' at 192.0.2.1 (version): because of version"
+    now[0] = 61.0
+    refusals.note("'c0' at 192.0.2.1", Refused("version", "two\nlines"))
+    assert said[2 * len(REASONS) :] == ["refused 'c0' at 192.0.2.1 (version): two lines"], "and again after a minute"
 
 
 def test_thinking_up_names_fills_no_log() -> None:

@@ -83,6 +83,14 @@ BAD: dict[str, tuple[list[dict[str, Any]], str]] = {
     "hello in the middle": ([READY, {"hello": pb.Hello(version=1, life=bytes(16))}], "hello in the middle"),
     "acknowledges what was not sent": ([READY | {"ack": 1}], "acknowledges frame 1, we sent 0"),
     "acknowledges too much": ([{"seq": 0, "ack": U64}], f"acknowledges frame {U64}, we sent 0"),
+    "a long codec's name": ([smashed(tensor(2, codec="x" * 65))], "names a codec with 65 characters"),
+    "a huge header": ([{"leave": pb.Leave(reason="x" * (1 << 20))}], "a header of 10485.. bytes, at most 1048576"),
+    "too many tensors": ([done(*[tensor(1)] * 16385)], "done.weights has 16385 entries, at most 16384"),
+    "too many snapshots": (
+        [{"ready": pb.Ready(samples=1, batches=1, snapshots=[1] * 1025)}],
+        "ready.snapshots has 1025",
+    ),
+    "too many digests": ([{"done": pb.Done(digests=[pb.Digest()] * 1025)}], "done.digests has 1025 entries"),
     "gap": ([READY, READY | {"seq": 3}], "frame 3 follows frame 1"),
 }
 TOO_LARGE: dict[str, list[dict[str, Any]]] = {
@@ -109,6 +117,18 @@ def test_what_is_too_large_is_refused_before_any_memory_is_taken(case: str) -> N
         with pytest.raises(WireError, match=r"this run allows|takes 4 bytes, header says|has shape"):
             feed("client", *TOO_LARGE[case])
         assert tracemalloc.get_traced_memory()[1] < LIMIT // 2
+    finally:
+        tracemalloc.stop()
+
+
+def test_thinking_up_codecs_fills_no_memory() -> None:
+    """Headers are remembered, since a run has few; what a peer wrote there was kept, whatever its length, after its refusal."""
+    tracemalloc.start()
+    try:
+        for number in range(40):
+            with pytest.raises(WireError):
+                feed("client", smashed(tensor(2, codec=f"{number:0>500000}")))
+        assert tracemalloc.get_traced_memory()[0] < 2_000_000
     finally:
         tracemalloc.stop()
 

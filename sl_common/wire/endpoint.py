@@ -26,6 +26,7 @@ from sl_common.wire.timing import Timing
 
 CHUNK_BYTES = 1 << 20  # Python gRPC moves 1 MiB messages four times faster than one of 16 MiB
 MAX_CHUNK = 4 << 20
+MAX_HEADER = 1 << 20  # bytes of a frame without its chunk
 GRPC_PREFIX = 5  # bytes that gRPC puts before each message: a flag and the length
 ACK_EVERY = 8 << 20  # received bytes after which a silent side owes a bare acknowledgement
 
@@ -130,6 +131,11 @@ class Endpoint:
         return self._acked
 
     @property
+    def missing(self) -> int:
+        """Bytes that are still to come of the message on its way in; 0 if there is none."""
+        return 0 if self._assembly is None else self._assembly.missing
+
+    @property
     def settled(self) -> bool:
         """The peer has acknowledged everything we packed."""
         return not self._unacked
@@ -157,6 +163,8 @@ class Endpoint:
         Raises Refused if the server says no.
         """
         head, chunk = _split(data)
+        if len(head) > MAX_HEADER:  # before it is parsed: a byte of it may become a hundred
+            raise WireError(f"a header of {len(head)} bytes, at most {MAX_HEADER} are allowed")
         try:
             frame = self._in.FromString(head)
         except DecodeError as error:

@@ -6,6 +6,8 @@ import json
 import struct
 from collections.abc import Iterator
 
+from google.protobuf.message import DecodeError
+
 from sl_common.codec import Coding, Layout, Link, Packed
 from sl_common.errors import WireError
 from sl_common.messages import Advanced, Aligned, Joined, Left, Logged, Restored, Saved, Tick
@@ -45,6 +47,8 @@ def load(data: bytes) -> Iterator[tuple[str, Logged]]:
             yield client, event
     except (struct.error, _CutShort):
         return
+    except (DecodeError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise WireError(f"event log: a record that makes no sense: {error!r}") from error
 
 
 class _CutShort(Exception):
@@ -82,6 +86,8 @@ def _load_one(view: memoryview) -> tuple[str, Logged, memoryview]:
 
 
 def _aligned(layout: Layout, body: memoryview) -> Packed:
+    if len(body) != layout.nbytes:  # before memory is taken for it
+        raise WireError(f"event log: a tensor of {len(body)} bytes, its header says {layout.nbytes}")
     memory = aligned_buffer(layout.nbytes)
     memory[:] = body
     return Packed(layout=layout, data=memory)

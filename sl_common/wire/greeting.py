@@ -13,6 +13,8 @@ from sl_common.proto import split_pb2 as pb
 
 WIRE_VERSION = 1
 LIFE_BYTES = 16
+MAX_HELLO = 4096  # bytes
+REFUSED_BY = "sl-refused"  # trailing metadata of a stream that ends before its Hello is read: the Refusal's code
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +56,8 @@ class Hello:
     @classmethod
     def from_frame(cls, frame: bytes) -> Hello:
         """Raises WireError unless the frame is a well-formed Hello."""
+        if len(frame) > MAX_HELLO:
+            raise WireError(f"a first frame of {len(frame)} bytes, at most {MAX_HELLO} are allowed")
         try:
             parsed = pb.ClientFrame.FromString(frame)
         except DecodeError as error:

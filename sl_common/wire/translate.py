@@ -37,6 +37,10 @@ _WITH_WEIGHTS = ("begin", "done", "aligned", "lower")
 _LAYOUTS = 4096  # tensor headers that are remembered: a step has the same few again and again
 
 
+MAX_TENSORS = 1 << 14  # of one message
+MAX_LIST = 1 << 10  # of anything else that a header repeats
+MAX_WORD = 64  # characters of a codec's name, bytes of its parameters
+_REPEATED = {"weights": MAX_TENSORS, "parts": MAX_LIST, "digests": MAX_LIST, "snapshots": MAX_LIST, "upload": MAX_LIST}
 _ASKED = ("send", "update", "align", "warm")  # of a directive, on the wire
 
 
@@ -189,6 +193,10 @@ _headers: dict[type, Callable[[Any], tuple[str, Any, list[Tensor]]]] = {
 
 def layouts_of(name: str, header: Any) -> list[Layout]:
     """The tensor headers of a received message, in body order. Raises WireError on an unknown dtype or an absurd shape."""
+    for field in header.DESCRIPTOR.fields:
+        most = _REPEATED.get(field.name)
+        if most is not None and (count := len(getattr(header, field.name))) > most:
+            raise WireError(f"{name}.{field.name} has {count} entries, at most {most} are allowed")
     return [_read(slot.SerializeToString()) for slot in _slots(name, header)]
 
 
@@ -198,8 +206,10 @@ def _read(data: bytes) -> Layout:
     if not 1 <= slot.dtype <= len(DTYPES):
         raise WireError(f"tensor header has dtype number {slot.dtype}, known are 1 to {len(DTYPES)}")
     shape = tuple(slot.shape)
-    if not fits(shape) or len(slot.params) > 64:
+    if not fits(shape) or len(slot.params) > MAX_WORD:
         raise WireError(f"tensor header has shape {shape[:20]} and {len(slot.params)} bytes of parameters")
+    if len(slot.codec) > MAX_WORD:  # or whoever thinks up codecs fills the memory of `_read`
+        raise WireError(f"tensor header names a codec with {len(slot.codec)} characters")
     return Layout(codec=slot.codec, dtype=DTYPES[slot.dtype - 1], shape=shape, nbytes=slot.nbytes, params=slot.params)
 
 

@@ -1,0 +1,46 @@
+"""How long one client is waited for: a message under way must come nearer to its end, and whose turn it is must say something.
+
+Pure; the time is an argument, in seconds. Time in which there is no stream, or in which we do not read it, does not count.
+"""
+
+from __future__ import annotations
+
+from sl_common.errors import Refused
+from sl_common.limits import Limits
+from sl_server.limiter import Progress
+
+
+class Patience:
+    """With one client, over all its streams."""
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        self._limits = limits
+        self._progress = Progress(limits.stall_s, limits.least_bytes_per_s)
+        self._since = self._looked = now
+
+    def heard(self, now: float) -> None:
+        """A frame came."""
+        self._since = now
+
+    def fault(self, missing: int, now: float, *, owes: bool, held: bool) -> Refused | None:
+        """Why it is waited for no longer, if so.
+
+        `missing` bytes of a message under way; `owes`: the run waits for it; `held`: it cannot speak, or is not read.
+        """
+        passed, self._looked = now - self._looked, now
+        if held:
+            self._progress.pause(passed)
+            self._since += passed
+            return None
+        limits = self._limits
+        if self._progress.stalled(missing, now):
+            return Refused(
+                "slow",
+                f"a message that lacks {missing} bytes came with less than {limits.least_bytes_per_s:g} bytes a second "
+                f"for server.limits.stall_s = {limits.stall_s:g} s",
+            )
+        if not owes:
+            self._since = now
+        elif now - self._since > limits.silent_s:
+            return Refused("silent", f"the run waits for it; server.limits.silent_s = {limits.silent_s:g} s are over")
+        return None

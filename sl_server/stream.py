@@ -1,0 +1,62 @@
+"""One open stream's outbox: the engine's thread puts frames in, the event loop writes them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+import grpc
+
+from sl_common.errors import Refused
+
+LAST_WORDS_S = 5.0  # for what was sent before the stream was closed; a peer that does not read gets no more
+
+
+class TrainStream:
+    """Made in the task that writes it."""
+
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
+        self.posted = 0
+        self.taken = 0
+        self.held = False  # it has sent too much, or too fast, and is not read for now
+        self.refused: Refused | None = None  # before the engine had it
+        self._loop = asyncio.get_running_loop()
+        self._writer = asyncio.current_task()
+        self._frames: deque[bytes] = deque()
+        self._wake = asyncio.Event()
+        self.answered = asyncio.Event()  # the engine has said something: its yes or no to the Hello
+        self._closing = False
+
+    def send(self, frames: Sequence[bytes]) -> None:
+        """From any thread."""
+        self._frames.extend(frames)
+        self._call(self._wake.set)
+
+    def close(self) -> None:
+        """From any thread."""
+        if not self._closing:
+            self._closing = True
+            self._call(self._end)
+
+    def _end(self) -> None:
+        self._wake.set()
+        if self._writer is not None:
+            self._loop.call_later(LAST_WORDS_S, self._writer.cancel)  # of no effect on a task that is done
+
+    def _call(self, what: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(what)  # type: ignore[arg-type]
+
+    async def write_to(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        """Write until the stream is closed and its outbox empty."""
+        while True:
+            while self._frames:
+                await context.write(self._frames.popleft())
+                self.answered.set()
+            if self._closing:
+                return
+            self._wake.clear()
+            if not self._frames and not self._closing:
+                await self._wake.wait()

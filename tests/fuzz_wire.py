@@ -1,0 +1,204 @@
+"""What comes over the network, into everything that reads it: endpoints, greetings, a run's sessions, probes, event logs.
+
+A target takes one input and says how it ended; whatever but the typed refusal comes out of it is a finding.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import lru_cache
+
+from mutations import misfiled, mutated
+from world import make_config
+
+from sl_common.config import RunConfig
+from sl_common.errors import ConfigError, Refused, WireError
+from sl_common.network import Network
+from sl_common.proto import split_pb2 as pb
+from sl_common.wire import Endpoint, Frame, Greeting, Hello, Refusal, eventlog, probe, read_answer
+from sl_server.coordinator import Coordinator
+from sl_server.sessions import Sessions
+from sl_server.simulate import Simulation
+
+Target = Callable[[random.Random], str]
+LIMIT = 1 << 16
+FRAMES = {"up": pb.ClientFrame, "down": pb.ServerFrame}
+CODED = {
+    "codec__up": '{ kind = "topk", r = 0.5 }',
+    "codec__down": '{ kind = "float8" }',
+    "codec__state": '{ kind = "float16" }',
+}
+CONFIGS = {"plain": {}, "coded": CODED}
+
+
+@lru_cache
+def config_of(name: str) -> RunConfig:
+    return make_config("splitfed_v1", run__clients=1, run__rounds=2, **CONFIGS[name])
+
+
+@lru_cache
+def talk(name: str) -> dict[str, list[bytes]]:
+    """All that a client and its server say to each other in a whole run, as frames."""
+    said: dict[str, list[bytes]] = {"up": [], "down": []}
+
+    def note(direction: str, what: object) -> None:
+        if isinstance(what, Frame):
+            said[direction].append(what.data)
+
+    Simulation(config_of(name), count=note).run()
+    return said
+
+
+@lru_cache
+def events(name: str) -> bytes:
+    """An event log of a whole run."""
+    simulation = Simulation(config_of(name))
+    kept: list = []
+    simulation.sessions.log = kept
+    simulation.run()
+    return b"".join(eventlog.dump(*entry) for entry in kept)
+
+
+def wrong(frame: bytes, direction: str, rng: random.Random) -> bytes:
+    """One valid frame, slightly wrong: in its bytes, or in a field."""
+    if rng.random() < 0.4:
+        return mutated(frame, rng, talk("plain")[direction])
+    message = FRAMES[direction].FromString(frame)
+    for _ in range(rng.randint(1, 2)):
+        misfiled(message, rng)
+    return bytes(message.SerializeToString())
+
+
+def endpoint(rng: random.Random) -> str:
+    """A stretch of a conversation from its beginning on, with one frame wrong, into a fresh endpoint."""
+    direction, name = rng.choice(("up", "down")), rng.choice(("plain", "coded"))
+    frames = talk(name)[direction]
+    until = rng.randint(1, min(6, len(frames)))
+    side = "server" if direction == "up" else "client"
+    end = Endpoint(side, link=config_of(name).codec, limit_bytes=LIMIT, draw=config_of(name).draw_of(0))
+    end.sent = 1 << 20  # what the frames acknowledge
+    try:
+        for frame in frames[: until - 1]:
+            end.feed(frame)
+        received = end.feed(wrong(frames[until - 1], direction, rng))
+        for frame in frames[until : until + 2]:
+            end.feed(frame)
+    except WireError:
+        return "wire error"
+    except Refused:
+        return "refused"
+    return "taken" if received.message is not None else "waits"
+
+
+HELLO = Hello(life=bytes(16), client="c0", shard=0, shards=3, software="0.1").to_frame()
+OPENINGS = (
+    Greeting(client="c0", received=3, resumed=True, incarnation=7, software="0.1").to_frame(),
+    Refusal(code="full", reason="no more places").to_frame(),
+    HELLO,
+)
+
+
+def greeting(rng: random.Random) -> str:
+    """The first frame of either side."""
+    frame = rng.choice(OPENINGS)
+    if rng.random() < 0.5:
+        message = (pb.ClientFrame if frame is HELLO else pb.ServerFrame).FromString(frame)
+        misfiled(message, rng)
+        data = message.SerializeToString()
+    else:
+        data = mutated(frame, rng, OPENINGS)
+    try:
+        (Hello.from_frame if frame is HELLO else read_answer)(data)
+    except WireError:
+        return "wire error"
+    return "taken"
+
+
+PING = probe.ping(50, 40)
+
+
+def ping(rng: random.Random) -> str:
+    """What `sl-client doctor` sends."""
+    try:
+        assert len(probe.answer(mutated(PING, rng))) < probe.MAX_PAYLOAD + 100
+    except ValueError:
+        return "refused"
+    return "answered"
+
+
+def event_log(rng: random.Random) -> str:
+    """A recorded run's file."""
+    data = events("plain")
+    start = rng.choice((0, 0, rng.randrange(len(data))))
+    try:
+        read = list(eventlog.load(mutated(data[start : start + rng.choice((400, 4000))], rng)))
+    except WireError:
+        return "wire error"
+    return "read" if read else "nothing in it"
+
+
+def configuration(rng: random.Random) -> str:
+    """What a server hands to a client."""
+    try:
+        RunConfig.from_json(mutated(config_of("coded").to_json().encode(), rng).decode(errors="replace"))
+    except ConfigError:
+        return "config error"
+    return "taken"
+
+
+class Run:
+    """A real run's sessions, whose only client is a hostile one with one life after another."""
+
+    def __init__(self) -> None:
+        config = config_of("plain")
+        self.sessions = Sessions(Coordinator(config, Network.build(config)), incarnation=1)
+        self.lives = 0
+
+    @property
+    def fresh(self) -> bool:
+        """It is where the recorded conversation begins."""
+        return self.sessions.coordinator.rests == 0 and self.sessions.coordinator.ended is None
+
+    def once(self, rng: random.Random) -> str:
+        """A life: some valid frames, a wrong one, and what followed; the coordinator works in between as the engine lets it."""
+        self.lives += 1
+        resume, received = rng.random() < 0.1, rng.choice((0, 0, 0, 3))
+        hello = Hello(life=self.lives.to_bytes(16, "little"), client="evil", resume=resume, received=received)
+        frames = talk("plain")["up"]
+        bad = rng.randrange(min(8, len(frames)))
+        try:
+            session = self.sessions.open(hello).session
+            for number, frame in enumerate(frames[: bad + 3]):
+                self.sessions.feed(session, wrong(frame, "up", rng) if number == bad else frame)
+                while (said := self.sessions.advance()) is not None:
+                    for _client, message in said:
+                        session.endpoint.pack(message)
+                self.sessions.coordinator.facts()
+                if session.closed:
+                    return "left"
+        except WireError:
+            return "wire error"
+        except Refused:
+            return "refused"
+        return "stays"
+
+
+_RUNS: list[Run] = []
+
+
+def session(rng: random.Random) -> str:
+    """A client of a run, down to the coordinator."""
+    if not _RUNS or not _RUNS[0].fresh:
+        _RUNS[:] = [Run()]
+    return _RUNS[0].once(rng)
+
+
+TARGETS: dict[str, Target] = {
+    "endpoint": endpoint,
+    "session": session,
+    "greeting": greeting,
+    "probe": ping,
+    "event log": event_log,
+    "handed-out config": configuration,
+}
