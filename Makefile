@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all check format proto fuzz chaos bench bench-codecs bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked
+.PHONY: install demo test test-all check format proto fuzz chaos bench bench-codecs bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked bench-infer
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
@@ -63,6 +63,9 @@ bench-peers: install  ## the same step over other people's systems, an hour or t
 
 bench-stacked: install  ## the stacked simulator against the plain one; writes benchmarks/results/stacked.md
 	@$(BIN)/python -m benchmarks.stacked
+
+bench-infer: install  ## split inference against sending the raw image (the link: Linux, root); writes benchmarks/results/infer.md
+	@$(BIN)/python -m benchmarks.infer
 
 bench: install  ## measure; writes benchmarks/results
 	@$(BIN)/python -m benchmarks.step

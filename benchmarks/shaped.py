@@ -29,8 +29,8 @@ LINKS = {
     "mask r=0.99 b=2 up": 'up = { kind = "mask", r = 0.99, b = 2 }',
     "mask r=0.99 b=2 up, float8 down": 'up = { kind = "mask", r = 0.99, b = 2 }\ndown = { kind = "float8" }',
 }
-_SERVER, _CLIENT = f"cutlayer-s{os.getpid()}", f"cutlayer-c{os.getpid()}"
-_ADDRESS = "10.201.37.1"
+SERVER, CLIENT = f"cutlayer-s{os.getpid()}", f"cutlayer-c{os.getpid()}"
+ADDRESS = "10.201.37.1"
 
 
 def _ip(*args: str) -> None:
@@ -41,10 +41,10 @@ def _ip(*args: str) -> None:
 def shaped(mbit: int) -> Iterator[None]:
     """Two namespaces with a shaped link between them."""
     try:
-        for name in (_SERVER, _CLIENT):
+        for name in (SERVER, CLIENT):
             _ip("netns", "add", name)
-        _ip("link", "add", "sl0", "netns", _SERVER, "type", "veth", "peer", "name", "sl0", "netns", _CLIENT)
-        for name, address in ((_SERVER, _ADDRESS), (_CLIENT, "10.201.37.2")):
+        _ip("link", "add", "sl0", "netns", SERVER, "type", "veth", "peer", "name", "sl0", "netns", CLIENT)
+        for name, address in ((SERVER, ADDRESS), (CLIENT, "10.201.37.2")):
             _ip("-n", name, "addr", "add", f"{address}/24", "dev", "sl0")
             _ip("-n", name, "link", "set", "sl0", "up")
             _ip("-n", name, "link", "set", "lo", "up")
@@ -52,7 +52,7 @@ def shaped(mbit: int) -> Iterator[None]:
             _ip("netns", "exec", name, *shape.split())
         yield
     finally:
-        for name in (_SERVER, _CLIENT):
+        for name in (SERVER, CLIENT):
             subprocess.run(["ip", "netns", "del", name], check=False, stderr=subprocess.DEVNULL)
 
 
@@ -61,18 +61,19 @@ def step_seconds(link: str, steps: int) -> float:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         toml = Path(folder, "run.toml")
         toml.write_text(config(WORKLOADS["cnn"], steps) + f"[codec]\n{link}\n")
-        listen = ("--listen", f"{_ADDRESS}:0", "--insecure", "--out", Path(folder, "out"), "--json")
-        with started(_within(_SERVER, script("sl-server", "run", toml, *listen))) as server:
+        listen = ("--listen", f"{ADDRESS}:0", "--insecure", "--out", Path(folder, "out"), "--json")
+        with started([*within(SERVER), *script("sl-server", "run", toml, *listen)]) as server:
             address = server.line("address", START_S)["address"]
             join = ("--server", address, "--insecure", "--allow", "benchmarks", "--json")
-            with started(_within(_CLIENT, script("sl-client", "run", *join))):
+            with started([*within(CLIENT), *script("sl-client", "run", *join)]):
                 while server.line("round", START_S + 10.0 * steps)["round"] != 2:
                     pass
                 return second_round_seconds(Path(folder, "out")) / steps
 
 
-def _within(namespace: str, command: list[str]) -> list[str]:
-    return ["ip", "netns", "exec", namespace, *command]
+def within(namespace: str) -> list[str]:
+    """What goes before a command that is to run there."""
+    return ["ip", "netns", "exec", namespace]
 
 
 def step_bytes(link: str) -> int:

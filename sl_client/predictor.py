@@ -85,7 +85,7 @@ class Predictor:
         self._offer: Offer | None = None
         self._lower: nn.Module
         self._config: RunConfig
-        self._network: Network
+        self._limit_bytes = 0
         self._under_way: deque[_Question] = deque()  # in the order of their numbers, the last of which is `_asked` - 1
         self._asked = 0
         self._timing: Timing | None = None  # of the last answer, for the next question to tell
@@ -162,7 +162,7 @@ class Predictor:
         question = self._under_way.popleft()
         if not isinstance(message, Scores) or message.step != number:
             raise WireError(f"the server answered query {number} with {type(message).__name__}")
-        wanted = (len(question.z), self._network.classes)
+        wanted = (len(question.z), self._config.classes)
         if tuple(message.scores.shape) != wanted:
             raise WireError(f"scores are {tuple(message.scores.shape)}, expected {wanted}")
         self._timing = Timing(
@@ -230,20 +230,29 @@ class Predictor:
         if not isinstance(offer, Offer):
             raise WireError(f"the server offers nothing, but says {type(offer).__name__}")
         if self._offer is None:
-            self._config = RunConfig.from_json(offer.config)
-            torch.set_num_threads(self._config.run.threads)
-            self._network = Network.build(self._config, self._allowed)
-        elif offer != self._offer:
+            self._build(offer)
+        elif offer == self._offer:
+            self._agree()
+        else:
             raise WireError("the server came back with another network: ask anew")
-        shard = self._hello.shard or 0
-        self._endpoint.agree(self._config.infer_codec, self._network.limit_bytes, self._config.draw_of(shard))
-        if self._offer is None:
-            self._lower = trained(self._network.lower, self._weights(offer.lower_sha256), "the lower segment")
-            self._offer = offer
 
-    def _weights(self, sha256: bytes) -> State:
+    def _agree(self) -> None:
+        draw = self._config.draw_of(self._hello.shard or 0)
+        self._endpoint.agree(self._config.infer_codec, self._limit_bytes, draw)
+
+    def _build(self, offer: Offer) -> None:
+        """The lower segment of the first offer; the head's blocks are dropped again."""
+        self._config = RunConfig.from_json(offer.config)
+        torch.set_num_threads(self._config.run.threads)
+        network = Network.build(self._config, self._allowed)
+        self._limit_bytes = network.limit_bytes
+        self._agree()
+        self._lower = trained(network.lower, self._weights(network, offer.lower_sha256), "the lower segment")
+        self._offer = offer
+
+    def _weights(self, network: Network, sha256: bytes) -> State:
         if self._lower_file is not None:
-            return own_lower(self._lower_file, self._network, sha256, self._warn)
+            return own_lower(self._lower_file, network, sha256, self._warn)
         return shared_lower(sha256, self._lowers, self._fetch, self._warn)
 
     def _fetch(self) -> State:

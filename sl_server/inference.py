@@ -154,7 +154,8 @@ class Inference:
         chosen = self._batching.choose(self._waiting, others=others, now=now)
         if isinstance(chosen, WaitUntil):
             return max(0.0, chosen.now - now)
-        self._waiting = [one for one in self._waiting if one not in chosen]
+        taken = set(chosen)
+        self._waiting = [one for one in self._waiting if one not in taken]
         self._answer(chosen)
         return 0.0 if self._waiting else None
 

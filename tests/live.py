@@ -111,8 +111,8 @@ class ClientThread(threading.Thread):
 class FlakyCarrier(GrpcCarrier):
     """A real stream that breaks after so many frames, counting both directions; later ones are lost."""
 
-    def __init__(self, server: str, frames: int, access: Access = PLAINTEXT) -> None:
-        super().__init__(server, access)
+    def __init__(self, server: str, frames: int, access: Access = PLAINTEXT, **call: str) -> None:
+        super().__init__(server, access, **call)
         self._left = frames
 
     def send(self, frame: bytes) -> None:

@@ -69,7 +69,7 @@ def json_lines(path: Path) -> list[dict]:
 
 # fmt: off
 OPTIONS = {
-    ("sl-server",): ["--version", "run", "simulate", "check", "codecs", "presets", "export", "certs"],
+    ("sl-server",): ["--version", "run", "simulate", "check", "codecs", "presets", "export", "serve", "certs"],
     ("sl-server", "run"): ["RUN.toml", "--listen", "--metrics", "--out", "--set", "--insecure", "--record", "--json",
                            "--cert", "--key", "--client-ca", "--tokens", "SL_CERT", "SL_KEY", "SL_CLIENT_CA", "SL_TOKENS",
                            "SL_LISTEN", "SL_METRICS", "SL_OUT", "SL_SET", "SL_INSECURE", "SL_RECORD", "SL_JSON",
@@ -80,13 +80,20 @@ OPTIONS = {
     ("sl-server", "codecs"): ["RUN.toml", "--on", "--data", "--set", "--json", "SL_ON", "SL_DATA", "SL_SET", "SL_JSON"],
     ("sl-server", "presets"): ["--json", "SL_JSON"],
     ("sl-server", "export"): ["RUNDIR", "--to", "--lower", "--head", "SL_TO", "SL_LOWER", "SL_HEAD"],
+    ("sl-server", "serve"): ["RUNDIR", "--listen", "--metrics", "--max-wait", "--max-batch", "--device", "--cert", "--key",
+                             "--client-ca", "--tokens", "--insecure", "--json", "SL_LISTEN", "SL_METRICS", "SL_MAX_WAIT",
+                             "SL_MAX_BATCH", "SL_DEVICE", "SL_CERT", "SL_TOKENS", "SL_INSECURE", "SL_JSON"],
     ("sl-server", "certs"): ["DIR", "--clients", "--name", "--host", "--days", "--add", "--json", "SL_CLIENTS", "SL_NAME",
                              "SL_HOST", "SL_DAYS", "SL_ADD", "SL_JSON"],
-    ("sl-client",): ["--version", "run", "doctor"],
+    ("sl-client",): ["--version", "run", "predict", "doctor"],
     ("sl-client", "run"): ["--server", "--id", "--data", "--shard", "--allow", "--retry", "--save-lower", "--insecure", "--json",
                            "SL_SERVER", "SL_ID", "SL_DATA", "SL_SHARD", "SL_ALLOW", "SL_RETRY", "SL_SAVE_LOWER",
                            "SL_INSECURE", "SL_JSON", "--ca", "--cert", "--key", "--token", "@FILE",
                            "SL_CA", "SL_CERT", "SL_KEY", "SL_TOKEN"],
+    ("sl-client", "predict"): ["FILE", "--server", "--test", "--batch", "--lower", "--shard", "--cache", "--id", "--data",
+                               "--allow", "--retry", "--ca", "--cert", "--key", "--token", "--insecure", "--json",
+                               "SL_SERVER", "SL_TEST", "SL_BATCH", "SL_LOWER", "SL_SHARD", "SL_CACHE", "SL_ID", "SL_DATA",
+                               "SL_ALLOW", "SL_RETRY", "SL_CA", "SL_TOKEN", "SL_INSECURE", "SL_JSON"],
     ("sl-client", "doctor"): ["--server", "--insecure", "--json", "SL_SERVER", "SL_INSECURE", "SL_JSON",
                               "--ca", "--cert", "--key", "--token", "SL_CA", "SL_CERT", "SL_KEY", "SL_TOKEN"],
 }

@@ -1,0 +1,92 @@
+"""A real server that answers after a run, in a thread of the test's process, over real gRPC on loopback; and runs for it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from sl_common.config import RunConfig
+from sl_server import service
+from sl_server.door import Door
+from sl_server.infer_metrics import InferMetrics
+from sl_server.inference import Inference
+from sl_server.ledger import Ledger
+from sl_server.microbatch import MicroBatching
+from sl_server.rundir import RunDirectory
+from sl_server.simulate import Simulation
+from sl_server.trained import Trained, read_run
+
+
+def trained_in(out: Path, config: RunConfig) -> dict:
+    """A simulated run's directory, its clients' lower segments beside it as `lower-SHARD.safetensors`; the summary."""
+    ledger = Ledger()
+    simulation = Simulation(config, count=ledger.count)
+    directory = RunDirectory(out, config, ledger)
+    for fact in simulation.run():
+        directory.fact(fact, 0.0)
+    for shard, seat in simulation.seats.items():
+        save_file(seat.bank.get("lower").state(), out.parent / f"lower-{shard}.safetensors")
+    return directory.finish(simulation.coordinator, 0.0)
+
+
+class LiveAnswers:
+    """Inference, service, metrics and ledger as `sl-server serve` puts them together, without signals."""
+
+    def __init__(self, trained: Trained, batching: MicroBatching) -> None:
+        self.trained = trained
+        self.ledger = Ledger()
+        self.metrics = InferMetrics(self.ledger)
+        self.warnings: list[str] = []
+        self.over = threading.Event()
+        self.inference = Inference(
+            trained,
+            batching,
+            ledger=self.ledger,
+            metrics=self.metrics,
+            warn=self.warnings.append,
+            on_end=self.over.set,
+        )
+        self.address = ""
+
+    def sample(self, name: str, **labels: str) -> float:
+        """A metric's value now."""
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@contextmanager
+def answering(
+    trained: Trained | Path,
+    batching: MicroBatching | None = None,
+    door: Door | None = None,
+    listen: str = "127.0.0.1:0",
+) -> Iterator[LiveAnswers]:
+    """A live server; drained at the end whatever happened."""
+    if isinstance(trained, Path):
+        trained = read_run(trained, lambda _text: None)
+    live = LiveAnswers(trained, batching or MicroBatching())
+    loop, started = asyncio.new_event_loop(), threading.Event()
+
+    async def serve() -> None:
+        server, port = await service.start(live.inference, listen, door, "Infer")
+        live.address = f"127.0.0.1:{port}"
+        live.inference.start()
+        started.set()
+        while not live.over.is_set():
+            await asyncio.sleep(0.02)
+        await server.stop(grace=1.0)
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    assert started.wait(20)
+    try:
+        yield live
+    finally:
+        live.inference.drain()
+        thread.join(30)
+        loop.close()
+        assert not thread.is_alive()
