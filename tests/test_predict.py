@@ -304,9 +304,10 @@ def test_a_server_that_stops_answers_what_is_waiting(shared: Path) -> None:
         found: list[Tensor] = []
 
         def client() -> None:
+            answers = asked.ask(iter([X[:8], X[8:16]]), window=1)
+            found.append(next(answers).scores)
             with pytest.raises(PeerLost, match="no server at"):
-                for answer in asked.ask(iter([X[:8], X[8:16]]), window=1):
-                    found.append(answer.scores)
+                next(answers)
 
         thread = threading.Thread(target=client)
         thread.start()
@@ -364,11 +365,13 @@ class Stranger:
         return received.message
 
     def is_refused(self) -> Refused:
-        with pytest.raises(Refused) as caught:
+        try:
             while True:
                 self.hear()
-        self.carrier.close()
-        return caught.value
+        except Refused as error:
+            return error
+        finally:
+            self.carrier.close()
 
 
 Z = torch.zeros(8, 4, 4, 4)
@@ -424,9 +427,12 @@ def test_each_server_refuses_the_others_call(live: LiveAnswers) -> None:
     with pytest.raises(Refused, match=r"answers predictions \(sl-server serve\)") as caught:
         Runner(live.address, show=Lines(), retry_s=0.0).run()
     assert caught.value.code == "over"
-    with serving(make_config("parallel", run__clients=1)) as trains:
-        with pytest.raises(Refused, match=r"this server trains \(sl-server run\)"), Predictor(trains.address) as asked:
-            asked.open()
+    with (
+        serving(make_config("parallel", run__clients=1)) as trains,
+        pytest.raises(Refused, match=r"this server trains \(sl-server run\)"),
+        Predictor(trains.address) as asked,
+    ):
+        asked.open()
 
 
 def test_tokens_and_certificates_are_asked_for_as_in_a_run(shared: Path, tmp_path: Path) -> None:
@@ -468,7 +474,8 @@ def test_what_is_counted_is_what_was_sent(shared: Path) -> None:
         assert z < live.sample("sl_wire_bytes_total", direction="up", kind="infer") < z + 12 * 100
         assert live.sample("sl_infer_requests_total") == 12
         assert live.sample("sl_infer_samples_total") == live.sample("sl_infer_batch_size_sum") == 96
-        for phase, count in {"queue_wait": 12, "server_compute": 12, "wire": 11, "client_forward": 11}.items():
+        told = 12 - 2  # a client's own measures ride with the query that follows the answer
+        for phase, count in {"queue_wait": 12, "server_compute": 12, "wire": told, "client_forward": told}.items():
             assert live.sample("sl_infer_seconds_count", phase=phase) == count, phase
         while live.sample("sl_clients", state="connected"):
             live.over.wait(0.01)
