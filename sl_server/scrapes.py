@@ -54,7 +54,9 @@ class Scrapes:
         """Answer at http://host:port/metrics; returns the port. Raises ConfigError if it is taken."""
         server = _Server6 if ":" in host else _Server
         try:
-            self._server = make_server(host.strip("[]"), port, self._answer, server_class=server, handler_class=_Handler)
+            self._server = make_server(
+                host.strip("[]"), port, self._answer, server_class=server, handler_class=_Handler
+            )
         except OSError as error:
             raise ConfigError(f"--metrics {host}:{port}: {error.strerror or error}") from error
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True).start()
