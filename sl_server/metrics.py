@@ -1,6 +1,7 @@
 """Prometheus metrics of a server. Bytes and queues are read when scraped; the hot path pays for step phases only.
 
-Law: labels come from fixed lists, and so many clients as the configuration says; every series that can be is there from the start.
+Law: labels come from fixed lists, and so many clients as the configuration says; every series but losses and accuracies
+is there from the start.
 """
 
 from __future__ import annotations
@@ -48,6 +49,21 @@ SOURCES = {
 }
 
 
+class _OnceKnown:
+    """A gauge that is not there before its first value: a loss of 0 would be a lie."""
+
+    def __init__(self, name: str, text: str, registry: CollectorRegistry) -> None:
+        self._gauge = Gauge(name, text, registry=None)
+        self._registry: CollectorRegistry | None = registry
+
+    def set(self, value: float) -> None:
+        """It is this now."""
+        self._gauge.set(value)
+        if self._registry is not None:
+            self._registry.register(self._gauge)
+            self._registry = None
+
+
 class Metrics:
     """All metrics of one run, in a registry of their own."""
 
@@ -93,9 +109,9 @@ class Metrics:
         self._late = Counter("sl_late", "Waves that went on without a client that was too slow", registry=registry)
 
     def _make_progress(self, registry: CollectorRegistry) -> None:
-        self._loss = Gauge("sl_loss", "Mean training loss of the last round", registry=registry)
-        self._batch_loss = Gauge("sl_batch_loss", "Training loss of the head's last batch", registry=registry)
-        self._evaluation_loss = Gauge("sl_evaluation_loss", "Mean loss on held-out data", registry=registry)
+        self._loss = _OnceKnown("sl_loss", "Mean training loss of the last round", registry)
+        self._batch_loss = _OnceKnown("sl_batch_loss", "Training loss of the head's last batch", registry)
+        self._evaluation_loss = _OnceKnown("sl_evaluation_loss", "Mean loss on held-out data", registry)
         text = "Accuracy on held-out data, 0 to 1: of the shared network, or over clients"
         self._accuracy = Gauge("sl_accuracy", text, ("of",), registry=registry)
         self._samples = Counter("sl_samples", "Training samples that the head has learned from", registry=registry)

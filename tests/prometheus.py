@@ -23,7 +23,7 @@ from processes import ROOT, started
 OURS = ROOT / "docker" / "prometheus"
 CONSOLE = OURS / "consoles" / "cutlayer.html"
 DASHBOARDS = sorted((ROOT / "docker" / "grafana" / "dashboards").glob("*.json"))
-COMPARISON = re.compile(r" (>=|<=|==|!=|>|<) (?!bool )")
+COMPARISON = re.compile(r"\s(>=|<=|==|!=|>|<) (?!bool )")
 SET_OPERATOR = re.compile(r"\n(?:and|or|unless)(?: (?:on|ignoring) \([^)]*\))? ")
 
 
@@ -73,7 +73,7 @@ def scraping(folder: Path, target: str) -> Iterator[Prometheus]:
     assert text.count('"server:9464"') == 1
     assert text.count("_interval: 5s") == 2
     config = folder / "prometheus.yml"
-    config.write_text(text.replace("server:9464", target).replace("_interval: 5s", "_interval: 500ms"))
+    config.write_text(text.replace("server:9464", target).replace("_interval: 5s", "_interval: 1s"))
     shutil.copy(OURS / "rules.yml", folder)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
