@@ -232,7 +232,9 @@ class Folder:
         except OSError as error:
             raise ConfigError(f"{option}: {error.filename}: {error.strerror or error}") from error
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"{option}: {self.cert('ca')} and {self.key('ca')} are not an authority: {error}") from error
+            raise ConfigError(
+                f"{option}: {self.cert('ca')} and {self.key('ca')} are not an authority: {error}"
+            ) from error
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
             raise ConfigError(f"{option}: {self.key('ca')} is not the key of {self.cert('ca')}")
         return Issued(certificate=certificate, key=key)

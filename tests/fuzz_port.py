@@ -87,7 +87,9 @@ class Streams:
     def over_tcp(self) -> None:
         """HTTP/2 by hand with bytes changed anywhere, or noise."""
         rng = self._rng
-        block = headers([*CALL.items(), ("authorization", f"Bearer {TOKENS['evil']}"), ("x-a", "b" * rng.choice((1, 9000)))])
+        block = headers(
+            [*CALL.items(), ("authorization", f"Bearer {TOKENS['evil']}"), ("x-a", "b" * rng.choice((1, 9000)))]
+        )
         body = b"".join(
             prefixed(one) for one in (self._hello(), wrong(talk("plain")["up"][-1], "up", rng)) if not _would_train(one)
         )
