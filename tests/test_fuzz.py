@@ -36,6 +36,6 @@ def test_every_target_has_its_share_of_a_million() -> None:
 
 
 def test_a_server_under_attack_serves_its_good_clients() -> None:
-    sent, ended, _peak = fuzz_port.episode(random.Random(7), rounds=25, most=300)
-    assert sent >= 50
+    sent, ended, _peak = fuzz_port.episode(random.Random(7), rounds=15, most=150)
+    assert sent >= 30
     assert {"protocol", "bytes"} <= set(ended)

@@ -153,6 +153,25 @@ def test_of_too_many_strangers_the_most_silent_go_and_the_good_one_comes_in() ->
         assert len(said(live, "crowded")) == 1
 
 
+@pytest.mark.slow
+def test_a_thousand_half_open_streams_take_no_more_memory_than_the_strangers_that_are_allowed() -> None:
+    """Each with half a megabyte of a message that does not end; 64 of them may be here."""
+    said = prefixed(b"", says=1 << 20) + bytes(500 << 10)
+    with attacked(hello_s=60) as live, ExitStack() as stack:
+        before = _resident_mb()
+        for _ in range(125):
+            line = stack.enter_context(Line(live.address))
+            for _ in range(8):
+                line.say(line.call(), said)
+        wait_for(live, "crowded", 1000 - 64, seconds=60)
+        assert _resident_mb() - before < 160, "not half a gigabyte"
+
+
+def _resident_mb() -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) >> 10
+
+
 NOTHING = frame(4, 0, 0, b"\x00\x04\x00\x00\x00\x00")  # HTTP/2 settings: the peer may send no bytes of a message
 
 
@@ -197,12 +216,11 @@ def test_a_header_bomb_is_refused(fields: list[tuple[str, str]]) -> None:
             assert other.hello().code == "headers"
 
 
-def test_grpc_itself_refuses_headers_without_end() -> None:
+def test_headers_without_end_are_refused_by_us_or_by_grpc() -> None:
     with attacked() as live, Line(live.address) as line:
-        line.call([("x-bomb", "x" * 200_000)])
-        heard = line.heard(1.0)
-        assert b"headers_kb" not in heard
-        assert heard, "an answer, or the end of the connection"
+        with suppress(OSError):  # it may close the connection before all is sent
+            line.call([("x-bomb", "x" * 30_000_000)])
+        assert line.heard(1.0) is not None
 
 
 # --- Hellos
@@ -221,6 +239,7 @@ def test_a_storm_of_hellos_is_slowed_then_refused_and_touches_no_other_client(tm
         assert len(said(live, "rate")) == 1
 
 
+@pytest.mark.slow
 def test_one_identity_has_one_session_and_its_storm_is_slowed(tmp_path: Path) -> None:
     door = make_door("127.0.0.1:0", tokens=write_tokens(tmp_path / "tokens"))
     with attacked(door, lambda name: Access(token=TOKENS[name]), hello_s=0.5, hellos_per_minute=30) as live:
@@ -303,7 +322,9 @@ def _packed(message: Ready) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("limit", "chunk"), [({"frames_per_s": 400}, 0), ({"mb_per_s": 0.4}, 1000)], ids=["frames", "bytes"]
+    ("limit", "chunk"),
+    [({"frames_per_s": 400}, 0), pytest.param({"mb_per_s": 0.4}, 1000, marks=pytest.mark.slow)],
+    ids=["frames", "bytes"],
 )
 def test_who_sends_faster_than_allowed_is_slowed_not_buffered(limit: dict[str, float], chunk: int) -> None:
     with attacked(**limit) as live, hostile(live) as evil:
@@ -311,20 +332,21 @@ def test_who_sends_faster_than_allowed_is_slowed_not_buffered(limit: dict[str, f
         evil.receive()  # Welcome, which it may acknowledge now
         data = pb.ClientFrame(ack=1, chunk=bytes(chunk)).SerializeToString()
         began = time.monotonic()
-        for _ in range(2500):
+        for _ in range(2000):
             evil.send(data)
         most = 0
-        while time.monotonic() - began < 2.0:
+        while time.monotonic() - began < 1.5:
             most = max(most, live.engine.backlog)
             time.sleep(0.02)
         stream = live.engine._links[live.engine.sessions.by_client["evil"]].stream
         taken, passed = stream.posted / len(data), time.monotonic() - began
         assert 300 < taken <= 400 * (1.3 + passed)
         assert most < 1 << 20
-        assert live.sample("sl_slowed_seconds_total") > 0.5
+        assert live.sample("sl_slowed_seconds_total") > 0.3
         assert not [text for text in live.warnings if "evil" in text], "it is slowed, not refused"
 
 
+@pytest.mark.slow
 def test_what_waits_for_the_engine_is_bounded_for_each_stream_and_over_all() -> None:
     """The engine is held up while clients send all they can."""
     with attacked(read_ahead_mb=4, read_ahead_all_mb=6) as live, hostile(live) as one, hostile(live) as other:
