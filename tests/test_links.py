@@ -29,23 +29,24 @@ LINK_FAULTS = ("cut", "delay", "bandwidth", "truncate", "black hole")
 class Adversary:
     """Does one thing after the other to the links of a run, until there are enough of each."""
 
-    def __init__(self, relays: Sequence[Relay], seed: int) -> None:
-        self._relays, self.random = relays, random.Random(seed)
+    def __init__(self, relays: Sequence[Relay], seed: int, patience: float = 1.0) -> None:
+        """`patience`: how long what lasts does, of a second or two."""
+        self._relays, self.random, self._patience = relays, random.Random(seed), patience
 
     def strike(self, fault: str) -> None:
         """One fault on one link; it may last while others come."""
-        relay, draw = self.random.choice(self._relays), self.random
+        relay, draw, a_while = self.random.choice(self._relays), self.random, self._patience
         match fault:
             case "cut":
                 relay.cut()
             case "delay":
-                relay.delay(draw.uniform(0.005, 0.1), for_s=draw.uniform(0.3, 1.5))
+                relay.delay(draw.uniform(0.005, 0.1), for_s=a_while * draw.uniform(0.3, 1.5))
             case "bandwidth":
-                relay.halve(for_s=draw.uniform(0.5, 2.0))
+                relay.halve(for_s=a_while * draw.uniform(0.5, 2.0))
             case "truncate":
                 relay.truncate(draw.randrange(1, 30_000))
             case "black hole":
-                relay.black_hole(for_s=draw.uniform(0.1, 0.8))
+                relay.black_hole(for_s=a_while * draw.uniform(0.1, 0.8))
 
 
 def plan(seed: int, each: int, also: Sequence[str] = ()) -> list[str]:
@@ -62,10 +63,10 @@ def assert_hit(faults: Faults, injected: Sequence[str]) -> None:
 
 def test_links_that_break_in_every_way_change_nothing(faults: Faults) -> None:
     """Server and clients in threads of this process, real streams over relays between them."""
-    config = make_config("splitfed_v2", run__rounds=12, client__wave="{ steps = 20 }", model__args="{ hidden = [256] }")
+    config = make_config("splitfed_v1", run__rounds=12, client__wave="{ steps = 20 }", model__args="{ hidden = [256] }")
     with serving(config) as live, relaying(live.address, 3, lambda kind: faults.tell("real links", kind)) as relays:
         clients = [ClientThread(relay.address, name=f"c{n}") for n, relay in enumerate(relays)]
-        adversary, injected = Adversary(relays, seed=1), plan(1, each=3)
+        adversary, injected = Adversary(relays, seed=1, patience=0.3), plan(1, each=3)
         for number, fault in enumerate(injected):
             assert wait_until(lambda so_far=number: rounds_of(live) > so_far * 9 // len(injected))
             time.sleep(adversary.random.uniform(0.0, 0.1))
