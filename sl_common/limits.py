@@ -16,7 +16,7 @@ class Limits(Value):
     strangers: PositiveInt = 64  # streams that were not admitted yet; beyond, the one that is silent longest goes
     sessions: PositiveInt = 4096  # clients that are here
     hellos_per_minute: PositiveInt = 1200  # of one proven client, or of one address; more of them wait for their turn
-    headers_kb: Annotated[float, Field(gt=0, le=48)] = 8.0  # gRPC metadata of a call; gRPC itself takes no more than 64
+    headers_kb: Annotated[float, Field(gt=0, le=64)] = 8.0  # gRPC metadata of a call
     frames_per_s: PositiveFloat = 5000.0  # of one stream; who is faster is slowed
     mb_per_s: PositiveFloat = 10_000.0  # the same in bytes
     stall_s: PositiveFloat = 60.0  # in which a message under way must come nearer to its end, or its client is refused

@@ -31,7 +31,7 @@ SERVICE = "sl.v1.SplitLearning"
 MAX_MESSAGE = 2 * MAX_CHUNK
 SMOOTH_S = 0.01  # who is ahead of its rate by less is not worth a pause
 RECHECK_S = 1.0  # after which a changed list of tokens or revoked certificates is noticed
-HEADERS = 64 << 10  # bytes; gRPC refuses a call with more by itself
+HEADERS = 64 << 10  # bytes; beyond, gRPC refuses some calls by itself, depending on its version
 LIMITS = AGAIN | {"headers"}
 FIELD = 32  # what HTTP/2 counts for a header beside its name and value
 OPTIONS = (
@@ -121,6 +121,7 @@ class SplitLearning:
         reader = asyncio.create_task(self._read(stream, context))
         try:
             await stream.write_to(context)
+            reader.cancel()
             if stream.refused is not None:
                 await _abort(context, stream.refused)
         finally:
@@ -139,8 +140,8 @@ class SplitLearning:
                 await self._hold(stream, pace.wait(len(frame), time.monotonic()))
         except Refused as error:
             self._refuse(stream, error)
-        except (grpc.RpcError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            pass  # the stream is broken; the engine keeps the session for its grace period
+        except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
+            pass  # the stream is broken, or we ended it; the engine keeps the session for its grace period
         finally:
             stream.close()
 

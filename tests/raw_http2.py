@@ -71,6 +71,11 @@ class Line:
             self.send(frame(HEADERS if number == 0 else CONTINUATION, last, stream, piece))
         return stream
 
+    def settle(self) -> None:
+        """Agree to the peer's settings; before, a stream may carry no more than 64 KiB."""
+        self.socket.recv(1 << 12)
+        self.send(frame(SETTINGS, 1, 0))
+
     def send(self, data: bytes) -> None:
         """Bytes as they are."""
         self.socket.sendall(data)
