@@ -1,10 +1,19 @@
 #!/bin/sh
-# strip.sh DIR : take from a Python environment what no run needs: C++ headers, static libraries, build files, the libraries' own tests.
+# strip.sh DIR : take from a Python environment what no run needs: C++ headers, static libraries, build files, the libraries' own tests,
+# setuptools, torch's symbols for debuggers (90 MB), and all byte code. What is used is compiled again by using it (used.py), a fifth of the whole.
 set -eu
 cd "$1"
 for packages in lib/python*/site-packages; do
-    rm -rf "$packages"/torch/include "$packages"/torch/share "$packages"/torch/test "$packages"/torch/bin/test*
-    rm -rf "$packages"/torch/bin/protoc* "$packages"/include
+    for name in torch/include torch/share torch/test include setuptools _distutils_hack distutils-precedence.pth; do
+        rm -rf "${packages:?}/$name"
+    done
+    rm -rf "$packages"/torch/bin/test* "$packages"/torch/bin/protoc* "$packages"/setuptools-*
+    for name in numpy sympy networkx mpmath; do
+        [ ! -d "$packages/$name" ] || find "$packages/$name" -type d -name tests -prune -exec rm -rf {} +
+    done
     find "$packages" -name '*.a' -delete
-    find "$packages"/numpy "$packages"/sympy "$packages"/networkx "$packages"/mpmath -type d -name tests -prune -exec rm -rf {} + 2>/dev/null || true
+    for library in "$packages"/torch/lib/libtorch_cpu.so "$packages"/torch/lib/libtorch_python.so; do
+        [ ! -e "$library" ] || strip --strip-unneeded "$library"
+    done
+    find "$packages" -type d -name __pycache__ -prune -exec rm -rf {} +
 done
