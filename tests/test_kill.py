@@ -14,6 +14,9 @@ from federation import Federation, federation, sha_of, slow_config
 from processes import Process, ran, started
 from tally import Faults
 
+from sl_server.report.past import read_run
+from sl_server.report.timeline import timeline
+
 SLOW = pytest.mark.slow
 PRESETS = ["fsl_sage", *(pytest.param(name, marks=SLOW) for name in ("sequential", "parallel", "splitfed_v1"))]
 
@@ -34,6 +37,9 @@ def test_a_killed_server_is_resumed_to_the_same_bits(preset: str, tmp_path: Path
     assert len(trained) == len(set(trained)), "no batch counts twice"
     rounds = [line["round"] for line in run.lines() if line["event"] == "round"]
     assert rounds == [1, 2, 3, 4, 5, 6]
+    table = (run.out / "metrics.csv").read_text().splitlines()
+    assert [row.partition(",")[0] for row in table] == ["round", *map(str, rounds)], "a row each, after two restarts"
+    assert "went_back" in [line["event"] for line in run.lines()]
     assert sum(line["event"] == "evaluation" for line in run.lines()) == 2
 
 
@@ -140,6 +146,10 @@ def test_a_killed_client_takes_part_again_under_drop(tmp_path: Path, faults: Fau
         assert steps == list(range(len(steps))), "a round is cut short, not riddled"
     assert len([line for line in trained if line.startswith("c0 ")]) == 6 * 30
     assert [line["clients"] for line in run.lines() if line["event"] == "round"][-1] == 2
+    course = [line["event"] for line in run.lines() if line.get("client") == "c1" and line["event"] != "client_done"]
+    life = ["client_joined", "client_ready"]
+    assert [event for event in course if event != "client_away"] == [*life, "client_left", *life]
+    assert len(timeline(read_run(run.out).lines).courses["c1"].joined) == 2
 
 
 @SLOW

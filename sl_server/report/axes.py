@@ -7,12 +7,13 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from sl_server.show import size
 
 PANEL = (4.8, 3.1)  # inches; one column of a page, and a phone's whole width
-WIDE = 7.2
+BARS = 6.6  # half a page
+ROWS = 11.5  # a whole page
 _GAP = 0.075  # between two names, of the axes' height
 
 
@@ -31,7 +32,7 @@ def seconds_unit(longest: float) -> tuple[float, str]:
 
 def percent(axis: Any) -> None:
     """Ticks of 0 to 1 as per cent."""
-    axis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g} %"))
 
 
 def in_bytes(axis: Any) -> None:
@@ -47,7 +48,8 @@ def whole(axis: Any) -> None:
 
 def name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """(x, y, text, colour) beside the ends of lines, moved apart where they would cover each other."""
-    axes.margins(x=0.03 + 0.022 * max((len(text) for _, _, text, _ in ends), default=0))
+    left, right = axes.get_xlim()
+    axes.set_xlim(right=right + (right - left) * 0.024 * max((len(text) for _, _, text, _ in ends), default=0))
     low, high = axes.get_ylim()
     below = float("-inf")
     for x, y, text, color in sorted(ends, key=lambda end: end[1]):

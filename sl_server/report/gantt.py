@@ -28,7 +28,7 @@ def clients(shown: Sequence[Shown]) -> Iterator[Plot]:
             continue
         factor, unit = ax.seconds_unit(found.end)
         with mpl.rc_context(svg.STYLE):
-            figure, axes = ax.panel(ax.WIDE, 1.15 + 0.24 * len(rows))
+            figure, axes = ax.panel(ax.ROWS, 0.95 + 0.24 * len(rows))
             for y, course in enumerate(rows):
                 _row(axes, y, course, s.color, factor, found.end)
             for moment in found.back:
@@ -40,9 +40,8 @@ def clients(shown: Sequence[Shown]) -> Iterator[Plot]:
             axes.spines["left"].set_visible(False)
             _legend(axes, s.color, rows, went_back=bool(found.back))
             left_out = len(found.courses) - len(rows)
-            caption = f"Timeline of the clients{s.letter and ', run ' + s.letter}"
-            caption += f"; {left_out} more are not shown" if left_out else ""
-            yield finished(figure, f"clients-{s.number}", caption, wide=True)
+            caption = "Timeline of the clients" + (f"; {left_out} more are not shown" if left_out else "")
+            yield finished(figure, f"clients-{s.number}", caption, "rows", of=s)
 
 
 def _chosen(courses: Sequence[Course]) -> list[Course]:
@@ -56,11 +55,11 @@ def _short(name: str) -> str:
 
 
 _LOOKS: dict[Doing, dict[str, Any]] = {
-    "here": {"height": 0.08, "color": svg.MUTED},
-    "train": {"height": 0.62},
-    "eval": {"height": 0.62, "alpha": 0.4},
-    "lost": {"height": 0.62, "facecolor": "none", "edgecolor": svg.BAD, "hatch": "////", "linewidth": 0.6},
-    "away": {"height": 0.2, "color": svg.BAD},
+    "here": {"height": 0.06, "color": svg.MUTED, "linewidth": 0, "zorder": 1},
+    "train": {"height": 0.62, "zorder": 2},
+    "eval": {"height": 0.62, "zorder": 2, "alpha": 0.45},
+    "lost": {"height": 0.62, "zorder": 2, "facecolor": "none", "edgecolor": svg.BAD, "hatch": "////", "linewidth": 0.6},
+    "away": {"height": 0.3, "zorder": 2, "color": svg.BAD},
 }
 _MARKS = {"back again": ">", "left": "X", "too slow": "v"}
 
@@ -72,7 +71,8 @@ def _row(axes: Axes, y: int, course: Course, color: str, factor: float, end: flo
         start = [span.start / factor for span in spans]
         axes.barh([y] * len(spans), [(s.end - s.start) / factor for s in spans], left=start, **style)
     for what, moments in (("back again", course.joined[1:]), ("left", course.left), ("too slow", course.late)):
-        marker: dict[str, Any] = {"marker": _MARKS[what], "color": svg.INK if what == "back again" else svg.BAD}
+        if not moments:
+            continue
         axes.plot(
             [m / factor for m in moments],
             [y] * len(moments),
@@ -80,7 +80,9 @@ def _row(axes: Axes, y: int, course: Course, color: str, factor: float, end: flo
             markersize=6,
             markeredgecolor=svg.PAPER,
             clip_on=False,
-            **marker,
+            marker=_MARKS[what],
+            color=svg.INK if what == "back again" else svg.BAD,
+            zorder=3,
         )
 
 
@@ -105,7 +107,7 @@ def _legend(axes: Axes, color: str, rows: Sequence[Course], *, went_back: bool) 
     keys: list[Patch | Line2D] = []
     for doing, text in bars.items():
         if doing in doings:
-            look = {k: v for k, v in _LOOKS[doing].items() if k != "height"}
+            look = {k: v for k, v in _LOOKS[doing].items() if k not in ("height", "zorder")}
             keys.append(
                 Patch(label=text, **({"color": color, "linewidth": 0} | look if doing in ("train", "eval") else look))
             )
@@ -132,7 +134,7 @@ def _legend(axes: Axes, color: str, rows: Sequence[Course], *, went_back: bool) 
         handles=keys,
         loc="lower left",
         bbox_to_anchor=(0, 1),
-        ncols=6,
+        ncols=8,
         frameon=False,
         borderaxespad=0.2,
         handlelength=1.2,

@@ -17,6 +17,7 @@ from sl_server.metrics import PHASES
 from sl_server.report import gantt, plots, svg, words
 from sl_server.report.past import read_run
 from sl_server.report.plots import Plot, Shown
+from sl_server.report.timeline import timeline
 
 _PHASES = {
     "client_forward": "forward on the client",
@@ -39,6 +40,7 @@ class Section:
     plots: tuple[Plot, ...]
     without: str
     key: tuple[str, ...] = ()
+    half: bool = False
 
 
 def make_page(paths: Sequence[Path]) -> str:
@@ -93,17 +95,34 @@ def _sections(shown: Sequence[Shown]) -> Iterator[Section]:
         plots=made(plots.traffic(shown)),
         without="no bytes are recorded",
         key=tuple(_KINDS.get(kind, kind) for kind in WIRE_KINDS),
+        half=True,
     )
     yield Section(
         title="Where a step's time goes",
         text="From a client's batch to its next one, with the wait for other clients in it.",
-        plots=(*plots.step(shown), *plots.phases(shown)),
+        plots=made(plots.step(shown)),
         without="no step was timed: this is measured where clients on a network wait for gradients, not in a simulation",
         key=tuple(_PHASES[phase] for phase in PHASES),
+        half=True,
+    )
+    yield Section(
+        title="A step over the rounds",
+        text="In the colours of the phases above.",
+        plots=made(plots.phases(shown)),
+        without="",
     )
     yield Section(
         title="Clients",
-        text="",
+        text=_left_out(shown),
         plots=made(gantt.clients(shown)),
         without="no client has trained",
+    )
+
+
+def _left_out(shown: Sequence[Shown]) -> str:
+    clients = max((len(timeline(s.run.lines).courses) for s in shown), default=0)
+    return (
+        f"Of {clients} clients {gantt.ROWS} are shown, first those that left or were too slow."
+        if clients > gantt.ROWS
+        else ""
     )

@@ -132,9 +132,9 @@ class PastRun:
         return total
 
     def bytes_at(self, line: RoundLine | EvaluationLine) -> int:
-        """On the wire, both ways, until then."""
+        """On the wire, both ways, until then, without what evaluation took: how often to evaluate is nobody's cost."""
         counts = line.bytes or next((r.bytes for r in self.rounds if r.round == line.round), {})
-        return sum(sum(kinds.values()) for kinds in counts.values())
+        return sum(n for kinds in counts.values() for kind, n in kinds.items() if kind != "eval")
 
 
 def read_run(path: Path) -> PastRun:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -21,6 +22,9 @@ from sl_server.show import size
 MARKED = 40  # points of a line, at most, that get a mark each
 
 
+Form = Literal["panel", "bars", "rows"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plot:
     """An <svg> element, and what it shows in words."""
@@ -28,7 +32,8 @@ class Plot:
     name: str
     svg: str
     caption: str
-    wide: bool = False
+    form: Form = "panel"
+    of: Shown | None = None  # the one run that it is of, where there are several
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,9 +50,11 @@ class Shown:
         return svg.RUNS[self.number % len(svg.RUNS)]
 
 
-def finished(figure: Figure, name: str, caption: str, *, wide: bool = False) -> Plot:
+def finished(figure: Figure, name: str, caption: str, form: Form = "panel", of: Shown | None = None) -> Plot:
     """Drawn: `figure` as it is now."""
-    return Plot(name=name, svg=svg.inline(figure, name, escape(caption)), caption=caption, wide=wide)
+    caption += f", run {of.letter}" if of and of.letter else ""
+    drawn = svg.inline(figure, name, escape(caption))
+    return Plot(name=name, svg=drawn, caption=caption, form=form, of=of if of and of.letter else None)
 
 
 # --- loss and accuracy against rounds, bytes and time
@@ -70,7 +77,7 @@ def againsts(shown: Sequence[Shown]) -> list[Against]:
         Against(name="rounds", label="round", of=lambda _run, line: line.round),
         Against(
             name="bytes",
-            label="bytes on the wire, both ways",
+            label="bytes on the wire, without evaluation",
             of=lambda run, line: run.bytes_at(line),
             ticks=ax.in_bytes,
         ),
@@ -202,7 +209,7 @@ def _bars(
     label: str,
 ) -> Plot:
     with mpl.rc_context(svg.STYLE):
-        figure, axes = ax.panel(ax.WIDE, 0.9 + 0.42 * len(rows))
+        figure, axes = ax.panel(ax.BARS, 0.9 + 0.42 * len(rows))
         longest = max(sum(values.values()) for _, values in rows)
         for y, (_, values) in enumerate(rows):
             start = 0.0
@@ -212,7 +219,7 @@ def _bars(
                     y, width, left=start, height=0.68, color=svg.PARTS[number], edgecolor=svg.PAPER, linewidth=0.6
                 )
                 start += width
-            axes.text(start, y, f"  {words(start)}", va="center", fontweight="bold")
+            axes.annotate(words(start), (start, y), (4, 0), textcoords="offset points", va="center", fontweight="bold")
         axes.set_yticks(range(len(rows)), [text for text, _ in rows], color=svg.INK)
         axes.invert_yaxis()
         axes.set_xlim(0, longest * 1.16 or 1)
@@ -220,7 +227,7 @@ def _bars(
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
         ticks(axes.xaxis)
-        return finished(figure, name, caption, wide=True)
+        return finished(figure, name, caption, "bars")
 
 
 def phases(shown: Sequence[Shown]) -> Iterator[Plot]:
@@ -236,8 +243,6 @@ def phases(shown: Sequence[Shown]) -> Iterator[Plot]:
             axes.set_ylim(bottom=0)
             axes.margins(x=0)
             axes.set_xlabel("round")
-            axes.set_title(f"{s.letter}  mean time of a step [ms]".strip(), color=svg.INK)
+            axes.set_title("mean time of a step [ms]", color=svg.INK)
             ax.whole(axes.xaxis)
-            yield finished(
-                figure, f"phases-{s.number}", f"A step by phase over the rounds{s.letter and ', run ' + s.letter}"
-            )
+            yield finished(figure, f"phases-{s.number}", "A step by phase over the rounds", of=s)

@@ -25,14 +25,14 @@ STYLE: Any = {
     "text.parse_math": False,  # a client may be called $x$
     "svg.hashsalt": "cutlayer",  # the same figure gives the same bytes
     "font.family": "sans-serif",
-    "font.size": 9,
+    "font.size": 9.5,
     "text.color": INK,
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
-    "axes.titlesize": 9,
+    "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "axes.facecolor": "none",
     "figure.facecolor": "none",
@@ -43,7 +43,7 @@ STYLE: Any = {
     "xtick.labelcolor": MUTED,
     "ytick.labelcolor": MUTED,
     "lines.linewidth": 1.8,
-    "lines.markersize": 4,
+    "lines.markersize": 3.5,
     "hatch.linewidth": 0.6,
 }
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}

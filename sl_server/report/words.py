@@ -47,7 +47,8 @@ def results(runs: Sequence[PastRun]) -> list[Row]:
         _row("loss, last round", runs, _loss),
         _compared("bytes up", runs, lambda run: sum(run.bytes().get("up", {}).values()), size),
         _compared("bytes down", runs, lambda run: sum(run.bytes().get("down", {}).values()), size),
-        _row("tensors as float32 ÷ bytes on the wire", runs, _saved),
+        _row("float32 ÷ wire", runs, _saved),
+        _compared("bytes without evaluation", runs, _trained, size),
         _compared("time", runs, lambda run: run.seconds, lambda s: f"{s:.1f} s"),
         _compared("mean time of a step", runs, lambda run: 1000 * sum(run.phases.values()), lambda ms: f"{ms:.1f} ms"),
         _row("weights sha256", runs, lambda run: run.summary["weights_sha256"] if run.summary else NOTHING),
@@ -91,7 +92,16 @@ def differences(runs: Sequence[PastRun]) -> list[Row]:
 
 def rounds(run: PastRun) -> tuple[list[str], list[list[str]]]:
     """The plotted numbers as a table: its head, and a row a round."""
-    head = ["round", "loss", "accuracy", "loss, held out", "bytes so far", "seconds", "samples", "clients"]
+    head = [
+        "round",
+        "loss",
+        "accuracy",
+        "loss, held out",
+        "bytes so far, without evaluation",
+        "seconds",
+        "samples",
+        "clients",
+    ]
     scores = {e.round: e for e in run.evaluations}
     body = [
         [
@@ -131,6 +141,10 @@ def _accuracy(run: PastRun) -> str:
 def _loss(run: PastRun) -> str:
     known = [r.loss for r in run.rounds if r.loss is not None]
     return f"{known[-1]:.4f}" if known else NOTHING
+
+
+def _trained(run: PastRun) -> int:
+    return sum(n for kinds in run.bytes().values() for kind, n in kinds.items() if kind != "eval")
 
 
 def _saved(run: PastRun) -> str:
