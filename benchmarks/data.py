@@ -27,12 +27,6 @@ def images(root: Path | None = None) -> Data:
     return Data(train=train, test=test, mean=fashion.MEAN, std=fashion.STD, classes=fashion.CLASSES)
 
 
-def colours(root: Path | None = None) -> Data:  # noqa: ARG001  (no file is read)
-    """As many images as CIFAR-10 has, of its shape and type, and HELD_OUT more; seeded random pixels."""
-    train, test = _pixels(50_000, 0, (3, 32, 32)), _pixels(HELD_OUT, 1, (3, 32, 32))
-    return Data(train=train, test=test, mean=0.5, std=0.25, classes=10)
-
-
 def what() -> str:
     """Which of the two `images` gives here."""
     try:
@@ -42,7 +36,7 @@ def what() -> str:
     return "fashion-mnist"
 
 
-def _pixels(count: int, seed: int, shape: tuple[int, ...] = (1, 28, 28)) -> tuple[torch.Tensor, torch.Tensor]:
+def _pixels(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(seed)
-    x = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=draw)
+    x = torch.randint(256, (count, 1, 28, 28), dtype=torch.uint8, generator=draw)
     return x, torch.randint(fashion.CLASSES, (count,), generator=draw)

@@ -79,8 +79,15 @@ class Process:
 
     def peak_kb(self) -> int:
         """High-water mark of its resident memory (Linux)."""
-        status = Path(f"/proc/{self._popen.pid}/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+        return self.status_kb("VmHWM")
+
+    def status_kb(self, field: str) -> int:
+        """A line of its status in /proc; 0 once it has ended (Linux)."""
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{self._popen.pid}/status").read_text().splitlines():
+                if line.startswith(field + ":"):
+                    return int(line.split()[1])
+        return 0
 
     def kill(self) -> None:
         """With no warning, and wait until it is gone."""

@@ -122,7 +122,7 @@ def run(
         show=show,
         connect=partial(GrpcCarrier, access=access),
         state=state,
-        limits=Limits(threads=threads, memory=max_memory and parse_size(max_memory, "--max-memory")),
+        limits=Limits(threads=threads, memory=None if max_memory is None else parse_size(max_memory)),
     )
     try:
         run_until_interrupted(runner)

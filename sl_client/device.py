@@ -11,7 +11,7 @@ import torch
 
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
-from sl_common.footprint import FACTOR, Footprint, footprint_of
+from sl_common.footprint import FACTOR, Footprint, at_rest, footprint_of
 from sl_common.imports import is_user_code
 from sl_common.network import Network
 
@@ -20,15 +20,15 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])i?)?b?", re.IGNORECASE)
 _CGROUP = Path("/sys/fs/cgroup")  # version 2, as seen from inside a container or a service
 
 
-def parse_size(text: str, option: str) -> int:
-    """Bytes of 512M, 1.5G, 300MiB or a plain number; units are powers of 1024. Raises ConfigError naming the option."""
+def parse_size(text: str) -> int:
+    """Bytes of 512M, 1.5G, 300MiB or a plain number; units are powers of 1024. Raises ConfigError naming --max-memory."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise ConfigError(f"{option} {text!r}: write it as a number of bytes, or with K, M or G behind it: 512M")
+        raise ConfigError(f"--max-memory {text!r}: write it as a number of bytes, or with K, M or G behind it: 512M")
     number, unit = match.groups()
     nbytes = int(float(number) * 1024 ** (" kmgt".index(unit.lower()) if unit else 0))
     if nbytes == 0:
-        raise ConfigError(f"{option} {text!r}: must be more than 0")
+        raise ConfigError(f"--max-memory {text!r}: must be more than 0")
     return nbytes
 
 
@@ -67,20 +67,22 @@ class Limits:
         torch.set_num_threads(self.threads or config.run.threads)
 
     def check(self, config: RunConfig, measure: Callable[[], Memory] = Memory.now) -> None:
-        """Raise ConfigError, with the numbers, unless there is memory for what a client of this run builds.
+        """Before anything is built: raise ConfigError, with the numbers, unless the weights of a client of this run fit, and what trains them.
 
-        Nothing is built for that, but of the user's own network nothing is known before: see `check_built`.
+        Of the user's own network nothing is known then.
         """
         if not is_user_code(config.model.name):
-            self.check_built(config, Network.build(config, parts=()), measure)
+            self._compare(config, at_rest(config), measure())
 
     def check_built(self, config: RunConfig, network: Network, measure: Callable[[], Memory] = Memory.now) -> None:
-        """The same for a network that is there."""
+        """With the weights in place: the same, once more, with the activations."""
         try:
             need = footprint_of(config, network)
         except Exception as error:  # the user's own modules may raise anything
             raise ConfigError(f"model {config.model.name!r} does not run on {config.input}: {error!r}") from error
-        have = measure()
+        self._compare(config, need, measure())
+
+    def _compare(self, config: RunConfig, need: Footprint, have: Memory) -> None:
         if self.memory is not None and have.used + need.needed > self.memory:
             raise ConfigError(f"{_numbers(config, need, have)}; --max-memory is {mib(self.memory)}")
         if need.needed > have.free + have.total // 20:  # a twentieth: what is free now is no more than a hint
@@ -92,10 +94,11 @@ NO_LIMITS = Limits()
 
 def _numbers(config: RunConfig, need: Footprint, have: Memory) -> str:
     """What is needed, and what there is."""
+    activations = f"{FACTOR} × {mib(need.activations)} activations" if need.activations else "and activations besides"
     return (
         f"model {config.model.name!r} cut at {config.model.cut!r} with batches of {config.data.batch_size} does not fit: "
         f"{mib(have.used)} are in use already, its segment needs {mib(need.needed)} more ({mib(need.weights)} weights, "
-        f"{mib(need.gradients)} gradients, {mib(need.optimizer)} optimiser, {FACTOR} × {mib(need.activations)} activations), "
+        f"{mib(need.gradients)} gradients, {mib(need.optimizer)} optimiser, {activations}), "
         f"which makes {mib(have.used + need.needed)}; this device has {mib(have.total)}, {mib(have.free)} of them free"
     )
 

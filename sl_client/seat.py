@@ -11,7 +11,6 @@ from sl_client.data import load
 from sl_client.data.loader import Loader, make_loader, share
 from sl_client.device import NO_LIMITS, Limits
 from sl_common.config import RunConfig
-from sl_common.imports import is_user_code
 from sl_common.messages import Welcome
 from sl_common.network import Network
 from sl_common.participate import Seat
@@ -85,6 +84,5 @@ def _modules(
     limits.check(config)
     parts = config.protocol.learner.parts
     network = Network.build(config, allowed, shard=welcome.shard, parts=parts)
-    if is_user_code(config.model.name):
-        limits.check_built(config, network)
+    limits.check_built(config, network)
     return {part: network.part(part) for part in parts}, network.limit_bytes

@@ -1,4 +1,4 @@
-"""What training a segment takes of a device's memory. Pure: told from a forward pass, which on the meta device takes none itself."""
+"""What training a segment takes of a device's memory. Pure: told from the sizes of its weights, and from a pass of two samples."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sl_common.config import RunConfig
-from sl_common.network import Network
+from sl_common.network import Network, outline
 from sl_common.optim import Optimizer
-from sl_common.segment import buffers_untouched, device_of, seeded
+from sl_common.segment import buffers_untouched, seeded
 
 FACTOR = 3  # of the activations: they themselves, the gradients that a backward pass makes of them, and the message under way
 _TRIED = 2  # samples of a trial; activations grow with the batch
@@ -86,17 +86,24 @@ def kept_by(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
     return z, kept
 
 
+def at_rest(config: RunConfig) -> Footprint:
+    """Of a client between two batches, for a model of ours, which is not built for it; an auxiliary network is not counted."""
+    modules = outline(config)
+    found = [
+        Footprint.of(modules[p], config.client.optimizer, 0) for p in config.protocol.learner.parts if p in modules
+    ]
+    return sum(found[1:], found[0])
+
+
 def footprint_of(config: RunConfig, network: Network) -> Footprint:
-    """Of all that a client holds in a run; `network` may be without memory. Raises what the user's own modules raise."""
+    """Of all that a client holds in a run, told from two samples. Raises what the user's own modules raise."""
     client, parts = config.client, config.protocol.learner.parts
-    x = torch.zeros(_TRIED, *config.input, device=device_of(network.lower))
-    z, kept = kept_by(network.lower, x)
+    z, kept = kept_by(network.lower, torch.zeros(_TRIED, *config.input))
     found = Footprint.of(network.lower, client.optimizer, _of_batch(kept + nbytes_of([z]), config))
     for part, optimizer in (("head", client.optimizer), ("aux", client.aux_optimizer or client.optimizer)):
         if part in parts:
             module = network.part(part)
-            inside = z.detach().to(device_of(module)).requires_grad_()
-            _, kept = kept_by(module, inside)
+            _, kept = kept_by(module, z.detach().requires_grad_())
             found += Footprint.of(module, optimizer, _of_batch(kept, config))
     return found
 

@@ -17,7 +17,7 @@ from sl_common.messages import Smashed
 from sl_common.models import Block, build, cut_index, fill, join
 from sl_common.models.auxiliary import Fit
 from sl_common.seeds import seed_of
-from sl_common.segment import buffers_untouched, device_of, seeded
+from sl_common.segment import buffers_untouched, seeded
 from sl_common.tensors import State, all_finite, check_state
 
 PARTS = ("lower", "head", "aux")
@@ -47,7 +47,7 @@ class Network:
     ) -> Self:
         """As a client builds it that has this shard, or as the server does.
 
-        `parts`: what is needed of it. If that is not all, a model of ours has memory for its lower blocks only, or with no parts for none.
+        `parts`: what is needed of it. Without the head, a model of ours has no memory for that: it is neither tried out nor to be used.
         Raises ConfigError if the model cannot be made, cut there, or run on the configured input.
         """
         own = shard is not None and config.client.initial == "own"
@@ -55,12 +55,12 @@ class Network:
         hollow = "head" not in parts and not is_user_code(config.model.name)
         blocks = _blocks(config, seed, allowed, hollow=hollow)
         cut = cut_index(blocks, config.model.cut)
-        if hollow and "lower" in parts:
+        if hollow:
             fill(join(blocks[:cut]), seed)
         z = _try_out(blocks, cut, config)
         cut_shape = tuple(z.shape[1:])
         return cls(
-            aux=_auxiliary(config, z, cut, allowed, hollow=hollow and "aux" not in parts),
+            aux=_auxiliary(config, z, cut, allowed),
             blocks=tuple(blocks),
             cut=cut,
             cut_shape=cut_shape,
@@ -134,39 +134,41 @@ def trained(module: nn.Module, state: State, what: str) -> nn.Module:
     return module.requires_grad_(False).eval()
 
 
+def outline(config: RunConfig) -> dict[str, nn.Module]:
+    """Lower segment and head of a model of ours, without memory: for their sizes. To run them there would import torch's compiler."""
+    blocks = _blocks(config, 0, None, hollow=True)
+    cut = cut_index(blocks, config.model.cut)
+    return {"lower": join(blocks[:cut]), "head": join(blocks[cut:])}
+
+
 def _blocks(config: RunConfig, seed: int, allowed: Collection[str] | None, *, hollow: bool = False) -> list[Block]:
-    model, fit = config.model, {"input": config.input, "classes": config.classes}
-    return build(model.name, **fit, args=model.args, seed=seed, allowed=allowed, hollow=hollow)
+    name, args, shape = config.model.name, config.model.args, config.input
+    return build(name, input=shape, classes=config.classes, args=args, seed=seed, allowed=allowed, hollow=hollow)
 
 
-def auxiliary_fit(
-    config: RunConfig, cut_shape: tuple[int, ...], cut: int, allowed: Collection[str] | None, *, hollow: bool = False
-) -> Fit:
+def auxiliary_fit(config: RunConfig, cut_shape: tuple[int, ...], cut: int, allowed: Collection[str] | None) -> Fit:
     """What an auxiliary network must fit at a cut."""
     seed = seed_of(config.run.seed, "init", "aux", "head")
     return Fit(
         cut=cut_shape,
         input=config.input,
         classes=config.classes,
-        head=lambda: _blocks(config, seed, allowed, hollow=hollow)[cut:],
+        head=lambda: _blocks(config, seed, allowed)[cut:],
     )
 
 
-def _auxiliary(
-    config: RunConfig, z: Tensor, place: int, allowed: Collection[str] | None, *, hollow: bool
-) -> nn.Module | None:
-    """Made from a seed of its own and tried out on the cut's activations; without memory if `hollow`."""
+def _auxiliary(config: RunConfig, z: Tensor, place: int, allowed: Collection[str] | None) -> nn.Module | None:
+    """Made from a seed of its own and tried out on the cut's activations."""
     chosen = getattr(config.protocol.learner, "aux", None)
     if chosen is None:
         return None
     cut, wanted = tuple(z.shape[1:]), config.input
-    fit = auxiliary_fit(config, cut, place, allowed, hollow=hollow)
-    device = torch.device("meta" if hollow else "cpu")
+    fit = auxiliary_fit(config, cut, place, allowed)
     try:
-        with seeded(seed_of(config.run.seed, "init", "aux"), torch.device("cpu")), device:
+        with seeded(seed_of(config.run.seed, "init", "aux"), torch.device("cpu")):
             aux: nn.Module = chosen.make(fit)
         with buffers_untouched(aux):
-            found = tuple(aux(z.to(device)).shape[1:])
+            found = tuple(aux(z).shape[1:])
     except ConfigError as error:
         raise ConfigError(f"protocol.learner.{error}") from error
     except Exception as error:  # whatever the modules raise
@@ -178,9 +180,9 @@ def _auxiliary(
 
 
 def _try_out(blocks: list[Block], cut: int, config: RunConfig) -> Tensor:
-    """One forward and backward on zeros, so that a model that cannot run is refused before anybody connects."""
+    """One forward and backward on zeros, so that a model that cannot run is refused before anybody connects; of a hollow head none."""
     lower, head = join(blocks[:cut]), join(blocks[cut:])
-    x = torch.zeros(2, *config.input, device=device_of(lower))
+    x = torch.zeros(2, *config.input)
     try:
         with seeded(0, torch.device("cpu")), buffers_untouched(lower), buffers_untouched(head):
             z = lower(x)
@@ -189,7 +191,9 @@ def _try_out(blocks: list[Block], cut: int, config: RunConfig) -> Tensor:
                     f"the cut must be one tensor of floating point numbers, got {getattr(z, 'dtype', type(z).__name__)}"
                 )
             z = z.detach()
-            logits = head(z.to(device_of(head)).requires_grad_())
+            if any(t.is_meta for t in head.parameters()):
+                return z
+            logits = head(z.requires_grad_())
             logits.sum().backward()
     except Exception as error:  # whatever the modules raise
         raise ConfigError(

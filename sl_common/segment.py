@@ -54,11 +54,6 @@ def buffers_untouched(module: nn.Module) -> Iterator[None]:
             owner._buffers[name] = buffer
 
 
-def device_of(module: nn.Module) -> torch.device:
-    """Where its weights are, all in one place; the CPU if it has none."""
-    return next((t.device for t in module.state_dict().values()), torch.device("cpu"))
-
-
 class Segment:
     """One part of a network on one participant. The optimiser's state persists for the run, whatever weights are loaded."""
 

@@ -16,7 +16,7 @@ from world import make_config
 from sl_client.device import Limits, Memory, parse_size
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
-from sl_common.footprint import FACTOR, footprint_of, kept_by
+from sl_common.footprint import FACTOR, at_rest, footprint_of, kept_by
 from sl_common.models import MODELS, build, fill, join
 from sl_common.network import Network
 from sl_common.optim import Adam, Sgd
@@ -81,7 +81,7 @@ def test_a_client_builds_its_parts_and_no_more(preset: str) -> None:
 def test_weights_gradients_optimiser_and_activations_are_counted() -> None:
     """By hand, for 64 → 16 → 10, cut after the first, batches of 32: ReLU's result is kept, the linear layer's input too."""
     config = make_config("parallel", client__optimizer='{ kind = "adam" }')
-    need = footprint_of(config, Network.build(config, parts=()))
+    need = footprint_of(config, Network.build(config))
     weights = 4 * (64 * 16 + 16)
     assert (need.weights, need.gradients, need.optimizer) == (weights, weights, 2 * weights)
     x, z = 32 * 64 * 4, 32 * 16 * 4
@@ -106,9 +106,14 @@ def test_what_autograd_keeps_is_counted_once_and_without_the_weights() -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_network_without_memory_says_the_same_as_one_that_is_there(preset: str) -> None:
+def test_what_is_known_before_anything_is_built_is_right(preset: str) -> None:
     config = make_config(preset)
-    assert footprint_of(config, Network.build(config, parts=())) == footprint_of(config, Network.build(config))
+    early, built = at_rest(config), footprint_of(config, Network.build(config))
+    if "aux" in config.protocol.learner.parts:
+        assert early.segment < built.segment
+    else:
+        assert early.segment == built.segment
+    assert early.activations == 0
 
 
 # --- what is allowed
@@ -118,13 +123,13 @@ def test_a_network_without_memory_says_the_same_as_one_that_is_there(preset: str
     ("text", "nbytes"), [("512M", 512 << 20), ("1.5G", 3 << 29), ("64 KiB", 1 << 16), ("1000", 1000), ("2gb", 2 << 30)]
 )
 def test_sizes(text: str, nbytes: int) -> None:
-    assert parse_size(text, "--max-memory") == nbytes
+    assert parse_size(text) == nbytes
 
 
 @pytest.mark.parametrize("text", ["", "M", "-1M", "12X", "0", "1,5G", "nan"])
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(ConfigError, match="--max-memory"):
-        parse_size(text, "--max-memory")
+        parse_size(text)
 
 
 def having(used: int, free: int, total: int) -> Memory:
@@ -133,17 +138,25 @@ def having(used: int, free: int, total: int) -> Memory:
 
 def test_a_segment_is_refused_exactly_where_it_does_not_fit() -> None:
     config = make_config("parallel")
-    needed = footprint_of(config, Network.build(config, parts=())).needed
-    Limits(memory=needed + 1000).check(config, lambda: having(1000, GiB, GiB))
-    with pytest.raises(ConfigError, match=r"does not fit.*--max-memory is"):
-        Limits(memory=needed + 999).check(config, lambda: having(1000, GiB, GiB))
+    network = Network.build(config)
+    needed = footprint_of(config, network).needed
+    Limits(memory=needed + 1000).check_built(config, network, lambda: having(1000, GiB, GiB))
+    with pytest.raises(ConfigError, match=r"does not fit.* × .* activations.*--max-memory is"):
+        Limits(memory=needed + 999).check_built(config, network, lambda: having(1000, GiB, GiB))
+
+
+def test_weights_alone_that_do_not_fit_are_refused_before_they_are_there() -> None:
+    config = RunConfig.from_toml(RESNET)
+    rest = at_rest(config).segment
+    Limits(memory=rest + 1000).check(config, lambda: having(1000, GiB, GiB))
+    with pytest.raises(ConfigError, match=r"does not fit.*and activations besides.*--max-memory is"):
+        Limits(memory=rest + 999).check(config, lambda: having(1000, GiB, GiB))
 
 
 def test_a_device_without_the_memory_refuses_by_itself_and_says_all_numbers() -> None:
-    config = RunConfig.from_toml(RESNET)
     with pytest.raises(ConfigError) as refused:
-        Limits().check(config, lambda: having(200 << 20, 8 << 20, 64 << 20))
-    for words in ("200.0 MiB are in use", "2.6 MiB weights", "activations", "64.0 MiB, 8.0 MiB of them free"):
+        Limits().check(RunConfig.from_toml(RESNET), lambda: having(200 << 20, 2 << 20, 64 << 20))
+    for words in ("200.0 MiB are in use", "2.6 MiB weights", "and activations", "64.0 MiB, 2.0 MiB of them free"):
         assert words in str(refused.value)
 
 
@@ -202,7 +215,13 @@ for rule in (Sgd(lr=0.1, momentum=0.9), Adam(), Adam(kind="adamw")):
     made = rule.make([weight])
     weight.grad = torch.ones(3)
     made.step(); made.zero_grad(set_to_none=True); made.load_state_dict(made.state_dict())
-import sl_client.runner, sl_client.show, sl_client.carrier
+import sl_client.runner, sl_client.show, sl_client.cli
+from sl_client.device import Limits
+from sl_common.config import RunConfig
+from sl_common.network import Network
+config = RunConfig.from_toml('[model]\\nname = "cnn"')
+Limits().check(config)
+Limits().check_built(config, Network.build(config, parts=("lower",)))
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules} | {n for n in sys.modules if n.startswith("torch._dynamo")})))
 """
 
@@ -212,4 +231,4 @@ def test_training_does_not_load_what_a_client_has_no_use_for() -> None:
     done = subprocess.run([sys.executable, "-c", TRAIN], capture_output=True, text=True, timeout=120, check=True)
     loaded = set(json.loads(done.stdout))
     assert {"torch", "grpc", "numpy"} <= loaded
-    assert not loaded & {"torch._dynamo", "sympy", "prometheus_client", "grpc_health", "grpc_reflection", "sl_server"}
+    assert not loaded & {"torch._dynamo", "sympy", "prometheus_client", "sl_server"}

@@ -38,7 +38,9 @@ def test_thinking_up_keys_fills_no_memory() -> None:
     assert len(buckets._kept) <= MAX_KEYS
 
 
-@given(st.integers(1, 5), st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["enter", "asks", "leave"])), max_size=60))
+@given(
+    st.integers(1, 5), st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["enter", "asks", "leave"])), max_size=60)
+)
 def test_there_are_never_more_strangers_than_room(room: int, steps: list[tuple[int, str]]) -> None:
     strangers: Strangers[int] = Strangers(room)
     silent, asking = list[int](), set[int]()

@@ -131,7 +131,9 @@ def test_prometheus_took_every_rule(watched: Watched) -> None:
 
 def test_the_console_page_shows_the_run(watched: Watched) -> None:
     told = ("<h1>watched</h1>", "north", "so&#34;uth", "CutlayerBytesAboveBudget", "client_backward", "smashed")
-    page = until(lambda: watched.prometheus.get("consoles/cutlayer.html").decode(), lambda page: all(t in page for t in told))
+    page = until(
+        lambda: watched.prometheus.get("consoles/cutlayer.html").decode(), lambda page: all(t in page for t in told)
+    )
     assert "float8 up, identity down" in page
     assert "error executing" not in page
     assert page.rstrip().endswith("</html>")

@@ -95,8 +95,12 @@ def fill(first: nn.Module, seed: int) -> None:
     """
     with seeded(seed_of(seed, "init"), torch.device("cpu")):
         for module in first.modules():
-            if any(t.is_meta for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
-                module.to_empty(device="cpu", recurse=False)
+            weights, buffers = (list(of(recurse=False)) for of in (module.named_parameters, module.named_buffers))
+            for name, t in weights:  # not to_empty, for which torch imports its compiler
+                setattr(module, name, nn.Parameter(torch.empty(t.shape, dtype=t.dtype), t.requires_grad))
+            for name, t in buffers:
+                setattr(module, name, torch.empty(t.shape, dtype=t.dtype))
+            if weights or buffers:
                 module.reset_parameters()  # type: ignore[operator]
 
 
