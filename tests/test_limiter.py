@@ -14,11 +14,10 @@ pauses = st.lists(st.floats(0, 2), min_size=1, max_size=60)
 
 @given(st.floats(0.5, 100), st.floats(1, 50), pauses)
 def test_who_waits_as_told_keeps_the_rate(per_s: float, burst: float, between: list[float]) -> None:
-    now, taken, bucket = 0.0, 0, Bucket(per_s, burst, 0.0)
-    for pause in between:
+    now, bucket = 0.0, Bucket(per_s, burst, 0.0)
+    for taken, pause in enumerate(between, start=1):
         now += pause
         now += bucket.take(1, now)
-        taken += 1
         assert taken <= burst + per_s * now + 1e-6
 
 
