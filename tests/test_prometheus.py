@@ -28,7 +28,6 @@ from prometheus import (
     rules,
     scraping,
 )
-
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
