@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID as Use
@@ -24,10 +24,10 @@ from cryptography.x509.oid import NameOID
 
 from sl_common.errors import ConfigError
 from sl_common.names import is_name
+from sl_server.crl import CA_DAYS, SLACK, make_list
 from sl_server.files import write_atomically
 
-CA_DAYS = 3650  # it must outlive what it signs, so that a new certificate needs no new trust
-SLACK = timedelta(hours=1)  # clocks of devices differ
+_UNREADABLE = (ValueError, TypeError, x509.InvalidVersion, x509.ExtensionNotFound, UnsupportedAlgorithm)
 RESERVED = ("ca", "server")
 REVOKED = "revoked"
 
@@ -71,21 +71,6 @@ def issue(ca: Issued, name: str, days: int, *, hosts: Sequence[str] = (), now: d
     if hosts:
         builder = builder.add_extension(x509.SubjectAlternativeName([_alternative(host) for host in hosts]), False)
     return Issued(certificate=builder.sign(ca.key, hashes.SHA256()), key=key)
-
-
-def make_list(ca: Issued, old: x509.CertificateRevocationList | None = None, more: Sequence[int] = ()) -> bytes:
-    """The authority's list of revoked certificates, as PEM: those that were on it, and these serial numbers."""
-    now = datetime.now(UTC)
-    entries = {one.serial_number: one.revocation_date_utc for one in old or ()} | dict.fromkeys(more, now)
-    number = 0 if old is None else old.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number + 1
-    builder = x509.CertificateRevocationListBuilder().issuer_name(ca.certificate.subject).last_update(now - SLACK)
-    builder = builder.next_update(now + timedelta(days=CA_DAYS)).add_extension(x509.CRLNumber(number), False)
-    signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.key.public_key())
-    builder = builder.add_extension(signer, False)
-    for serial, date in entries.items():
-        one = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(date)
-        builder = builder.add_revoked_certificate(one.build())
-    return builder.sign(ca.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
 def _begin(
@@ -198,7 +183,7 @@ class Folder:
                 _write(self.key(name), issued.key_pem, 0o600)
                 yield Written(path=self.key(name), what=_whose(name))
             if not self.revoked.exists():
-                _write(self.revoked, make_list(ca), 0o644)
+                _write(self.revoked, make_list(ca.certificate, ca.key), 0o644)
                 yield Written(path=self.revoked, what="to the server, for --revoked: nobody is locked out yet")
         except OSError as error:
             raise ConfigError(f"{error.filename or self._path}: {error.strerror or error}") from error
@@ -215,10 +200,10 @@ class Folder:
                     raise ConfigError("--revoke ca: an authority cannot lock itself out; make another one")
             if old is not None and not old.is_signature_valid(ca.key.public_key()):
                 raise ConfigError(f"--revoke: {self.revoked} is the list of another authority")
-            write_atomically(self.revoked, make_list(ca, old, [one.serial_number for one in shown.values()]))
+            write_atomically(self.revoked, make_list(ca.certificate, ca.key, old, [one.serial_number for one in shown.values()]))
         except OSError as error:
             raise ConfigError(f"--revoke: {error.filename or self.revoked}: {error.strerror or error}") from error
-        except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as error:
+        except (*_UNREADABLE, InvalidSignature) as error:
             raise ConfigError(f"--revoke {', '.join(clients)}: not of this authority, or damaged: {error!r}") from error
         return [Written(path=self.cert(name), what=f"serial number {shown[name].serial_number:x}") for name in clients]
 
@@ -231,7 +216,7 @@ class Folder:
             key = serialization.load_pem_private_key(self.key("ca").read_bytes(), None)
         except OSError as error:
             raise ConfigError(f"{option}: {error.filename}: {error.strerror or error}") from error
-        except (ValueError, TypeError) as error:
+        except _UNREADABLE as error:
             raise ConfigError(
                 f"{option}: {self.cert('ca')} and {self.key('ca')} are not an authority: {error}"
             ) from error

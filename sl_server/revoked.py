@@ -56,7 +56,7 @@ class Revoked:
         listed = self._watched.current
         try:
             shown = x509.load_pem_x509_certificate(certificate)
-        except ValueError:
+        except (ValueError, x509.InvalidVersion):
             return True
         return shown.issuer == listed.issuer and shown.serial_number in listed.serials
 
@@ -65,6 +65,7 @@ def _read(path: Path, client_ca: Path) -> _Listed:
     """Raises ConfigError unless the list is signed by the authority: nobody else can let somebody in again."""
     try:
         from cryptography import x509
+        from cryptography.exceptions import UnsupportedAlgorithm
     except ModuleNotFoundError as error:
         raise ConfigError("--revoked needs the package cryptography: pip install 'cutlayer[certs]'") from error
     data, trusted = read_file("--revoked", path), read_file("--client-ca", client_ca)
@@ -75,7 +76,7 @@ def _read(path: Path, client_ca: Path) -> _Listed:
             raise ConfigError(f"--revoked {path} was not signed by --client-ca {client_ca}")
         serials = frozenset(one.serial_number for one in listed)
         return _Listed(issuer=listed.issuer, serials=serials, until=listed.next_update_utc)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
         raise ConfigError(f"--revoked {path}: not a list of revoked certificates in PEM form ({error})") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import subprocess
 import time
 from contextlib import ExitStack
@@ -86,6 +87,19 @@ def test_only_the_authority_can_make_a_list(certs: Path, tmp_path: Path) -> None
     (certs / "revoked.pem").write_bytes((tmp_path / "other" / "revoked.pem").read_bytes())
     with pytest.raises(ConfigError, match=r"is the list of another authority"):
         certs_of(certs, "--revoke", "c1")
+
+
+def test_a_list_of_an_unknown_version_is_refused(certs: Path) -> None:
+    """Its own exception in the library, which fuzzing found."""
+    path = certs / "revoked.pem"
+    listed = ssl.PEM_cert_to_DER_cert(path.read_text().replace("X509 CRL", "CERTIFICATE"))
+    version = listed.index(b"\x02\x01\x01")
+    other = listed[: version + 2] + b"\x11" + listed[version + 3 :]
+    path.write_text(ssl.DER_cert_to_PEM_cert(other).replace("CERTIFICATE", "X509 CRL"))
+    with pytest.raises(ConfigError, match="not a list of revoked certificates"):
+        Revoked(path, certs / "ca.pem")
+    with pytest.raises(ConfigError, match="--revoke c0"):
+        certs_of(certs, "--revoke", "c0")
 
 
 MISTAKES = {

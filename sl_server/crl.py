@@ -1,0 +1,33 @@
+"""The authority's list of revoked certificates, as `sl-server certs` writes it; `revoked` reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+CA_DAYS = 3650  # the authority must outlive what it signs, so that a new certificate needs no new trust
+SLACK = timedelta(hours=1)  # clocks of devices differ
+
+
+def make_list(
+    authority: x509.Certificate,
+    key: ec.EllipticCurvePrivateKey,
+    old: x509.CertificateRevocationList | None = None,
+    more: Sequence[int] = (),
+) -> bytes:
+    """The authority's list of revoked certificates, as PEM: those that were on it, and these serial numbers."""
+    now = datetime.now(UTC)
+    entries = dict.fromkeys(more, now) | {one.serial_number: one.revocation_date_utc for one in old or ()}
+    number = 0 if old is None else old.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number + 1
+    builder = x509.CertificateRevocationListBuilder().issuer_name(authority.subject).last_update(now - SLACK)
+    builder = builder.next_update(now + timedelta(days=CA_DAYS)).add_extension(x509.CRLNumber(number), False)
+    signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
+    builder = builder.add_extension(signer, False)
+    for serial, date in entries.items():
+        one = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(date)
+        builder = builder.add_revoked_certificate(one.build())
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
