@@ -14,7 +14,7 @@ demo: install  ## one server and four client processes train on this machine
 	@$(BIN)/python -m examples.demo
 
 test: install  ## all tests but the slow ones
-	@$(BIN)/python -m pytest -m 'not slow and not docker'
+	@$(BIN)/python -m pytest -n 3 -m 'not slow and not docker'
 
 test-all: install  ## the slow ones too
 	@$(BIN)/python -m pytest -m 'not docker'
