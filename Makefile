@@ -40,7 +40,7 @@ proto: install  ## regenerate sl_common/proto from protos/
 fuzz: install  ## over a million hostile inputs into all that reads what others wrote, and a live server; a quarter of an hour
 	@$(BIN)/python tests/fuzz.py
 
-chaos: install  ## a seeded adversary kills servers and clients and disturbs their links, for every preset; about fifteen minutes
+chaos: install  ## a seeded adversary kills servers and clients and disturbs their links, for every preset; about half an hour
 	@$(BIN)/python -m pytest -m 'slow or not slow' tests/test_chaos.py tests/test_kill.py tests/test_links.py
 
 soak: install  ## 2,000 rounds while clients come and go: does the server's process grow? Writes benchmarks/results/soak.md
