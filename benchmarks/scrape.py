@@ -68,7 +68,7 @@ def measure(clients: int, scrapes: int) -> dict[str, Any]:
                 drivers.signal(signal.SIGKILL)
             server.signal(signal.SIGKILL)
     lines = [line for line in text.splitlines() if not line.startswith("#")]
-    rows = sum(line.startswith("sl_client_connected{") and line.endswith(" 1.0") for line in lines)
+    rows = sum(line.startswith("sl_client_connected{") and line.endswith(" 1") for line in lines)
     if rows != clients:
         raise BenchmarkFailed(f"{rows} of {clients} clients were connected when scraped")
     return {"clients": clients, "series": len(lines), "kb": len(text) / 1e3, "still": still, "training": training}

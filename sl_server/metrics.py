@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
@@ -72,8 +72,7 @@ class Metrics:
         PlatformCollector(registry=registry)
         registry.register(LedgerCollector(ledger))
         self.clients = ClientSeries(config.metrics.clients)
-        registry.register(self.clients)
-        self.scrapes = Scrapes(registry)
+        self.scrapes = Scrapes(self.text)
         self._rounds = Rounds(ledger, registry)
         self._rounds.planned.set(config.run.rounds)
         self._sources = {name: Gauge(name, text, registry=registry) for name, text in SOURCES.items()}
@@ -154,6 +153,10 @@ class Metrics:
         """Where to read the gauges of SOURCES when scraped; from any thread."""
         for name, source in sources.items():
             self._sources[name].set_function(source)
+
+    def text(self) -> bytes:
+        """All of them in Prometheus' text format."""
+        return generate_latest(self.registry) + self.clients.text().encode()
 
     def serve(self, host: str, port: int) -> int:
         """Answer scrapes at http://host:port/metrics; returns the port. Raises ConfigError if it is taken."""

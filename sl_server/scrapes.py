@@ -6,12 +6,10 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-
-from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from sl_common.errors import ConfigError
 
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
 
 ANSWER_S = 5.0  # for a whole request to come, and for its answer to be taken
 SCRAPER = "HTTP_X_PROMETHEUS_SCRAPE_TIMEOUT_SECONDS"  # whoever asks by hand does not come again by itself
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MOST_S = 60.0  # that the end of a run waits for a last scrape
 
 
@@ -42,11 +41,11 @@ class _Handler(WSGIRequestHandler):
 
 
 class Scrapes:
-    """Answers those of one registry."""
+    """Answers those of one run."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        # Compressing costs more time than it saves within a network.
-        self._app = make_wsgi_app(registry, disable_compression=True)
+    def __init__(self, text: Callable[[], bytes]) -> None:
+        """`text` is called in the thread of each request."""
+        self._text = text
         self._server: WSGIServer | None = None
         self._begun: tuple[float, ...] = ()  # when the last two that were answered began, of a Prometheus
 
@@ -64,10 +63,11 @@ class Scrapes:
 
     def _answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         began = time.monotonic()
-        text: Iterable[bytes] = self._app(environ, start_response)
+        text = self._text()
+        start_response("200 OK", [("Content-Type", CONTENT_TYPE), ("Content-Length", str(len(text)))])
         if SCRAPER in environ:
             self._begun = (*self._begun[-1:], began)
-        return text
+        return [text]
 
     async def last(self) -> None:
         """Wait for one that begins now or later, if a Prometheus has come at least twice and is not overdue."""
