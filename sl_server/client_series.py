@@ -61,18 +61,13 @@ COUNTERS = {
 GAUGES = {
     "sl_client_connected": ("connected", "1 while this client has an open stream, 0 while it is away or has left"),
     "sl_client_wave_seconds": ("wave_s", "From the start of this client's last training wave to its end"),
-    "sl_client_accuracy": (
-        "accuracy",
-        "Accuracy, 0 to 1, on this client's share of the held-out data, or of its own network",
-    ),
+    "sl_client_accuracy": ("accuracy", "Accuracy, 0 to 1, on this client's share of the held-out data, or of its own network"),
 }
 BYTES: dict[str, Callable[[Row], dict[Direction, int]]] = {
     "wire": lambda row: row.wire,
     "payload": lambda row: row.payload,
 }
-STEP = (
-    "One training step of this client, by where its time went: on the client, under way, at the server with its queue"
-)
+STEP = "One training step of this client, by where its time went: on the client, under way, at the server with its queue"
 
 
 class ClientSeries:
