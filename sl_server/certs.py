@@ -200,7 +200,9 @@ class Folder:
                     raise ConfigError("--revoke ca: an authority cannot lock itself out; make another one")
             if old is not None and not old.is_signature_valid(ca.key.public_key()):
                 raise ConfigError(f"--revoke: {self.revoked} is the list of another authority")
-            write_atomically(self.revoked, make_list(ca.certificate, ca.key, old, [one.serial_number for one in shown.values()]))
+            write_atomically(
+                self.revoked, make_list(ca.certificate, ca.key, old, [one.serial_number for one in shown.values()])
+            )
         except OSError as error:
             raise ConfigError(f"--revoke: {error.filename or self.revoked}: {error.strerror or error}") from error
         except (*_UNREADABLE, InvalidSignature) as error:

@@ -61,13 +61,18 @@ COUNTERS = {
 GAUGES = {
     "sl_client_connected": ("connected", "1 while this client has an open stream, 0 while it is away or has left"),
     "sl_client_wave_seconds": ("wave_s", "From the start of this client's last training wave to its end"),
-    "sl_client_accuracy": ("accuracy", "Accuracy, 0 to 1, on this client's share of the held-out data, or of its own network"),
+    "sl_client_accuracy": (
+        "accuracy",
+        "Accuracy, 0 to 1, on this client's share of the held-out data, or of its own network",
+    ),
 }
 BYTES: dict[str, Callable[[Row], dict[Direction, int]]] = {
     "wire": lambda row: row.wire,
     "payload": lambda row: row.payload,
 }
-STEP = "One training step of this client, by where its time went: on the client, under way, at the server with its queue"
+STEP = (
+    "One training step of this client, by where its time went: on the client, under way, at the server with its queue"
+)
 
 
 class ClientSeries:
@@ -125,7 +130,7 @@ class ClientSeries:
         rows = [(f'client="{_escaped(name)}"', row) for name, row in own.items()]
         if others is not None:
             rows.append((f'client="{OTHERS}"', others))
-        families: list[Iterable[str]] = []
+        families: list[str] = []
         for which, counts in BYTES.items():
             said = f"This client's part of sl_{which}_bytes_total"
             ways = ((f'{{{who},direction="{way}"}}', n) for who, row in rows for way, n in counts(row).items())
@@ -135,13 +140,12 @@ class ClientSeries:
                 values = ((f"{{{who}}}", getattr(row, attribute)) for who, row in rows)
                 families.append(_family(name, kind, said, ((who, value) for who, value in values if value is not None)))
         families.append(_family("sl_client_step_seconds", "summary", STEP, _times(rows)))
-        return "".join(line for family in families for line in family)
+        return "".join(families)
 
 
-def _family(name: str, kind: str, said: str, series: Iterable[Line]) -> Iterator[str]:
-    yield f"# HELP {name} {said}\n# TYPE {name} {kind}\n"
-    for labels, value in series:
-        yield f"{name}{labels} {value}\n"
+def _family(name: str, kind: str, said: str, series: Iterable[Line]) -> str:
+    lines = [f"{name}{labels} {value}\n" for labels, value in series]
+    return "".join([f"# HELP {name} {said}\n# TYPE {name} {kind}\n", *lines])
 
 
 def _times(rows: list[tuple[str, Row]]) -> Iterator[Line]:

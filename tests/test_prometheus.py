@@ -31,9 +31,6 @@ from prometheus import (
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
-
 from sl_common.config import RunConfig
 from sl_common.facts import ClientLeft, Trained
 from sl_server.client_series import OTHERS
