@@ -51,6 +51,8 @@ def misfiled(message: Message, rng: random.Random) -> None:
     while True:
         fields = list(message.DESCRIPTOR.fields)
         present = [field for field, _ in message.ListFields()]
+        if not fields:
+            return  # a message that says all by being there
         field = rng.choice(present if present and rng.random() < 0.7 else fields)
         if field.cpp_type != FieldDescriptor.CPPTYPE_MESSAGE:
             _set(message, field, rng)
