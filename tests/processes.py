@@ -39,6 +39,7 @@ class Process:
             env=_environment(env),
             preexec_fn=_take_interrupts,
         )
+        self._began = time.monotonic()
         self.lines: list[str] = []
         self._errors: list[str] = []
         self._news = threading.Condition()
@@ -90,6 +91,10 @@ class Process:
 
     def _is_alive(self, deadline: float) -> bool:
         return any(reader.is_alive() for reader in self._readers) and time.monotonic() < deadline
+
+    def is_running(self) -> bool:
+        """Not ended yet, and not for longer than anything may take."""
+        return self._process.poll() is None and time.monotonic() < self._began + PATIENCE_S
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to this process alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -13,16 +14,17 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from html import unescape
 from pathlib import Path
 
 import pytest
-from processes import ROOT, started
+from processes import ROOT, Process, started
 
 OURS = ROOT / "docker" / "prometheus"
 CONSOLE = OURS / "consoles" / "cutlayer.html"
 DASHBOARDS = sorted((ROOT / "docker" / "grafana" / "dashboards").glob("*.json"))
+ATTEMPTS = 3
 COMPARISON = re.compile(r"\s(>=|<=|==|!=|>|<) (?!bool )")
 SET_OPERATOR = re.compile(r"\n(?:and|or|unless)(?: (?:on|ignoring) \([^)]*\))? ")
 
@@ -48,6 +50,15 @@ class Prometheus:
         query = f"?{urllib.parse.urlencode(fields)}" if fields else ""
         with urllib.request.urlopen(f"{self.url}/{path}{query}", timeout=20) as answer:
             return answer.read()
+
+    def is_up(self, process: Process) -> bool:
+        """Wait until it answers; false if it has ended: it takes no port 0, and another process may have taken the one that was free."""
+        while process.is_running():
+            with contextlib.suppress(OSError):
+                self.get("-/ready")
+                return True
+            time.sleep(0.05)
+        return False
 
     def query(self, text: str) -> list[tuple[dict[str, str], float]]:
         """Labels and value of each sample; a query that Prometheus does not understand is an AssertionError."""
@@ -75,27 +86,23 @@ def scraping(folder: Path, target: str) -> Iterator[Prometheus]:
     config = folder / "prometheus.yml"
     config.write_text(text.replace("server:9464", target).replace("_interval: 5s", "_interval: 1s"))
     shutil.copy(OURS / "rules.yml", folder)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     flags = {
         "config.file": config,
-        "storage.tsdb.path": folder / "tsdb",
-        "web.listen-address": f"127.0.0.1:{port}",
         "web.console.templates": CONSOLE.parent,
         "web.console.libraries": CONSOLE.parent,
         "log.level": "warn",
     }
-    with started(program, *(f"--{name}={value}" for name, value in flags.items())) as process:
-        prometheus = Prometheus(f"http://127.0.0.1:{port}")
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                prometheus.get("-/ready")
-                break
-            except OSError:
-                assert time.monotonic() < deadline, process.err
-                time.sleep(0.05)
-        yield prometheus
+    with ExitStack() as stack:
+        for attempt in range(ATTEMPTS):
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                port = free.getsockname()[1]
+            flags |= {"storage.tsdb.path": folder / f"tsdb{attempt}", "web.listen-address": f"127.0.0.1:{port}"}
+            process = stack.enter_context(started(program, *(f"--{name}={value}" for name, value in flags.items())))
+            prometheus = Prometheus(f"http://127.0.0.1:{port}")
+            if prometheus.is_up(process):
+                yield prometheus
+                return
+        pytest.fail(process.err)
 
 
 def rules(kind: str) -> dict[str, str]:
