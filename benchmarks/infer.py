@@ -1,6 +1,6 @@
 """Measures split inference against sending the raw image: latency and bytes of a request, on loopback and over a link of 20 Mbit/s.
 
-python -m benchmarks.infer [--seconds 2.5] [--mbit 20]; `make bench-infer`. It writes infer.json and infer.md into benchmarks/results.
+python -m benchmarks.infer [--seconds 2] [--mbit 20]; `make bench-infer`. It writes infer.json and infer.md into benchmarks/results.
 The link needs Linux and root (see benchmarks.shaped); without, or with --mbit 0, that part is left out.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import shaped
+from benchmarks.infer_sides import LEAST
 from benchmarks.page import Page, parser_of
 from benchmarks.processes import ROOT, module, script, started
 from benchmarks.sides import START_S
@@ -74,7 +76,6 @@ class Client:
     def __init__(self, within: Sequence[str] = ()) -> None:
         command = [*within, *module("infer_sides", "client")]
         self._popen = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.hear()
 
     def say(self, job: dict[str, Any]) -> None:
         """Hand a job over."""
@@ -102,13 +103,16 @@ class Client:
 def clients(count: int, within: Sequence[str] = ()) -> Iterator[list[Client]]:
     """So many processes, gone when the block is left."""
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(contextlib.closing(Client(within))) for _ in range(count)]
+        asking = [stack.enter_context(contextlib.closing(Client(within))) for _ in range(count)]
+        for client in asking:
+            client.hear()
+        yield asking
 
 
 @contextlib.contextmanager
 def servers(folder: Path, host: str, within: Sequence[str] = ()) -> Iterator[dict[str, str]]:
     """All sides' servers; their addresses."""
-    listen, found = f"{host}:0", {}
+    listen, running = f"{host}:0", {}
     with contextlib.ExitStack() as stack:
         for name, side in SIDES.items():
             if side is None:
@@ -118,8 +122,8 @@ def servers(folder: Path, host: str, within: Sequence[str] = ()) -> Iterator[dic
             else:
                 out = folder / "-".join(side)
                 command = script("sl-server", "serve", out, "--listen", listen, "--insecure", "--json")
-            found[name] = stack.enter_context(started([*within, *command])).line("address", START_S)["address"]
-        yield found
+            running[name] = stack.enter_context(started([*within, *command]))
+        yield {name: server.line("address", START_S)["address"] for name, server in running.items()}
 
 
 def measure(asking: Sequence[Client], addresses: dict[str, str], seconds: float) -> dict[str, dict[int, Result]]:
@@ -136,16 +140,24 @@ def measure(asking: Sequence[Client], addresses: dict[str, str], seconds: float)
                 "requests": len(taken),
                 "p50_ms": 1e3 * taken[len(taken) // 2],
                 "p99_ms": 1e3 * taken[-(-99 * len(taken) // 100) - 1],
-                "requests_per_s": len(taken) / seconds,
                 "bytes_up": found[0]["up"],
                 "bytes_down": found[0]["down"],
-                "last": found[0]["last"],
+                "first": found[0]["first"],
             }
+            check(results, name, batch)
             print(
                 f"{len(asking)} client(s), {batch} image(s), {name}: {results[name][batch]['p50_ms']:.2f} ms",
                 flush=True,
             )
     return results
+
+
+def check(results: dict[str, dict[int, Result]], name: str, batch: int) -> None:
+    """The split network must be the one that the raw image is sent to."""
+    if SIDES[name] == ("conv1", "identity"):
+        both = zip(results["raw image"][batch]["first"], results[name][batch]["first"], strict=True)
+        if not all(math.isclose(a, b, abs_tol=1e-4) for a, b in both):
+            sys.exit("error: split and whole network disagree")
 
 
 def bytes_table(results: dict[str, dict[int, Result]]) -> str:
@@ -179,7 +191,7 @@ def latency_table(measured: dict[str, dict[str, dict[int, Result]]]) -> str:
 def main() -> None:
     """Measure, print, write."""
     parser = parser_of("infer", __doc__)
-    parser.add_argument("--seconds", type=float, default=2.5, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--mbit", type=int, default=20, help="of the link; 0 leaves it out")
     args = parser.parse_args()
     measured = {}
@@ -205,8 +217,8 @@ def main() -> None:
         "The cnn (Conv 1→32, Conv 32→64, Linear 3136→128, Linear 128→10), cut after its first block or before its last: the device computes "
         "up to there and sends activations (`sl-client predict`'s own code to `sl-server serve`). Raw image: 784 bytes each to a bare gRPC "
         "stream with the whole network behind it. From stored pixels to the scores of all classes, one request of each client under way, "
-        f"{args.seconds:g} s each; all clients and servers are processes of one machine, one torch thread each. Bytes are of gRPC messages "
-        "with their 5-byte prefixes.",
+        f"{args.seconds:g} s each and at least {LEAST} requests of each client (of fewer than 100 the 99th percentile is the greatest); all "
+        "clients and servers are processes of one machine, one torch thread each. Bytes are of gRPC messages with their 5-byte prefixes.",
         bytes_table(measured["1 client"]),
         latency_table(measured),
     ]
