@@ -1,6 +1,6 @@
 """Measures what checkpoints cost a run, and how long a killed server takes to be training again.
 
-python -m benchmarks.checkpoints [--pairs 3] [--rounds 4] [--steps 150] [--kills 3]; `make bench-checkpoints`. It writes checkpoints.json
+python -m benchmarks.checkpoints [--pairs 5] [--rounds 3] [--steps 80] [--kills 3]; `make bench-checkpoints`. It writes checkpoints.json
 and checkpoints.md into benchmarks/results. Server and clients are processes of the installed commands.
 """
 
@@ -29,6 +29,7 @@ CLIENTS = 2
 LIMIT_S = 300.0
 CNN = WORKLOADS["cnn"]
 _STEPS = re.compile(r"^sl_steps_total (\S+)$", re.MULTILINE)
+_CHECKPOINTS = tuple(re.compile(rf"^sl_checkpoint_seconds_{what} (\S+)", re.MULTILINE) for what in ("sum", "count"))
 NOTE = (
     f"`cnn` ({CNN.text}), SGD with momentum, batch {BATCH}, {CLIENTS} client processes in lock-step (`parallel`), one torch thread each. With "
     'checkpoints: `run.checkpoints = "round"`, synced to disk, and the clients\' snapshots on disk as well (`--state DIR`). Without: '
@@ -68,13 +69,20 @@ class Run:
         toml.write_text(text)
         self.heard = Heard()
         self.server = self._serve("run", toml, "--listen", "127.0.0.1:0", "--out", self.out)
-        self.address = self.server.line("address", LIMIT_S)["address"]
+        self._hear_server()
+        self.address = self.server_said["address"]
         self.clients_heard = [Heard() for _ in range(CLIENTS)]
         self.clients = [self._client(number, heard) for number, heard in enumerate(self.clients_heard)]
 
     def _serve(self, *words: object) -> Process:
         command = script("sl-server", *words, "--metrics", "127.0.0.1:0", "--json")
         return self._stack.enter_context(started(command, self.heard))
+
+    def _hear_server(self) -> None:
+        """Its two addresses, whichever it says first."""
+        self.server_said: Line = {}
+        while not {"address", "port"} <= self.server_said.keys():
+            self.server_said |= self.server.line("event", LIMIT_S)
 
     def _client(self, number: int, heard: Heard) -> Process:
         to = ("--server", self.address, "--id", f"c{number}", "--allow", "benchmarks", "--json")
@@ -89,11 +97,18 @@ class Run:
                 raise BenchmarkFailed(f"no {number} rounds within {LIMIT_S:g} s")
             time.sleep(0.01)
 
+    def metrics(self) -> str:
+        """What the server says of itself now."""
+        port = self.server_said["port"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            return str(answer.read(), "utf-8")
+
     def resume(self) -> float:
         """Kill the server with no warning, and start it again at once: when, by this process's clock."""
         self.server.kill()
         began = time.monotonic()
         self.server = self._serve("run", "--resume", self.out, "--listen", self.address)
+        self._hear_server()
         return began
 
     def finish(self) -> list[Line]:
@@ -103,23 +118,25 @@ class Run:
         return [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
 
 
-def seconds_of_rounds(checkpoints: str, rounds: int, steps: int) -> list[float]:
-    """From the end of each round to that of the next, by the server's clock; the first round warms up."""
+def seconds_of_rounds(checkpoints: str, rounds: int, steps: int) -> tuple[list[float], float]:
+    """From the end of each round to that of the next, by the server's clock; the first round warms up. And of one checkpoint, by its own."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, ExitStack() as stack:
-        lines = Run(stack, Path(folder), rounds + 1, steps, checkpoints).finish()
+        run = Run(stack, Path(folder), rounds + 1, steps, checkpoints)
+        run.wait_for_rounds(rounds)
+        text = run.metrics()
+        lines = run.finish()
         kept = len(list(Path(folder, "out").glob("checkpoint-*")))
     if bool(kept) != (checkpoints != "never"):
         raise BenchmarkFailed(f"{kept} checkpoints with run.checkpoints = {checkpoints!r}")
     ends = [line["seconds"] for line in lines if line["event"] == "round"]
-    return [after - before for before, after in pairwise(ends)]
+    taken, saved = (float(found[1]) if (found := one.search(text)) else 0.0 for one in _CHECKPOINTS)
+    return [after - before for before, after in pairwise(ends)], taken / max(saved, 1.0)
 
 
 def first_batch(run: Run, began: float) -> float:
     """Seconds until the new server's counter of trained batches is not 0 any more."""
-    port = run.server.line("port", LIMIT_S)["port"]
     while time.monotonic() < began + LIMIT_S:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            found = _STEPS.search(answer.read().decode())
+        found = _STEPS.search(run.metrics())
         if found and float(found[1]):
             return time.monotonic() - began
         time.sleep(0.01)
@@ -172,17 +189,21 @@ def table(found: Sequence[Mapping[str, float]]) -> str:
 def main() -> None:
     """Measure, print, write."""
     parser = parser_of("checkpoints", __doc__)
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=4, help="of a run that count; one more warms up")
-    parser.add_argument("--steps", type=int, default=150, help="of a client in a round")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3, help="of a run that count; one more warms up")
+    parser.add_argument("--steps", type=int, default=80, help="of a client in a round")
     parser.add_argument("--kills", type=int, default=3)
     args = parser.parse_args()
     runs: dict[str, list[float]] = {"round": [], "never": []}
+    each: list[float] = []  # seconds of one checkpoint
     raw: dict[str, Any] = {}
     try:
         for pair in range(args.pairs):
             for which in list(runs) if pair % 2 else list(runs)[::-1]:  # neither is always the first
-                runs[which].append(median(seconds_of_rounds(which, args.rounds, args.steps)))
+                rounds, checkpoint = seconds_of_rounds(which, args.rounds, args.steps)
+                runs[which].append(median(rounds))
+                if which == "round":
+                    each.append(checkpoint)
             print({which: round(found[-1], 3) for which, found in runs.items()}, flush=True)
         raw = {"imports": imports(), "recoveries": recoveries(args.kills, args.steps) if args.kills else []}
     except BenchmarkFailed as error:
@@ -198,7 +219,8 @@ def main() -> None:
         sections.append(
             f"A round with a checkpoint takes {median(ratios):.3f} times as long as one without (pairs from {min(ratios):.3f} to {max(ratios):.3f}; "
             f"{args.pairs} interleaved pairs of runs, each the median of {args.rounds} rounds of {args.steps} steps; a round without takes "
-            f"{median(runs['never']):.1f} s)."
+            f"{median(runs['never']):.1f} s). The server itself stands still for {1e3 * median(each):.0f} ms in each checkpoint, "
+            f"{median(each) / median(runs['never']):.2%} of a round; what the pairs say beyond that is their clients' snapshots and this machine's noise."
         )
     if raw["recoveries"]:
         sections.append(
@@ -207,7 +229,9 @@ def main() -> None:
             f"{raw['imports']['torch']:.2f} s to import torch alone, and {raw['imports']['server']:.2f} s for all that a server is."
         )
         sections.append(table(raw["recoveries"]))
-    page.save(args.results, sections, {"seconds_of_a_round": runs, "ratios": ratios, **raw})
+    page.save(
+        args.results, sections, {"seconds_of_a_round": runs, "seconds_of_a_checkpoint": each, "ratios": ratios, **raw}
+    )
 
 
 if __name__ == "__main__":
