@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from drawn import DRAWN, LAW, bytes_of, content, ends_for, messages, random_tensor
+from drawn import DRAWN, LAW, bytes_of, content, endpoint, ends_for, messages, normal, random_tensor
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 from unions import members
 
+from sl_common.codec import Packed
 from sl_common.codec.packed import DTYPES
 from sl_common.inference import Lower, Query, Scores
 from sl_common.messages import Aligned, Begin, Bye, Directive, Done, Gradient, Message, Ready, Smashed, kind_of
@@ -118,6 +122,76 @@ def test_a_received_message_does_not_change_when_the_next_one_comes() -> None:
     sender, receiver = ends_for(first)
     heard = [carry(sender, receiver, message)[1][-1].message for message in (first, second)]
     assert [content(m) for m in heard] == [content(first), content(second)]
+
+
+class Graph:
+    """Autograd alone holds the tensor."""
+
+    def __init__(self, z: Tensor) -> None:
+        self._weight = torch.ones(8, requires_grad=True)
+        self._sum = (z * self._weight).sum()
+
+    def gradient(self) -> Any:
+        return content(*torch.autograd.grad(self._sum, self._weight, retain_graph=True))
+
+
+KEEPS: dict[str, Callable[[Smashed], Any]] = {
+    "nothing": lambda _: torch.empty(0),
+    "the message": lambda heard: heard,
+    "a tensor": lambda heard: heard.z,
+    "labels": lambda heard: heard.y,
+    "a part of a tensor": lambda heard: heard.z[1:, :2],
+    "an array": lambda heard: torch.from_numpy(heard.z.numpy()[:, 1:]),
+    "what came": lambda heard: heard.packed,
+    "a graph that needs it": lambda heard: Graph(heard.z),
+}
+
+
+def seen(kept: Any) -> Any:
+    match kept:
+        case Packed():
+            return bytes(kept.data)
+        case Graph():
+            return kept.gradient()
+        case _:
+            return content(kept)
+
+
+@LAW
+@given(st.lists(st.tuples(st.sampled_from(sorted(KEEPS)), st.integers(1, 3)), min_size=2, max_size=12))
+def test_what_anybody_keeps_of_a_message_does_not_change(happens: list[tuple[str, int]]) -> None:
+    """Its memory serves again, but only if nobody has any of it."""
+    sender, receiver = endpoint("client"), endpoint("server")
+    kept: list[tuple[str, Any, Any]] = []
+    for number, (what, size) in enumerate(happens):
+        sent = Smashed(step=number, z=normal((size, 8), number), y=torch.arange(size) + number)
+        heard = carry(sender, receiver, sent)[1][-1].message
+        assert isinstance(heard, Smashed)
+        mine = KEEPS[what](heard)
+        kept.append((what, mine, seen(mine)))
+        del heard, mine
+        for name, one, before in kept:
+            assert seen(one) == before, name
+
+
+def test_memory_of_a_message_that_nobody_has_serves_again() -> None:
+    sender, receiver = endpoint("client"), endpoint("server")
+    pointers = set()
+    for number in range(5):
+        heard = carry(sender, receiver, Smashed(step=number, z=normal((64, 500), number), y=torch.arange(64)))[1][
+            -1
+        ].message
+        assert isinstance(heard, Smashed)
+        pointers.add(heard.z.data_ptr())
+        del heard
+    assert len(pointers) == 1
+
+
+def test_memory_of_large_bodies_is_not_kept() -> None:
+    """A server would have that of all clients at once."""
+    sender, receiver = endpoint("client"), endpoint("server")
+    carry(sender, receiver, Smashed(step=0, z=normal((64, 2000), 0), y=torch.arange(64)))
+    assert receiver._last is None
 
 
 def test_a_batch_is_also_there_as_it_came() -> None:

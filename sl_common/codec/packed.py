@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -27,6 +28,7 @@ DTYPES: tuple[torch.dtype, ...] = (  # by wire number less one: protos/sl/v1/spl
     torch.bool,
 )
 MAX_RANK = 16
+_LAYOUTS = 4096  # that are remembered: a step has the same few again and again
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +101,12 @@ Direction = Literal["up", "down", "state"]
 
 def make_layout(kind: str, x: Tensor, nbytes: int, params: bytes = b"") -> Layout:
     """The header for encoding `x` by the codec `kind` into `nbytes`."""
-    return Layout(codec=kind, dtype=x.dtype, shape=tuple(x.shape), nbytes=nbytes, params=params)
+    return _layout(kind, x.dtype, x.shape, nbytes, params)
+
+
+@lru_cache(maxsize=_LAYOUTS)
+def _layout(kind: str, dtype: torch.dtype, shape: torch.Size, nbytes: int, params: bytes) -> Layout:
+    return Layout(codec=kind, dtype=dtype, shape=tuple(shape), nbytes=nbytes, params=params)
 
 
 def fits(shape: Sequence[int]) -> bool:

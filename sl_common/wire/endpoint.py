@@ -14,14 +14,14 @@ from typing import Any, Literal
 from google.protobuf.message import DecodeError
 from torch import Tensor
 
-from sl_common.codec import Coding, Direction, Layout, Link, Packed, Scheme
+from sl_common.codec import Coding, Link, Packed
 from sl_common.errors import Refused, WireError
 from sl_common.inference import Query
 from sl_common.messages import Aligned, Begin, Done, Gradient, Message, Smashed, WireKind, kind_of
 from sl_common.proto import split_pb2 as pb
 from sl_common.seeds import Draw
 from sl_common.wire import translate
-from sl_common.wire.assembly import Assembly
+from sl_common.wire.assembly import Assembly, Plan
 from sl_common.wire.timing import Timing
 
 CHUNK_BYTES = 1 << 20  # Python gRPC moves 1 MiB messages four times faster than one of 16 MiB
@@ -30,7 +30,11 @@ MAX_HEADER = 1 << 20  # bytes of a frame without its chunk
 GRPC_PREFIX = 5  # bytes that gRPC puts before each message: a flag and the length
 ACK_EVERY = 8 << 20  # received bytes after which a silent side owes a bare acknowledgement
 
-_REMEMBERED = 4096  # tensor headers that were checked
+_REMEMBERED = 64  # kinds of message, by their tensor headers, that were checked
+_FEW = 4  # tensors at most of those: batches, not weights
+_KEPT = (
+    1 << 18
+)  # bytes of a body whose memory is kept for the next one: filling larger ones costs more than getting memory
 _VARINT, _LENGTH_DELIMITED = 0, 2  # protobuf's wire types
 _CHUNK_TAG = 15 << 3 | _LENGTH_DELIMITED
 _OF_INFER = frozenset({"fetch", "query", "offer", "lower", "scores"})
@@ -86,8 +90,8 @@ class Endpoint:
         self._name = ""
         self._header: Any = None
         self._kind: WireKind = "control"
-        self._assembly: Assembly | None = None
-        self._schemes: list[Scheme] = []  # of the tensors of the message on its way in
+        self._assembly: Assembly | None = None  # of the message on its way in
+        self._last: Assembly | None = None  # its memory serves again
         self._labels = 0  # bytes of labels still to come in this message
         self._likes: dict[int, Tensor] = {}
         self._wave = (0, 0)  # round and wave of the last Begin
@@ -101,7 +105,7 @@ class Endpoint:
         self.residuals = {} if residuals is None else residuals
         self._draw = (*draw, "codec")
         self._limit_bytes = limit_bytes
-        self._agreed: dict[tuple[Direction, Layout], Scheme] = {}
+        self._plans: dict[tuple[str, tuple[bytes, ...]], Plan] = {}
 
     # --- out
 
@@ -205,35 +209,35 @@ class Endpoint:
             raise WireError(f"{name} begins while {self._assembly.missing} bytes of {self._name} are missing")
         if (name in _OF_INFER) != (self._call == "infer"):
             raise WireError(f"{name} is not said on a stream to {self._call}")
-        layouts = translate.layouts_of(name, header)
-        direction = translate.direction_of(name)
-        schemes = [self._scheme(name, direction, layout) for layout in layouts]
-        if len(layouts) > 1 and (total := sum(layout.decoded_nbytes for layout in layouts)) > self._limit_bytes:
-            raise WireError(f"{name}: tensors of {total} bytes, this run allows {self._limit_bytes}")
+        tensors = translate.tensor_headers(name, header)
+        plan = self._plans.get((name, tensors)) or self._plan(name, tensors)
         self._name, self._header, self._kind = name, header, _kind_of_header(name, header)
-        self._schemes = schemes
-        self._assembly = Assembly(layouts)
-        self._labels = layouts[0].nbytes if self._kind == "smashed" else 0
+        last, self._last = self._last, None
+        self._assembly = last if last is not None and last.again(plan) else Assembly(plan)
+        if plan.memory <= _KEPT:
+            self._last = self._assembly
+        self._labels = plan.places[0][0].nbytes if self._kind == "smashed" else 0
 
-    def _scheme(self, name: str, direction: Direction, layout: Layout) -> Scheme:
-        """The codec that a tensor header names, checked: once for each header, since a run has few different ones."""
-        scheme = self._agreed.get((direction, layout))
-        if scheme is not None:
-            return scheme
-        if layout.decoded_nbytes > self._limit_bytes:
-            raise WireError(f"{name}: a tensor of {layout.decoded_nbytes} bytes, this run allows {self._limit_bytes}")
-        scheme = self.link.agreed(direction, layout)
-        if len(self._agreed) >= _REMEMBERED:
-            self._agreed.clear()
-        self._agreed[direction, layout] = scheme
-        return scheme
+    def _plan(self, name: str, tensors: tuple[bytes, ...]) -> Plan:
+        """What the tensor headers ask for, checked: once for each message that is like the ones before it."""
+        layouts = [translate.read_layout(tensor) for tensor in tensors]
+        total = sum(layout.decoded_nbytes for layout in layouts)
+        if total > self._limit_bytes:
+            raise WireError(f"{name}: tensors of {total} bytes, this run allows {self._limit_bytes}")
+        direction = translate.direction_of(name)
+        plan = Plan(layouts, [self.link.agreed(direction, layout) for layout in layouts])
+        if len(tensors) <= _FEW:
+            if len(self._plans) >= _REMEMBERED:
+                self._plans.clear()
+            self._plans[name, tensors] = plan
+        return plan
 
     def _finish(self) -> Message:
         assert self._assembly is not None
-        packed, self._assembly = self._assembly.packed, None
+        packed, schemes, self._assembly = self._assembly.packed, self._assembly.plan.schemes, None
         like = self._likes.pop(self._header.step, None) if self._name == "gradient" else None
         coding = Coding(like=like, training=self._kind not in ("eval", "infer"))
-        message = translate.decode(self._name, self._header, packed, self._schemes, coding)
+        message = translate.decode(self._name, self._header, packed, schemes, coding)
         self._header = None
         if isinstance(message, Smashed) and message.needs_grad and self.link.down.uses_like:
             self._likes[message.step] = message.z

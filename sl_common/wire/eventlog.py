@@ -80,7 +80,8 @@ def _load_one(view: memoryview) -> tuple[str, Logged, memoryview]:
     if field is None:
         raise WireError("event log: a record without an event")
     message = getattr(frame, field)
-    packed = [_aligned(layout, body) for layout, body in zip(translate.layouts_of(field, message), bodies, strict=True)]
+    layouts = [translate.read_layout(tensor) for tensor in translate.tensor_headers(field, message)]
+    packed = [_aligned(layout, body) for layout, body in zip(layouts, bodies, strict=True)]
     schemes = [_EXACT.agreed(translate.direction_of(field), one.layout) for one in packed]
     return client, translate.decode(field, message, packed, schemes, Coding()), view  # type: ignore[return-value]
 

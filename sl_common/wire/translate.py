@@ -44,9 +44,12 @@ _REPEATED = {"weights": MAX_TENSORS, "parts": MAX_LIST, "digests": MAX_LIST, "sn
 _ASKED = ("send", "update", "align", "warm")  # of a directive, on the wire
 
 
+_DIRECTIONS: dict[str, Direction] = {"smashed": "up", "query": "up", "gradient": "down", "scores": "down"}
+
+
 def direction_of(name: str) -> Direction:
     """Which codec of the Link a header's floating-point tensors travel in."""
-    return {"smashed": "up", "query": "up", "gradient": "down", "scores": "down"}.get(name, "state")  # type: ignore[return-value]
+    return _DIRECTIONS.get(name, "state")
 
 
 # --- out
@@ -191,24 +194,29 @@ _headers: dict[type, Callable[[Any], tuple[str, Any, list[Tensor]]]] = {
 # --- in
 
 
-def layouts_of(name: str, header: Any) -> list[Layout]:
-    """The tensor headers of a received message, in body order. Raises WireError on an unknown dtype or an absurd shape."""
+def tensor_headers(name: str, header: Any) -> tuple[bytes, ...]:
+    """The tensor headers of a received message as bytes, in body order. Raises WireError where there are too many."""
+    match name:
+        case "smashed":
+            return header.y.SerializeToString(), header.z.SerializeToString()
+        case "gradient":
+            return (header.dz.SerializeToString(),) if header.HasField("dz") else ()
     for field in header.DESCRIPTOR.fields:
         most = _REPEATED.get(field.name)
         if most is not None and (count := len(getattr(header, field.name))) > most:
             raise WireError(f"{name}.{field.name} has {count} entries, at most {most} are allowed")
-    return [_read(slot.SerializeToString()) for slot in _slots(name, header)]
+    return tuple(slot.SerializeToString() for slot in _slots(name, header))
 
 
-@lru_cache(maxsize=_LAYOUTS)
-def _read(data: bytes) -> Layout:
+def read_layout(data: bytes) -> Layout:
+    """A tensor header. Raises WireError on an unknown dtype or an absurd shape."""
     slot = pb.Tensor.FromString(data)
     if not 1 <= slot.dtype <= len(DTYPES):
         raise WireError(f"tensor header has dtype number {slot.dtype}, known are 1 to {len(DTYPES)}")
     shape = tuple(slot.shape)
     if not fits(shape) or len(slot.params) > MAX_WORD:
         raise WireError(f"tensor header has shape {shape[:20]} and {len(slot.params)} bytes of parameters")
-    if len(slot.codec) > MAX_WORD:  # or whoever thinks up codecs fills the memory of `_read`
+    if len(slot.codec) > MAX_WORD:  # or whoever thinks up codecs fills memory
         raise WireError(f"tensor header names a codec with {len(slot.codec)} characters")
     return Layout(codec=slot.codec, dtype=DTYPES[slot.dtype - 1], shape=shape, nbytes=slot.nbytes, params=slot.params)
 
