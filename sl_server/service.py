@@ -45,8 +45,6 @@ OPTIONS = (
     ("grpc.http2.lookahead_bytes", 1 << 22),
     ("grpc.http2.bdp_probe", 0),  # its pings cost more than the window that they find
     ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a lottery
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # or clients that only wait are sent away: too_many_pings
     ("grpc.http2.max_pings_without_data", 0),
@@ -238,8 +236,17 @@ async def _abort(context: grpc.aio.ServicerContext[bytes, bytes], error: Refused
 
 
 def _options(limits: Limits) -> list[tuple[str, int]]:
-    """A connection that does not speak HTTP/2, or TLS, in time is closed like a stream that says no Hello."""
-    return [*OPTIONS, ("grpc.server_handshake_timeout_ms", int(1000 * limits.hello_s))]
+    """A connection that does not speak HTTP/2, or TLS, in time is closed like a stream that says no Hello; one that
+    carries nothing is asked after a third of `dead_s` whether it lives, and closed after the rest of it without an answer."""
+    hello_ms = int(1000 * limits.hello_s)
+    quiet_ms, answer_ms = (int(1000 * limits.dead_s * share) for share in (1 / 3, 2 / 3))
+    return [
+        *OPTIONS,
+        ("grpc.server_handshake_timeout_ms", hello_ms),
+        ("grpc.keepalive_time_ms", quiet_ms),
+        ("grpc.keepalive_timeout_ms", answer_ms),
+        ("grpc.http2.ping_timeout_ms", answer_ms),  # what really bounds the wait for an answer; a minute by default
+    ]
 
 
 async def _recheck(server: grpc.aio.Server, door: Door, service: SplitLearning) -> None:
