@@ -22,6 +22,7 @@ from sl_common.errors import Refused
 from sl_common.inference import Query
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import Hello, read_answer
+from sl_server import service
 from sl_server.trained import Trained, read_run
 
 SMALL = {"model__name": "cnn", "model__args": "{ channels = [4, 8], hidden = 16 }", "run__rounds": 1}
@@ -109,9 +110,9 @@ def test_of_too_many_strangers_the_most_silent_go(trained: Trained) -> None:
     with attacked(trained, hello_s=30, strangers=8) as live, ExitStack() as stack:
         for _ in range(4):
             line = stack.enter_context(Line(live.address))
-            for _ in range(16):
+            for _ in range(service.PENDING // 4):
                 line.call(method="Infer")
-        assert refused(live, "crowded", 56)
+        assert refused(live, "crowded", service.PENDING - 8)
         with Predictor(live.address) as late:
             late.open()
             assert len(list(late.ask([X[:8]]))) == 1, "who says Hello is not the most silent one"
