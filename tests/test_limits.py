@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+import grpc
 import pytest
 from authority import TOKENS, write_tokens
 from live import ClientThread, LiveServer, serving
@@ -25,6 +26,7 @@ from sl_common.wire import Greeting, Hello, Refusal, read_answer
 from sl_server import service
 from sl_server import stream as stream_module
 from sl_server.door import Door, make_door
+from sl_server.identity import Identity
 from sl_server.simulate import Simulation
 
 OTHERS = {
@@ -270,6 +272,26 @@ def test_a_client_that_is_refused_for_now_tries_again() -> None:
         for client in clients:
             client.join(60)
     assert [client.error for client in clients] == [None] * 12
+
+
+class SlowDoor(Door):
+    """It takes the event loop's time."""
+
+    def identity(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> Identity:
+        time.sleep(0.1)
+        return super().identity(context)
+
+
+def test_a_client_that_grpc_refuses_by_itself_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that we have not looked at yet are bounded too."""
+    options = [(name, 1 if "max_pending_requests" in name else value) for name, value in service.OPTIONS]
+    monkeypatch.setattr(service, "OPTIONS", options)
+    with serving(make_config("parallel", run__clients=12, run__rounds=1), SlowDoor()) as live:
+        clients = [ClientThread(live.address) for _ in range(12)]
+        for client in clients:
+            client.join(60)
+    assert [client.error for client in clients] == [None] * 12
+    assert any("waiting" in client.show.events for client in clients), "nobody was refused"
 
 
 def test_no_more_sessions_than_allowed() -> None:
