@@ -125,7 +125,11 @@ def _broken(error: grpc.RpcError) -> StreamBroken | Refused:
     code = dict((trailing and trailing()) or ()).get(REFUSED_BY)
     if not isinstance(code, str):
         return StreamBroken(_words(error))
-    reason = error.details() or code
+    return no_of(code, error.details() or code)
+
+
+def no_of(code: str, reason: str) -> StreamBroken | Refused:
+    """What a server's no is: one that time may change breaks a stream like any other fault."""
     return RefusedForNow(code, reason) if code in AGAIN else Refused(code, reason)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sl_client.access import PLAINTEXT, Access
-from sl_client.carrier import Carrier, GrpcCarrier, StreamBroken
+from sl_client.carrier import Carrier, GrpcCarrier, StreamBroken, no_of
 from sl_client.lowers import Lowers, own_lower, shared_lower
 from sl_client.runner import Interrupted
 from sl_common import __version__
@@ -188,7 +188,10 @@ class Predictor:
             self._heed_stop()
             data = self._carrier.receive()
             heard = time.perf_counter()
-            received = self._endpoint.feed(data)
+            try:
+                received = self._endpoint.feed(data)
+            except Refused as error:  # who was idle for too long asks on another stream
+                raise no_of(error.code, error.reason) from None
             self.bytes_down += sum(nbytes for _, nbytes in received.tally)
             bare = self._endpoint.acknowledgement()
             if bare is not None:
@@ -225,7 +228,7 @@ class Predictor:
         carrier.send(self._hello.to_frame())
         answer = read_answer(carrier.receive())
         if isinstance(answer, Refusal):
-            raise Refused(answer.code, answer.reason)
+            raise no_of(answer.code, answer.reason)
         offer, _ = self._receive()
         if not isinstance(offer, Offer):
             raise WireError(f"the server offers nothing, but says {type(offer).__name__}")

@@ -22,5 +22,6 @@ class Limits(Value):
     stall_s: PositiveFloat = 60.0  # in which a message under way must come nearer to its end, or its client is refused
     least_bytes_per_s: PositiveFloat = 256.0  # so fast, in the mean of each stall_s
     silent_s: PositiveFloat = 600.0  # a client that says nothing for so long although it is its turn is refused
+    dead_s: PositiveFloat = 30.0  # a link that carries nothing for so long, not even the answer to a probe, is broken
     read_ahead_mb: PositiveFloat = 64.0  # frames of one stream that wait for the engine; then it is not read
     read_ahead_all_mb: PositiveFloat = 1024.0  # of all streams together

@@ -1,16 +1,21 @@
-"""Clients that ask a trained network: who is let in, and what it may ask. It knows no thread and no clock."""
+"""Clients that ask a trained network: who is let in, and what it may ask. It knows no thread and no clock: the time is an
+argument, in seconds.
+"""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from sl_common import __version__
 from sl_common.errors import Refused
 from sl_common.inference import Fetch, Lower, Offer, Query
-from sl_common.wire import Endpoint, Hello
+from sl_common.wire import Endpoint, Greeting, Hello
 from sl_server.engine import Stream
 from sl_server.identity import Identity, admit
-from sl_server.infer_meter import Spent
+from sl_server.infer_meter import KEPT, Spent
+from sl_server.patience import Patience, look_every_s
 from sl_server.trained import Trained
 
 
@@ -23,6 +28,7 @@ class Asker:
     trained: Trained
     stream: Stream
     endpoint: Endpoint
+    patience: Patience
     waiting: int = 0  # queries that are to be answered
     unheard: deque[int] = field(default_factory=deque)  # last frames of answers that it has not acknowledged
     fetched: bool = False
@@ -40,6 +46,26 @@ class Asker:
         if self.waiting + len(self.unheard) >= window:
             raise Refused("limit", f"more than client.window = {window} queries under way")
 
+    def prove(self, identity: Identity) -> None:
+        """What its stream proves has changed. Raises Refused if it is not let in any more."""
+        try:
+            admit(self.client, identity)
+        except Refused as error:
+            raise Refused("revoked", f"not admitted any more: {error.reason}") from None
+
+    def answered(self, step: int, spent: Spent, now: float) -> None:
+        """A query of its has got its answer: from now on it is its turn."""
+        self.patience.heard(now)
+        self.waiting -= 1
+        self.unheard.append(self.endpoint.sent)
+        self.spent[step] = spent
+        if len(self.spent) > KEPT:
+            del self.spent[next(iter(self.spent))]
+
+    def greeting(self, incarnation: int) -> Greeting:
+        """What it is told first."""
+        return Greeting(client=self.client, received=0, resumed=False, incarnation=incarnation, software=__version__)
+
     def hand_out(self, _fetch: Fetch) -> Lower:
         """The lower segment, once. Raises Refused."""
         if self.trained.lower is None:
@@ -50,14 +76,61 @@ class Asker:
         return Lower(weights={"lower": self.trained.lower})
 
 
-def let_in(trained: Trained, stream: Stream, hello: Hello, identity: Identity) -> Asker:
-    """Whom a stream is from, as far as its transport proves it. Raises Refused."""
-    hello.check_version()
-    name = admit(hello.client, identity)
-    head = trained.head_of(hello.shard, hello.shards)
-    config = trained.config
-    endpoint = Endpoint("server", link=config.infer_codec, limit_bytes=trained.network.limit_bytes, call="infer")
-    return Asker(client=name, head=head, trained=trained, stream=stream, endpoint=endpoint)
+class Askers:
+    """All who are here, by their streams."""
+
+    def __init__(self, trained: Trained) -> None:
+        self._trained = trained
+        self._limits = trained.config.server.limits
+        self._here: dict[Stream, Asker] = {}
+        self._next_look = 0.0
+
+    def __iter__(self) -> Iterator[Asker]:
+        return iter(self._here.values())
+
+    def let_in(self, stream: Stream, hello: Hello, identity: Identity, now: float) -> Asker:
+        """Whom a stream is from, as far as its transport proves it. Raises Refused."""
+        hello.check_version()
+        name, trained, most = admit(hello.client, identity), self._trained, self._limits.sessions
+        head = trained.head_of(hello.shard, hello.shards)
+        if len(self._here) >= most:
+            raise Refused("full", f"{most} clients are here, server.limits.sessions = {most}")
+        codec, limit_bytes = trained.config.infer_codec, trained.network.limit_bytes
+        endpoint = Endpoint("server", link=codec, limit_bytes=limit_bytes, call="infer")
+        patience = Patience(self._limits, now)
+        asker = Asker(client=name, head=head, trained=trained, stream=stream, endpoint=endpoint, patience=patience)
+        self._here[stream] = asker
+        return asker
+
+    def of(self, stream: Stream) -> Asker | None:
+        """Who asks on it."""
+        return self._here.get(stream)
+
+    def leave(self, stream: Stream) -> Asker | None:
+        """Who asked on it, and is forgotten now."""
+        return self._here.pop(stream, None)
+
+    def may_ask(self, head: int | None) -> bool:
+        """Whether somebody could ask this head who waits for no answer."""
+        return any(asker.head == head and not asker.waiting for asker in self)
+
+    def look_s(self, now: float) -> float | None:
+        """Until the next look at who is overdue; None if there is nobody."""
+        return max(0.0, self._next_look - now) if self._here else None
+
+    def overdue(self, now: float) -> list[tuple[Asker, Refused]]:
+        """Who is waited for no longer, and why; whom no answer is due is the one to speak. Looks now and then."""
+        if now < self._next_look:
+            return []
+        self._next_look = now + look_every_s(self._limits)
+        found = []
+        for asker in self:
+            stream = asker.stream
+            held = stream.held or stream.posted != stream.taken
+            error = asker.patience.fault(asker.endpoint.missing, now, owes=asker.waiting == 0, held=held)
+            if error is not None:
+                found.append((asker, error))
+        return found
 
 
 def offer_of(trained: Trained) -> Offer:

@@ -32,7 +32,7 @@ from sl_server.identity import Identity, admit
 from sl_server.ledger import Ledger
 from sl_server.meter import Clock, Meter, Span
 from sl_server.metrics import Metrics
-from sl_server.patience import Patience
+from sl_server.patience import Patience, look_every_s
 from sl_server.refusals import Refusals
 from sl_server.sessions import Opened, Session, Sessions
 from sl_server.workers import Workers, run_timed
@@ -362,8 +362,7 @@ class Engine:
         now = time.perf_counter()
         if now < self._next_look:
             return
-        limits = self.coordinator.config.server.limits
-        self._next_look = now + min(1.0, limits.stall_s / 4, limits.silent_s / 4)
+        self._next_look = now + look_every_s(self.limits)
         for link in list(self._links.values()):
             session, stream = link.session, link.stream
             held = stream is None or stream.held or stream.posted != stream.taken

@@ -13,21 +13,19 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 
-from sl_common import __version__
 from sl_common.errors import CutlayerError, Refused, WireError
 from sl_common.inference import Answered, Fetch, Query, Scores
 from sl_common.limits import Limits
 from sl_common.protocol import WaitUntil
-from sl_common.wire import Greeting, Hello, Refusal
-from sl_server.askers import Asker, let_in, offer_of
+from sl_common.wire import Hello, Refusal
+from sl_server.askers import Asker, Askers, offer_of
 from sl_server.engine import Stream
-from sl_server.identity import Identity, admit
-from sl_server.infer_meter import KEPT, InferMeter, Spent
+from sl_server.forward import Waiting, compute
+from sl_server.identity import Identity
+from sl_server.infer_meter import InferMeter, Spent
 from sl_server.infer_metrics import InferMetrics
 from sl_server.ledger import Ledger
 from sl_server.microbatch import MicroBatching
@@ -35,26 +33,6 @@ from sl_server.refusals import Refusals
 from sl_server.trained import Trained
 
 _AT_ONCE = 256  # events that are taken before the head computes again
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Waiting:
-    """A query that is to be answered; times are of this process's clock."""
-
-    asker: Asker
-    query: Query
-    arrived: float  # when its last frame came
-    decode_s: float
-
-    @property
-    def head(self) -> int | None:
-        """Which head it is for."""
-        return self.asker.head
-
-    @property
-    def samples(self) -> int:
-        """In it."""
-        return len(self.query.z)
 
 
 class Inference:
@@ -79,8 +57,8 @@ class Inference:
         self._refusals = Refusals(metrics, warn)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._posted = self._taken = 0  # bytes; the event loop counts the first, our loop the second
-        self._askers: dict[Stream, Asker] = {}
-        self._waiting: list[_Waiting] = []
+        self._askers = Askers(trained)
+        self._waiting: list[Waiting] = []
         self._incarnation = secrets.randbits(63)
         self._draining = False
         self.failure: str | None = None
@@ -141,14 +119,14 @@ class Inference:
         try:
             while not self._draining or self._waiting:
                 self._take_events(wait_s)
-                wait_s = self._work()
+                wait_s = self._look_after(self._work())
                 self._meter.settle()
         except Exception as error:  # a bug, or a head that cannot compute
             self.failure = str(error) if isinstance(error, CutlayerError) else f"internal error: {error!r}"
             self._warn(traceback.format_exc())
         finally:
-            for stream in self._askers:
-                stream.close()
+            for asker in self._askers:
+                asker.stream.close()
             self._on_end()
 
     def _take_events(self, wait_s: float | None) -> None:
@@ -163,8 +141,7 @@ class Inference:
         if not self._waiting:
             return None
         now = time.perf_counter()
-        head = self._waiting[0].head
-        others = not self._draining and any(a.head == head and not a.waiting for a in self._askers.values())
+        others = not self._draining and self._askers.may_ask(self._waiting[0].head)
         chosen = self._batching.choose(self._waiting, others=others, now=now)
         if isinstance(chosen, WaitUntil):
             return max(0.0, chosen.now - now)
@@ -173,34 +150,19 @@ class Inference:
         self._answer(chosen)
         return 0.0 if self._waiting else None
 
-    def _answer(self, chosen: Sequence[_Waiting]) -> None:
+    def _answer(self, chosen: Sequence[Waiting]) -> None:
         started = time.perf_counter()
-        scores = self._compute(chosen)
+        scores = compute(self._trained.heads, chosen)
         computed = before = time.perf_counter()
         for one, own in zip(chosen, scores, strict=True):
             asker = one.asker
-            asker.waiting -= 1
             self._say(asker, Scores(step=one.query.step, scores=own))
-            asker.unheard.append(asker.endpoint.sent)
             after = time.perf_counter()
-            asker.spent[one.query.step] = Spent(
-                residence=after - one.arrived, decode=one.decode_s, encode=after - before
-            )
-            if len(asker.spent) > KEPT:
-                del asker.spent[next(iter(asker.spent))]
+            spent = Spent(residence=after - one.arrived, decode=one.decode_s, encode=after - before)
+            asker.answered(one.query.step, spent, after)
             self._meter.waited(started - one.arrived - one.decode_s)
             before = after
         self._meter.computed(len(chosen), sum(one.samples for one in chosen), computed - started)
-
-    def _compute(self, chosen: Sequence[_Waiting]) -> Sequence[torch.Tensor]:
-        """Scores of each query, (B, classes), on the CPU."""
-        head = self._trained.heads[chosen[0].head]
-        device = next((p.device for p in head.parameters()), torch.device("cpu"))
-        z = chosen[0].query.z if len(chosen) == 1 else torch.cat([one.query.z for one in chosen])
-        with torch.inference_mode():
-            scores: torch.Tensor = head(z.to(device)).cpu()
-        ends = list(accumulate(one.samples for one in chosen))
-        return [scores[end - one.samples : end] for one, end in zip(chosen, ends, strict=True)]
 
     def _say(self, asker: Asker, message: Answered) -> None:
         frames = asker.endpoint.pack(message)
@@ -214,32 +176,28 @@ class Inference:
         try:
             hello = Hello.from_frame(data)
             client = hello.client or client
-            asker = let_in(self._trained, stream, hello, identity)
+            asker = self._askers.let_in(stream, hello, identity, time.perf_counter())
         except (Refused, WireError) as error:
             self._refuse(stream, client, error)
             return
-        self._askers[stream] = asker
         self._metrics.connected.inc()
-        greeting = Greeting(
-            client=asker.client, received=0, resumed=False, incarnation=self._incarnation, software=__version__
-        )
-        stream.send([greeting.to_frame()])
+        stream.send([asker.greeting(self._incarnation).to_frame()])
         self._say(asker, self._offer)
 
     def _feed(self, stream: Stream, data: bytes, arrived: float) -> None:
         stream.taken += len(data)
         self._taken += len(data)
-        asker = self._askers.get(stream)
+        asker = self._askers.of(stream)
         if asker is None:
             return
         try:
             self._take(asker, data, arrived)
         except (Refused, WireError) as error:
-            self._lose(stream)
-            self._refuse(stream, asker.client, error)
+            self._expel(asker, error)
 
     def _take(self, asker: Asker, data: bytes, arrived: float) -> None:
         fed = time.perf_counter()
+        asker.patience.heard(fed)
         received = asker.endpoint.feed(data)
         decode_s = time.perf_counter() - fed
         self._meter.came(received)
@@ -249,7 +207,7 @@ class Inference:
             case Query() as query:
                 asker.check(query)
                 asker.waiting += 1
-                self._waiting.append(_Waiting(asker=asker, query=query, arrived=arrived, decode_s=decode_s))
+                self._waiting.append(Waiting(asker=asker, query=query, arrived=arrived, decode_s=decode_s))
             case Fetch() as fetch:
                 self._say(asker, asker.hand_out(fetch))
         bare = asker.endpoint.acknowledgement()
@@ -258,17 +216,28 @@ class Inference:
             self._meter.sent([bare])
 
     def _prove(self, stream: Stream, identity: Identity) -> None:
-        asker = self._askers.get(stream)
+        asker = self._askers.of(stream)
         if asker is None:
             return
         try:
-            admit(asker.client, identity)
+            asker.prove(identity)
         except Refused as error:
-            self._lose(stream)
-            self._refuse(stream, asker.client, Refused("revoked", f"not admitted any more: {error.reason}"))
+            self._expel(asker, error)
+
+    def _look_after(self, wait_s: float | None) -> float | None:
+        """Nobody is waited for without end: how long to wait for events, with an eye on those who are here."""
+        now = time.perf_counter()
+        for asker, error in self._askers.overdue(now):
+            self._expel(asker, error)
+        look_s = self._askers.look_s(now)
+        return min((s for s in (wait_s, look_s) if s is not None), default=None)
+
+    def _expel(self, asker: Asker, why: Refused | WireError) -> None:
+        self._lose(asker.stream)
+        self._refuse(asker.stream, asker.client, why)
 
     def _lose(self, stream: Stream) -> None:
-        asker = self._askers.pop(stream, None)
+        asker = self._askers.leave(stream)
         if asker is not None:
             self._metrics.connected.dec()
             self._waiting = [one for one in self._waiting if one.asker is not asker]

@@ -10,6 +10,11 @@ from sl_common.limits import Limits
 from sl_server.limiter import Progress
 
 
+def look_every_s(limits: Limits) -> float:
+    """How often to ask for each client's fault."""
+    return min(1.0, limits.stall_s / 4, limits.silent_s / 4)
+
+
 class Patience:
     """With one client, over all its streams."""
 
@@ -19,13 +24,13 @@ class Patience:
         self._since = self._looked = now
 
     def heard(self, now: float) -> None:
-        """A frame came."""
+        """A frame came, or what it waited for went out."""
         self._since = now
 
     def fault(self, missing: int, now: float, *, owes: bool, held: bool) -> Refused | None:
         """Why it is waited for no longer, if so.
 
-        `missing` bytes of a message under way; `owes`: the run waits for it; `held`: it cannot speak, or is not read.
+        `missing` bytes of a message under way; `owes`: it is its turn to speak; `held`: it cannot speak, or is not read.
         """
         passed, self._looked = now - self._looked, now
         if held:
@@ -42,5 +47,5 @@ class Patience:
         if not owes:
             self._since = now
         elif now - self._since > limits.silent_s:
-            return Refused("silent", f"the run waits for it; server.limits.silent_s = {limits.silent_s:g} s are over")
+            return Refused("silent", f"it is its turn; server.limits.silent_s = {limits.silent_s:g} s are over")
         return None

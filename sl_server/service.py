@@ -32,6 +32,7 @@ MAX_MESSAGE = 2 * MAX_CHUNK
 SMOOTH_S = 0.01  # who is ahead of its rate by less is not worth a pause
 RECHECK_S = 1.0  # after which a changed list of tokens or revoked certificates is noticed
 HEADERS = 64 << 10  # bytes; beyond, gRPC refuses some calls by itself, depending on its version
+PENDING = 64  # calls that gRPC has and we have not looked at; it refuses more, whose bytes would fill memory meanwhile
 LIMITS = AGAIN | {"headers"}
 FIELD = 32  # what HTTP/2 counts for a header beside its name and value
 OPTIONS = (
@@ -40,13 +41,12 @@ OPTIONS = (
     ("grpc.max_metadata_size", HEADERS),
     ("grpc.absolute_max_metadata_size", HEADERS),
     ("grpc.max_concurrent_streams", 128),  # of one connection
-    ("grpc.max_connection_idle_ms", 300_000),  # without a stream
+    ("grpc.server.max_pending_requests", PENDING),
+    ("grpc.server.max_pending_requests_hard_limit", PENDING),
     ("grpc.http2.max_frame_size", 1 << 21),  # a chunk in one HTTP/2 frame
     ("grpc.http2.lookahead_bytes", 1 << 22),
     ("grpc.http2.bdp_probe", 0),  # its pings cost more than the window that they find
     ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a lottery
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # or clients that only wait are sent away: too_many_pings
     ("grpc.http2.max_pings_without_data", 0),
@@ -238,8 +238,18 @@ async def _abort(context: grpc.aio.ServicerContext[bytes, bytes], error: Refused
 
 
 def _options(limits: Limits) -> list[tuple[str, int]]:
-    """A connection that does not speak HTTP/2, or TLS, in time is closed like a stream that says no Hello."""
-    return [*OPTIONS, ("grpc.server_handshake_timeout_ms", int(1000 * limits.hello_s))]
+    """A connection that does not speak HTTP/2, or TLS, in time, or has no stream, is closed like a stream that says no Hello; one that
+    carries nothing is asked after a third of `dead_s` whether it lives, and closed after the rest of it without an answer."""
+    hello_ms = int(1000 * limits.hello_s)
+    quiet_ms, answer_ms = (int(1000 * limits.dead_s * share) for share in (1 / 3, 2 / 3))
+    return [
+        *OPTIONS,
+        ("grpc.server_handshake_timeout_ms", hello_ms),
+        ("grpc.max_connection_idle_ms", hello_ms),  # it keeps what it read into, half a megabyte
+        ("grpc.keepalive_time_ms", quiet_ms),
+        ("grpc.keepalive_timeout_ms", answer_ms),
+        ("grpc.http2.ping_timeout_ms", answer_ms),  # what really bounds the wait for an answer; a minute by default
+    ]
 
 
 async def _recheck(server: grpc.aio.Server, door: Door, service: SplitLearning) -> None:

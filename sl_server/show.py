@@ -13,6 +13,8 @@ from rich.text import Text
 
 from sl_common.facts import (
     AuxAligned,
+    ClientAway,
+    ClientBack,
     ClientJoined,
     ClientLate,
     ClientLeft,
@@ -55,6 +57,10 @@ class Show:
                 self.say("joined", f"{client} joined (shard {shard + 1})", client=client, shard=shard)
             case ClientLeft(client=client, reason=reason):
                 self.say("left", f"{client} left: {reason}", client=client, reason=reason)
+            case ClientAway(client=client):
+                self.say("away", f"{client} is away: its stream is broken", client=client)
+            case ClientBack(client=client):
+                self.say("back", f"{client} is back", client=client)
             case ClientLate(client=client, round=number):
                 self.say(
                     "late",

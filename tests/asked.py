@@ -10,7 +10,12 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from sl_client.carrier import GrpcCarrier
+from sl_common.codec import Link
 from sl_common.config import RunConfig
+from sl_common.errors import Refused
+from sl_common.wire import Endpoint, Hello
+from sl_common.wire.endpoint import CHUNK_BYTES
 from sl_server import service
 from sl_server.door import Door
 from sl_server.infer_metrics import InferMetrics
@@ -90,3 +95,33 @@ def answering(
         thread.join(30)
         loop.close()
         assert not thread.is_alive()
+
+
+class Stranger:
+    """A client without manners: its own messages on a real stream."""
+
+    def __init__(self, live: LiveAnswers, chunk_bytes: int = CHUNK_BYTES, **hello: object) -> None:
+        limit_bytes = live.trained.network.limit_bytes
+        self.endpoint = Endpoint("client", link=Link(), limit_bytes=limit_bytes, chunk_bytes=chunk_bytes, call="infer")
+        self.carrier = GrpcCarrier(live.address, call="Infer")
+        self.carrier.send(Hello(**({"life": bytes(16)} | hello)).to_frame())
+        self.greeting = self.carrier.receive()
+
+    def say(self, *messages: object) -> None:
+        for message in messages:
+            for frame in self.endpoint.pack(message):
+                self.carrier.send(frame.data)
+
+    def hear(self) -> object:
+        while (received := self.endpoint.feed(self.carrier.receive())).message is None:
+            pass
+        return received.message
+
+    def is_refused(self) -> Refused:
+        try:
+            while True:
+                self.hear()
+        except Refused as error:
+            return error
+        finally:
+            self.carrier.close()

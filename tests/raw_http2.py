@@ -61,10 +61,10 @@ class Line:
     def __exit__(self, *_: object) -> None:
         self.socket.close()
 
-    def call(self, more: list[tuple[str, str]] | None = None) -> int:
+    def call(self, more: list[tuple[str, str]] | None = None, method: str = "Train") -> int:
         """Open a stream of the service; its number."""
         stream, self._next = self._next, self._next + 2
-        block = headers([*CALL.items(), *(more or [])])
+        block = headers([*(CALL | {":path": f"/sl.v1.SplitLearning/{method}"}).items(), *(more or [])])
         pieces = [block[at : at + 16384] for at in range(0, len(block), 16384)]
         for number, piece in enumerate(pieces):
             last = END_HEADERS if number == len(pieces) - 1 else 0

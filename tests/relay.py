@@ -64,9 +64,12 @@ class Relay:
         """Connections are accepted, bytes are taken, nothing comes out; when it is over, what lost bytes is dead."""
         self._do(self._set, "black hole", for_s, "_hole", True, False)
 
-    def forget(self) -> None:
-        """As a router that lost its table: connections stay open and carry nothing any more, for good; new ones do."""
-        self._do(self._forget)
+    def forget(self, for_s: float | None = None) -> None:
+        """As a router that lost its table: connections carry nothing any more, not even that the other end has closed its own.
+
+        New ones do. After so long the old ones are reset; without, never.
+        """
+        self._do(self._forget, for_s)
 
     def _do(self, what: Callable[..., None], *args: object) -> None:
         self._loop.call_soon_threadsafe(what, *args)
@@ -77,10 +80,17 @@ class Relay:
         for connection in list(self._connections):
             connection.abort()
 
-    def _forget(self) -> None:
+    def _forget(self, for_s: float | None) -> None:
         self._untold.add("black hole")
         for connection in self._connections:
             connection.swallowed = True
+        if for_s is not None:
+            self._loop.call_later(for_s, self._reset)
+
+    def _reset(self) -> None:
+        for connection in list(self._connections):
+            if connection.swallowed:
+                connection.abort()
 
     def _set(self, fault: str, for_s: float | None, name: str, value: object, healed: object) -> None:
         setattr(self, name, value)
@@ -91,9 +101,7 @@ class Relay:
     def _heal(self, fault: str, name: str, healed: object) -> None:
         setattr(self, name, healed)
         self._untold.discard(fault)
-        for connection in list(self._connections):
-            if connection.swallowed:
-                connection.abort()
+        self._reset()
 
     def _hit(self, fault: str) -> None:
         if fault in self._untold:
@@ -135,6 +143,8 @@ class Relay:
             ]
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                if connection.swallowed:  # neither end hears that the other has closed
+                    await asyncio.wait(ways)
             finally:
                 for way in ways:
                     way.cancel()

@@ -20,7 +20,7 @@ from test_faults import simulated_sha
 from world import make_config
 
 from sl_common.config import RunConfig
-from sl_common.facts import RoundEnded, Trained
+from sl_common.facts import ClientAway, ClientBack, ClientLeft, RoundEnded, Trained
 from sl_common.presets import PRESETS
 
 LINK_FAULTS = ("cut", "delay", "bandwidth", "truncate", "black hole")
@@ -95,6 +95,58 @@ def test_a_link_that_carries_nothing_any_more_is_noticed(faults: Faults) -> None
             client.join(60)
         assert live.coordinator.weights_sha256() == simulated_sha(config)
     assert faults.found["real links", "black hole"] == 1
+
+
+def test_a_server_notices_a_dead_link_goes_on_and_takes_the_client_back(faults: Faults) -> None:
+    """Neither end hears of the other any more. The client's own probes would take 30 s; its link is reset before that."""
+    config = make_config(
+        "splitfed_v1",
+        run__rounds=2000,
+        client__wave="{ steps = 20 }",
+        run__grace_s=0.5,
+        eval__every=0,
+        server__limits__dead_s=1.5,
+    )
+    with serving(config) as live, relaying(live.address, 3, lambda kind: faults.tell("real links", kind)) as relays:
+        clients = [ClientThread(relay.address, name=f"c{n}") for n, relay in enumerate(relays)]
+        assert wait_until(lambda: rounds_of(live) > 0)
+        relays[0].forget(for_s=8)
+        began = time.monotonic()
+        assert wait_until(lambda: ClientAway(client="c0") in live.facts)
+        assert 0.5 < time.monotonic() - began < 3
+        assert wait_until(lambda: "c0" not in live.engine.sessions.by_client)
+        so_far = rounds_of(live)
+        assert wait_until(lambda: rounds_of(live) > so_far + 3), "the others go on"
+        assert not {"lost", "forgotten"} & set(clients[0].show.events), "nobody told it"
+        assert wait_until(lambda: "c0" in live.engine.sessions.by_client)
+        back = rounds_of(live)
+        assert wait_until(lambda: any(one.client == "c0" for one in trained_since(live, back))), "it takes part again"
+        assert not any("lost" in client.show.events for client in clients[1:])
+        live.engine.stop("the test has seen enough")
+        for client in clients:
+            client.join(60)
+    assert [client.error for client in clients] == [None] * 3
+    assert faults.found["real links", "black hole"] == 1
+
+
+def test_a_client_behind_a_dead_link_that_comes_back_in_time_goes_on_where_it_was(faults: Faults) -> None:
+    config = make_config("parallel", run__rounds=12, client__wave="{ steps = 20 }", server__limits__dead_s=1.5)
+    with serving(config) as live, relaying(live.address, 3, lambda kind: faults.tell("real links", kind)) as relays:
+        clients = [ClientThread(relay.address, name=f"c{n}") for n, relay in enumerate(relays)]
+        assert wait_until(lambda: rounds_of(live) > 0)
+        relays[0].forget(for_s=4)
+        assert wait_until(lambda: ClientAway(client="c0") in live.facts)
+        assert wait_until(lambda: ClientBack(client="c0") in live.facts)
+        for client in clients:
+            client.join(60)
+        assert live.coordinator.weights_sha256() == simulated_sha(config)
+    assert not any(isinstance(fact, ClientLeft) for fact in live.facts)
+    assert faults.found["real links", "black hole"] == 1
+
+
+def trained_since(live: LiveServer, number: int) -> list[Trained]:
+    """Batches of rounds from this one on."""
+    return [fact for fact in list(live.facts) if isinstance(fact, Trained) and fact.round >= number]
 
 
 def rounds_of(live: LiveServer) -> int:

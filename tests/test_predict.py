@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from asked import LiveAnswers, answering, trained_in
+from asked import LiveAnswers, Stranger, answering, trained_in
 from authority import TOKENS, Authority, write_tokens
 from live import FlakyCarrier, serving
 from safetensors.torch import load_file, save_file
@@ -19,7 +19,6 @@ from torch import Tensor
 from world import make_config
 
 from sl_client.access import Access
-from sl_client.carrier import GrpcCarrier
 from sl_client.predictor import Predictor
 from sl_client.runner import Interrupted, Runner
 from sl_client.show import Lines
@@ -28,7 +27,7 @@ from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, PeerLost, Refused, WireError
 from sl_common.inference import Fetch, Offer, Query
 from sl_common.messages import Smashed
-from sl_common.wire import Endpoint, Hello
+from sl_common.wire import Endpoint
 from sl_server.door import Door
 from sl_server.export import export_run
 from sl_server.microbatch import MicroBatching
@@ -342,36 +341,6 @@ def test_a_client_that_is_interrupted(shared: Path) -> None:
 
 
 # --- rules, and who breaks them
-
-
-class Stranger:
-    """A client without manners: its own messages on a real stream."""
-
-    def __init__(self, live: LiveAnswers, **hello: object) -> None:
-        network = live.trained.network
-        self.endpoint = Endpoint("client", link=Link(), limit_bytes=network.limit_bytes, call="infer")
-        self.carrier = GrpcCarrier(live.address, call="Infer")
-        self.carrier.send(Hello(**({"life": bytes(16)} | hello)).to_frame())
-        self.greeting = self.carrier.receive()
-
-    def say(self, *messages: object) -> None:
-        for message in messages:
-            for frame in self.endpoint.pack(message):
-                self.carrier.send(frame.data)
-
-    def hear(self) -> object:
-        while (received := self.endpoint.feed(self.carrier.receive())).message is None:
-            pass
-        return received.message
-
-    def is_refused(self) -> Refused:
-        try:
-            while True:
-                self.hear()
-        except Refused as error:
-            return error
-        finally:
-            self.carrier.close()
 
 
 Z = torch.zeros(8, 4, 4, 4)
