@@ -92,7 +92,7 @@ class Prediction:
         """How many of the first samples of the run's test set the network knows."""
         data = load(config.data.name, self._data, self._allowed)
         data.check(config.input, config.classes)
-        x, y = (tensor[: self._test or None] for tensor in data.test)
+        x, y = (tensor[: self._test or None] for tensor in data.tests()[0])
         if not self._test:
             self._shown.expect(len(x))
         starts = range(0, len(y), size)

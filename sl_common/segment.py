@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sl_common.given import backward_from
 from sl_common.optim import Optimizer
 from sl_common.seeds import Draw, seed_of
 from sl_common.tensors import State, check_state, copy_state, digest
@@ -100,8 +101,12 @@ class Segment:
         self.settle()
         with self.span("backward"):
             self.clear()
-            if output.requires_grad:
-                torch.autograd.backward(output, None if grad is None else grad.to(output.device))
+            if not output.requires_grad:
+                return
+            if grad is None:
+                torch.autograd.backward(output)
+            else:
+                backward_from(output, grad.to(output.device))
 
     def gradient(self, loss: Tensor, z: Tensor, *, differentiable: bool = False) -> Tensor:
         """d loss/dz alone, shaped as z: nothing is computed or kept for this segment's own parameters.

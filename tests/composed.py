@@ -120,10 +120,13 @@ class Project:
         return self.compose("port", service, port).stdout.strip()
 
     def query(self, expression: str) -> list[dict]:
-        """What Prometheus answers."""
+        """What Prometheus answers; nothing while it does not."""
         url = f"http://{self.port('prometheus', 9090)}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return json.load(answer)["data"]["result"]
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return json.load(answer)["data"]["result"]
+        except OSError:  # it is starting, or the machine is busy
+            return []
 
     def left(self) -> dict[str, list[str]]:
         """What there is of it in the engine."""

@@ -172,5 +172,8 @@ def test_one_clients_images_are_picked_over_all_files(binary: bool, tmp_path: Pa
     assert np.array_equal(seen[0], whole.train[1].numpy())
     assert torch.equal(mine.train[0], whole.train[0][torch.from_numpy(held)])
     assert torch.equal(mine.train[1], whole.train[1][torch.from_numpy(held)])
-    assert torch.equal(mine.test[0], whole.test[0])
+    assert callable(mine.test)
+    (x, y), chosen = mine.tests(lambda y: np.arange(1, len(y)))
+    assert torch.equal(x[chosen], whole.test[0][1:])
+    assert torch.equal(y[chosen], whole.test[1][1:])
     assert mine.held is held

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawn import LAW
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -326,6 +327,7 @@ def dumb(of: Loader, epochs: int) -> list[list[int]]:
     return batches
 
 
+@LAW
 @given(
     samples=st.integers(1, 20),
     batch_size=st.integers(1, 8),
@@ -364,6 +366,7 @@ def test_lengths() -> None:
     assert (loader(batch_size=23, drop_last=True).batches, loader(batch_size=99).batches) == (1, 1)
 
 
+@LAW
 @given(test=st.integers(1, 30), parts=st.integers(1, 9), samples=st.integers(0, 40), batch_size=st.integers(1, 7))
 def test_evaluate_slices_are_disjoint_and_cover(test: int, parts: int, samples: int, batch_size: int) -> None:
     subject = loader(numbered(test=test), batch_size)

@@ -14,6 +14,7 @@ from torch import nn
 from world import make_config
 
 from sl_client.device import Limits, Memory, parse_size
+from sl_client.memory import _clean, give_back_code
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.footprint import FACTOR, at_rest, footprint_of, kept_by
@@ -215,6 +216,9 @@ for rule in (Sgd(lr=0.1, momentum=0.9), Adam(), Adam(kind="adamw")):
     made = rule.make([weight])
     weight.grad = torch.ones(3)
     made.step(); made.zero_grad(set_to_none=True); made.load_state_dict(made.state_dict())
+from sl_common.segment import Segment
+lower = Segment(torch.nn.Linear(3, 2), Sgd())
+lower.backward(lower.forward(torch.ones(4, 3)), torch.ones(4, 2))
 import sl_client.runner, sl_client.show, sl_client.cli
 from sl_client.device import Limits
 from sl_common.config import RunConfig
@@ -232,3 +236,42 @@ def test_training_does_not_load_what_a_client_has_no_use_for() -> None:
     loaded = set(json.loads(done.stdout))
     assert {"torch", "grpc", "numpy"} <= loaded
     assert not loaded & {"torch._dynamo", "sympy", "prometheus_client", "sl_server"}
+
+
+GIVE_BACK = """
+import json, torch
+from sl_client.memory import give_back_code, use_one_arena
+use_one_arena()
+net, x = torch.nn.Conv2d(1, 4, 3), torch.ones(2, 1, 8, 8)
+def mapped(): return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssFile"))
+before, z = mapped(), net(x)
+given, after = give_back_code(), mapped()
+print(json.dumps([before, given, after, torch.equal(net(x), z)]))
+"""
+
+
+def test_only_clean_pages_of_files_are_given_back(tmp_path: Path) -> None:
+    """Of mappings: code, constants that relocation has changed, what may be written, what is no file's, what is shared."""
+    lines = (
+        ("r-xp", "/lib/a.so", 8, 0),
+        ("r--p", "/lib/a.so", 4, 4),
+        ("rw-p", "/lib/a.so", 4, 0),
+        ("r--p", "", 4, 0),
+        ("r--s", "/dev/x", 4, 0),
+        ("r--p", "/lib/b.so", 0, 0),
+    )
+    text = "".join(
+        f"{n}000-{n}800 {mode} 00000000 fd:00 7 {path}\nRss: {rss} kB\nAnonymous: {changed} kB\nVmFlags: rd\n"
+        for n, (mode, path, rss, changed) in enumerate(lines, 1)
+    )
+    assert list(_clean(text)) == [(0x1000, 0x1800, 8192)]
+    assert give_back_code(tmp_path / "no such file") == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what is mapped")
+def test_pages_of_libraries_are_given_back_and_come_again() -> None:
+    done = subprocess.run([sys.executable, "-c", GIVE_BACK], capture_output=True, text=True, timeout=120, check=True)
+    before, given, after, same = json.loads(done.stdout)
+    assert same
+    assert after < before // 2
+    assert given > (before - after) * 1024 // 2

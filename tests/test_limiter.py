@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from drawn import LAW
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from sl_server.patience import Patience
 pauses = st.lists(st.floats(0, 2), min_size=1, max_size=60)
 
 
+@LAW
 @given(st.floats(0.5, 100), st.floats(1, 50), pauses)
 def test_who_waits_as_told_keeps_the_rate(per_s: float, burst: float, between: list[float]) -> None:
     now, bucket = 0.0, Bucket(per_s, burst, 0.0)
@@ -21,6 +23,7 @@ def test_who_waits_as_told_keeps_the_rate(per_s: float, burst: float, between: l
         assert taken <= burst + per_s * now + 1e-6
 
 
+@LAW
 @given(st.integers(1, 20), st.integers(0, 60))
 def test_who_is_told_to_come_later_does_not_count(burst: int, more: int) -> None:
     buckets = Buckets(1.0, burst)
@@ -37,6 +40,7 @@ def test_thinking_up_keys_fills_no_memory() -> None:
     assert len(buckets._kept) <= MAX_KEYS
 
 
+@LAW
 @given(
     st.integers(1, 5), st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["enter", "asks", "leave"])), max_size=60)
 )

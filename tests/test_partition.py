@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from drawn import LAW
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
@@ -69,6 +70,7 @@ def test_no_shards_and_no_samples_are_refused(partition: Partition) -> None:
         partition.split(LABELS[:0], 1, seed=1)
 
 
+@LAW
 @given(st.integers(1, 60), st.integers(1, 60))
 def test_iid_sizes_differ_by_one_at_most(samples: int, shards: int) -> None:
     shards = min(shards, samples)
@@ -76,6 +78,7 @@ def test_iid_sizes_differ_by_one_at_most(samples: int, shards: int) -> None:
     assert max(sizes) - min(sizes) <= 1
 
 
+@LAW
 @given(
     labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
     shards=st.integers(1, 60),

@@ -151,6 +151,13 @@ def test_a_quiet_segment_is_plain_pytorch() -> None:
         assert bits(own.module) == bits(twin)
 
 
+def test_a_gradient_that_does_not_fit_is_refused() -> None:
+    own = segment()
+    z = own.forward(normal((5, 2, 4, 4), 1))
+    with pytest.raises(WireError, match=r"gradient has shape \(1, .*\), what it is of has \(5, "):
+        own.backward(z, torch.ones(1, *z.shape))
+
+
 def test_forward_without_gradients_and_in_evaluation() -> None:
     own, x = segment(), normal((5, 2, 4, 4), 1)
     assert own.forward(x).requires_grad

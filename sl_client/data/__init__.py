@@ -6,14 +6,15 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sl_client.data import cifar, digits, fashion_mnist, own
-from sl_client.data.picking import Pick
+from sl_client.data.picking import Pick, everything
 from sl_common.errors import DataError
 from sl_common.imports import is_user_code
 from sl_common.partition import Indices
@@ -32,16 +33,31 @@ class Scale:
         return ((scaled - _beside(self.mean, x)) / _beside(self.std, x)).contiguous()
 
 
+Samples = tuple[Tensor, Tensor]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Data:
     """A data set. `mean` and `std` (one, or one per channel) are of x, scaled to [0, 1] if it is uint8."""
 
-    train: tuple[Tensor, Tensor]  # x (N, *input) uint8 or float32, y (N,) int64
-    test: tuple[Tensor, Tensor]
+    train: Samples  # x (N, *input) uint8 or float32, y (N,) int64
+    test: (
+        Samples | Callable[[Pick], Samples]
+    )  # or what reads those that are picked, where it is not kept between two evaluations
     mean: float | tuple[float, ...] = 0.0
     std: float | tuple[float, ...] = 1.0
     classes: int
     held: Indices | None = None  # if train was reduced to one client's: which of the whole set's samples it has
+
+    def tests(self, pick: Pick = everything) -> tuple[Samples, Indices]:
+        """Test samples, and where among them those are that `pick` chose; where they must be read, there are no others.
+
+        Raises DataError if they cannot be.
+        """
+        if not callable(self.test):
+            return self.test, pick(self.test[1].numpy())
+        x, y = self.test(pick)
+        return (x, y), np.arange(len(y))
 
     def only(self, rows: Indices) -> Data:
         """With a copy of these training samples alone, `rows` in rising order; the test set is the same."""
@@ -58,7 +74,7 @@ class Data:
         _check_scale("data.std", self.std, input)
         if min(_numbers(self.std)) <= 0:
             raise DataError(f"data.std = {self.std}, but it must be > 0")
-        for field, (x, y) in (("data.train", self.train), ("data.test", self.test)):
+        for field, (x, y) in (("data.train", self.train), ("data.test", self.tests()[0])):
             _check_x(f"{field}.x", x, tuple(input))
             _check_y(f"{field}.y", y, len(x), classes)
 
@@ -72,7 +88,7 @@ def load(name: str, root: Path | None, allowed: Collection[str] | None, pick: Pi
 
     `root` is the folder to look in first. Raises DataError if the set is unknown, missing or damaged, ConfigError if
     the user's function may not or cannot be imported. It does not check the set against a model: see `Data.check`.
-    `pick` says by the labels which training samples are needed: of large sets the others are then not kept.
+    `pick` says by the labels which training samples are needed: of large sets the others are then not kept, nor is the test set.
     """
     if is_user_code(name):
         return own.call(name, root, allowed, Data)
@@ -100,14 +116,17 @@ def _digits() -> Data:
 
 
 def _fashion_mnist(folder: Path, pick: Pick | None = None) -> Data:
-    train, test, held = fashion_mnist.read(folder, pick)
+    train, held = fashion_mnist.read(folder, pick)
+    test = partial(fashion_mnist.read_test, folder)
     norm = {"mean": fashion_mnist.MEAN, "std": fashion_mnist.STD}
-    return Data(train=train, test=test, **norm, classes=fashion_mnist.CLASSES, held=held)
+    return Data(train=train, test=test if pick else test(everything), **norm, classes=fashion_mnist.CLASSES, held=held)
 
 
 def _cifar(kind: cifar.Kind, root: Path | None, pick: Pick | None = None) -> Data:
-    train, test, held = cifar.read(kind, root, pick)
-    return Data(train=train, test=test, mean=kind.mean, std=kind.std, classes=kind.classes, held=held)
+    train, held = cifar.read(kind, root, pick)
+    test = partial(cifar.read_test, kind, root)
+    norm = {"mean": kind.mean, "std": kind.std}
+    return Data(train=train, test=test if pick else test(everything), **norm, classes=kind.classes, held=held)
 
 
 _whole_fashion_mnist, _whole_cifar = lru_cache(maxsize=1)(_fashion_mnist), lru_cache(maxsize=2)(_cifar)

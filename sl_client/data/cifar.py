@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,9 @@ from sl_common.errors import DataError
 from sl_common.partition import Indices
 
 _PIXELS = 3 * 32 * 32
+_RECORDS = 1000  # that are in memory at once
+_Part = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images (N, _PIXELS) and labels (N,)
+_Read = Callable[[], Iterator[_Part]]  # one file, in pieces
 _SAFE = {"numpy": {"ndarray", "dtype"}, "multiarray": {"_reconstruct", "scalar"}, "_codecs": {"encode"}}
 
 
@@ -66,23 +69,28 @@ CIFAR100 = Kind(
 )
 
 
-def read(
-    kind: Kind, root: Path | None, pick: Pick | None = None
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Indices | None]:
-    """(train, test, held): pairs of images (N, 3, 32, 32) uint8 and labels (N,) int64, and what `pick` left of train.
+def read(kind: Kind, root: Path | None, pick: Pick | None = None) -> tuple[tuple[Tensor, Tensor], Indices | None]:
+    """(train, held): images (N, 3, 32, 32) uint8 and labels (N,) int64, and what `pick` left of them.
 
-    No more than one file is in memory besides. Raises DataError naming file or folders.
+    No more than a piece of a file is in memory besides; of the Python version, a file. Raises DataError naming file or folders.
     """
+    train, _ = _files(kind, root)
+    x, y, held = _joined(train, pick)
+    return (x, y), held
+
+
+def read_test(kind: Kind, root: Path | None, pick: Pick) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, 32, 32) uint8 and labels (N,) int64 of the N that are picked. Raises DataError naming file or folders."""
+    _, test = _files(kind, root)
+    x, y, _ = _joined(test, pick)
+    return x, y
+
+
+def _files(kind: Kind, root: Path | None) -> list[list[_Read]]:
+    """What reads each training file, and each test file."""
     folder, binary = find(kind, root)
     one = _binary if binary else _python
-    train, test = ([partial(one, kind, folder / name) for name in names] for names in _names(kind, binary))
-    *trained, held = _joined(train, pick)
-    *tested, _ = _joined(test, None)
-    return (trained[0], trained[1]), (tested[0], tested[1]), held
-
-
-def _names(kind: Kind, binary: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return kind.binary if binary else kind.python
+    return [[partial(one, kind, folder / name) for name in names] for names in (kind.binary if binary else kind.python)]
 
 
 def find(kind: Kind, root: Path | None) -> tuple[Path, bool]:
@@ -100,16 +108,21 @@ def find(kind: Kind, root: Path | None) -> tuple[Path, bool]:
     )
 
 
-def _binary(kind: Kind, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    data = np.frombuffer(_bytes(path), np.uint8)
+def _binary(kind: Kind, path: Path) -> Iterator[_Part]:
     record = kind.label_bytes + _PIXELS
-    if len(data) == 0 or len(data) % record:
-        raise DataError(f"{path}: has {len(data)} bytes, which is not a whole number of records of {record}")
-    rows = data.reshape(-1, record)
-    return _checked(kind, path, rows[:, kind.label_bytes :], rows[:, kind.label_bytes - 1].astype(np.int64))
+    try:
+        size = path.stat().st_size
+        if size == 0 or size % record:
+            raise DataError(f"{path}: has {size} bytes, which is not a whole number of records of {record}")
+        with path.open("rb") as file:
+            while data := file.read(_RECORDS * record):
+                rows = np.frombuffer(data, np.uint8).reshape(-1, record)
+                yield _checked(kind, path, rows[:, kind.label_bytes :], rows[:, kind.label_bytes - 1].astype(np.int64))
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
-def _python(kind: Kind, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _python(kind: Kind, path: Path) -> Iterator[_Part]:
     try:
         found: Any = _Arrays(io.BytesIO(_bytes(path)), encoding="bytes").load()
         images, labels = np.asarray(found[b"data"]), np.asarray(found[kind.key], np.int64)
@@ -119,7 +132,7 @@ def _python(kind: Kind, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64
         raise DataError(f"{path}: is no batch of {kind.name} in its Python version: {error!r}") from error
     if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != _PIXELS:
         raise DataError(f"{path}: has images {images.dtype} {images.shape}, expected uint8 (N, {_PIXELS})")
-    return _checked(kind, path, images, labels)
+    yield _checked(kind, path, images, labels)
 
 
 class _Arrays(pickle.Unpickler):
@@ -136,12 +149,14 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise _unreadable(path, error) from error
 
 
-def _checked(
-    kind: Kind, path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read: {error.strerror or error}")
+
+
+def _checked(kind: Kind, path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> _Part:
     if labels.shape != (len(images),) or len(labels) == 0:
         raise DataError(f"{path}: has {len(images)} images, but labels {labels.shape}")
     if labels.min() < 0 or labels.max() >= kind.classes:
@@ -151,17 +166,15 @@ def _checked(
     return images, labels
 
 
-def _joined(
-    files: Sequence[Callable[[], tuple[NDArray[np.uint8], NDArray[np.int64]]]], pick: Pick | None
-) -> tuple[Tensor, Tensor, Indices | None]:
+def _joined(files: Sequence[_Read], pick: Pick | None) -> tuple[Tensor, Tensor, Indices | None]:
     """Read twice: for the labels, and for the images that are picked by them."""
-    labels = [read()[1] for read in files]
+    labels = [part for read in files for _, part in read()]
     y, ends = np.concatenate(labels), np.cumsum([len(part) for part in labels])
     held = None if pick is None else pick(y)
     wanted = np.arange(len(y)) if held is None else held
     x, done = np.empty((len(wanted), _PIXELS), np.uint8), 0
-    for read, part, end in zip(files, labels, ends, strict=True):
+    for (images, _), part, end in zip((piece for read in files for piece in read()), labels, ends, strict=True):
         inside = wanted[(wanted >= end - len(part)) & (wanted < end)] - (end - len(part))
-        x[done : done + len(inside)] = read()[0][inside]
+        x[done : done + len(inside)] = images[inside]
         done += len(inside)
     return torch.from_numpy(x).view(-1, 3, 32, 32), torch.from_numpy(y[wanted]), held

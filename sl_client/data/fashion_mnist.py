@@ -42,14 +42,16 @@ def find(folders: Sequence[Path]) -> Path:
     )
 
 
-def read(folder: Path, pick: Pick | None = None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Indices | None]:
-    """(train, test, held): pairs of images (N, 1, 28, 28) uint8 and labels (N,) int64, and what `pick` left of train.
+def read(folder: Path, pick: Pick | None = None) -> tuple[tuple[Tensor, Tensor], Indices | None]:
+    """(train, held): images (N, 1, 28, 28) uint8 and labels (N,) int64, and what `pick` left of them. Raises DataError naming the file."""
+    x, y, held = _pair(folder, *_FILES[:2], pick)
+    return (x, y), held
 
-    Raises DataError naming the file.
-    """
-    *train, held = _pair(folder, *_FILES[:2], pick)
-    *test, _ = _pair(folder, *_FILES[2:], None)
-    return (train[0], train[1]), (test[0], test[1]), held
+
+def read_test(folder: Path, pick: Pick) -> tuple[Tensor, Tensor]:
+    """Images (N, 1, 28, 28) uint8 and labels (N,) int64 of the N that are picked. Raises DataError naming the file."""
+    x, y, _ = _pair(folder, *_FILES[2:], pick)
+    return x, y
 
 
 def _pair(folder: Path, images_name: str, labels_name: str, pick: Pick | None) -> tuple[Tensor, Tensor, Indices | None]:

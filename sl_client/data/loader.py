@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sl_client.data import Data
+from sl_client.data import Data, Samples
 from sl_common.batch import Batch
 from sl_common.errors import ConfigError
 from sl_common.partition import Indices, Labels, Partition
@@ -62,8 +62,9 @@ class Loader:
 
         If 0 < `samples` < its size, of a random subset of that many, which is the same for every part, shard and call.
         """
-        for step, rows in enumerate(self.test_rows(part, parts, samples)):
-            yield self.batch(step, rows)
+        test, chosen = self.data.tests(lambda labels: self._slice(len(labels), part, parts, samples))
+        for step, rows in enumerate(self._batched(chosen)):
+            yield self._batch(step, test, rows)
 
     def train_rows(self, first: int, steps: int) -> Iterator[tuple[int, Indices]]:
         """The epoch and the samples of each batch that `train` gives, for whoever makes the batches of many clients at once."""
@@ -79,21 +80,37 @@ class Loader:
 
     def test_rows(self, part: int, parts: int, samples: int) -> Iterator[Indices]:
         """The samples of each batch that `evaluate` gives."""
-        rows = np.arange(len(self.data.test[1]), dtype=np.int64)
-        if 0 < samples < len(rows):
+        (_, y), _ = self.data.tests()
+        return self._batched(self._slice(len(y), part, parts, samples))
+
+    def _slice(self, size: int, part: int, parts: int, samples: int) -> Indices:
+        rows = np.arange(size, dtype=np.int64)
+        if 0 < samples < size:
             rows = np.sort(numpy_generator(self.seed, "eval").choice(rows, samples, replace=False))
-        rows = rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
+        return rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
+
+    def _batched(self, rows: Indices) -> Iterator[Indices]:
         for start in range(0, len(rows), self.batch_size):
             yield rows[start : start + self.batch_size]
 
     def batch(self, step: int, rows: Indices, epoch: int | None = None) -> Batch:
         """These training samples as they are in that epoch, or without one these test samples; any client's, since all have one `data`."""
-        source = self.data.test if epoch is None else self.data.train
-        held = None if epoch is None else self.data.held
-        picked = torch.from_numpy(rows if held is None else np.searchsorted(held, rows))
-        stored = source[0][picked]
-        if epoch is not None and self.augment == "crop_flip":
-            stored = crop_flip(stored, rows, lambda row: numpy_generator(self.seed, "augment", epoch, row))
+        if epoch is None:
+            return self._batch(step, self.data.tests()[0], rows)
+        held = self.data.held
+        places = rows if held is None else np.searchsorted(held, rows)
+        if self.augment == "none":
+            return self._batch(step, self.data.train, places)
+        return self._batch(step, self.data.train, places, lambda stored: self._cropped(stored, rows, epoch))
+
+    def _cropped(self, stored: Tensor, rows: Indices, epoch: int) -> Tensor:
+        return crop_flip(stored, rows, lambda row: numpy_generator(self.seed, "augment", epoch, row))
+
+    def _batch(
+        self, step: int, source: Samples, places: Indices, change: Callable[[Tensor], Tensor] = lambda stored: stored
+    ) -> Batch:
+        picked = torch.from_numpy(places)
+        stored = change(source[0][picked])
         return Batch(step=step, x=self.data.normalise(stored), y=source[1][picked], stored=stored)
 
 
