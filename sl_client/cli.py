@@ -105,7 +105,7 @@ def run(
     index, shards = shard_of(shard)
     if save_lower is not None and not save_lower.parent.is_dir():
         raise ConfigError(f"--save-lower {save_lower}: there is no folder {save_lower.parent}")
-    from sl_client.memory import give_back_code, use_one_arena
+    from sl_client.memory import use_one_arena
 
     use_one_arena()
     from sl_client.carrier import GrpcCarrier
@@ -127,7 +127,6 @@ def run(
         state=state,
         limits=Limits(threads=threads, memory=None if max_memory is None else parse_size(max_memory)),
     )
-    give_back_code()
     try:
         run_until_interrupted(runner)
     except Interrupted:

@@ -1,7 +1,7 @@
 """What a client's process does about its memory before it trains; nothing where the system is not Linux, or its malloc not glibc's.
 
-Starting reads more of torch's libraries than training does: 90 MB of them are mapped by then, and half is never looked at again. These
-pages are clean and stay in the kernel's cache of files: one that is needed is mapped again, without being read.
+Starting and building read more of torch's libraries than training does: 90 MB of them are mapped by then, and half is never looked at
+again. These pages are clean and stay in the kernel's cache of files: one that is needed is mapped again, without being read.
 
 That large blocks go back to the system at once (M_MMAP_THRESHOLD) would save as much again; each step would pay for it with twice the time.
 """

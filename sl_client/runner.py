@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 
 from sl_client.carrier import Carrier, GrpcCarrier, StreamBroken
 from sl_client.device import NO_LIMITS, Limits
+from sl_client.memory import give_back_code
 from sl_client.past import find_past
 from sl_client.seat import take_seat
 from sl_client.show import Show
@@ -148,6 +149,7 @@ class Runner:
     def _sit(self, welcome: Welcome) -> Seat:
         config = RunConfig.from_json(welcome.config)
         self._limits.set_threads(config)
+        give_back_code()  # that the start has read
         seat = take_seat(
             welcome,
             data=self._data,
@@ -158,6 +160,7 @@ class Runner:
             sole=True,
         )
         self._endpoint.agree(config.codec, seat.limit_bytes, config.draw_of(welcome.shard), seat.residuals)
+        give_back_code()  # that building has read
         self.seat = seat
         self._show.seated(welcome, seat)
         return seat

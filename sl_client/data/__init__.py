@@ -41,9 +41,7 @@ class Data:
     """A data set. `mean` and `std` (one, or one per channel) are of x, scaled to [0, 1] if it is uint8."""
 
     train: Samples  # x (N, *input) uint8 or float32, y (N,) int64
-    test: (
-        Samples | Callable[[Pick], Samples]
-    )  # or what reads those that are picked, where it is not kept between two evaluations
+    test: Samples | Callable[[Pick], Samples]  # or what reads the picked ones, each time: it is not kept then
     mean: float | tuple[float, ...] = 0.0
     std: float | tuple[float, ...] = 1.0
     classes: int
