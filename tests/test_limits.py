@@ -144,6 +144,13 @@ def test_a_connection_that_does_not_speak_http2_is_closed() -> None:
                     pass
 
 
+def test_a_connection_without_a_stream_is_closed() -> None:
+    with attacked(hello_s=0.5) as live, Line(live.address) as line:
+        began = time.monotonic()
+        line.heard(15)
+        assert time.monotonic() - began < 10
+
+
 def test_of_too_many_strangers_the_most_silent_go_and_the_good_one_comes_in(caplog: pytest.LogCaptureFixture) -> None:
     with attacked(hello_s=30, strangers=8) as live, ExitStack() as stack:
         for _ in range(4):
