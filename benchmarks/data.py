@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from sl_client.data import Data
@@ -20,10 +21,11 @@ HELD_OUT = 2_000
 def images(root: Path | None = None) -> Data:
     """60,000 images (1, 28, 28) uint8 in ten classes, and HELD_OUT more. `root` is a folder to look in first."""
     try:
-        train, (x, y), _ = fashion.read(fashion.find(fashion.places(root)))
+        folder = fashion.find(fashion.places(root))
+        train, _ = fashion.read(folder)
+        test = fashion.read_test(folder, lambda _labels: np.arange(HELD_OUT))
     except DataError:
-        train, (x, y) = _pixels(60_000, seed=0), _pixels(HELD_OUT, seed=1)
-    test = (x[:HELD_OUT], y[:HELD_OUT])
+        train, test = _pixels(60_000, seed=0), _pixels(HELD_OUT, seed=1)
     return Data(train=train, test=test, mean=fashion.MEAN, std=fashion.STD, classes=fashion.CLASSES)
 
 

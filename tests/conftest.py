@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests import `world`
 torch.set_num_threads(1)
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # as in a shell's background: what tests start would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tally import Faults, table  # noqa: E402
 

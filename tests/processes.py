@@ -37,7 +37,6 @@ class Process:
             text=True,
             cwd=cwd,
             env=_environment(env),
-            preexec_fn=_take_interrupts,
         )
         self._began = time.monotonic()
         self.lines: list[str] = []
@@ -114,10 +113,6 @@ class Process:
         self.end()
         for pipe in (self._process.stdout, self._process.stderr):
             pipe.close()
-
-
-def _take_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
 
 
 @contextmanager

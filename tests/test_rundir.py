@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,19 +17,22 @@ name = "mlp"
 [protocol]
 preset = "splitfed_v1"
 """
+FULL_DISK = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 def simulate(tmp_path: Path, limit: int | None) -> subprocess.CompletedProcess[str]:
     """`sl-server simulate` by a process that may write files of so many bytes at most, as on a disk that is full."""
 
-    def full_disk() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
     config = tmp_path / "run.toml"
     config.write_text(CONFIG)
     command = [SL_SERVER, "simulate", config, "--out", tmp_path / "out", "--json"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, preexec_fn=full_disk if limit else None)
+    if limit:
+        command = [sys.executable, "-c", FULL_DISK, str(limit), *command]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def test_a_full_disk_costs_what_could_not_be_written_not_the_training(tmp_path: Path) -> None:
