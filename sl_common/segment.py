@@ -101,12 +101,8 @@ class Segment:
         self.settle()
         with self.span("backward"):
             self.clear()
-            if not output.requires_grad:
-                return
-            if grad is None:
-                torch.autograd.backward(output)
-            else:
-                backward_from(output, grad.to(output.device))
+            if output.requires_grad:
+                backward_from(output, torch.ones_like(output) if grad is None else grad.to(output.device))
 
     def gradient(self, loss: Tensor, z: Tensor, *, differentiable: bool = False) -> Tensor:
         """d loss/dz alone, shaped as z: nothing is computed or kept for this segment's own parameters.
