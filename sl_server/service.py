@@ -32,7 +32,7 @@ MAX_MESSAGE = 2 * MAX_CHUNK
 SMOOTH_S = 0.01  # who is ahead of its rate by less is not worth a pause
 RECHECK_S = 1.0  # after which a changed list of tokens or revoked certificates is noticed
 HEADERS = 64 << 10  # bytes; beyond, gRPC refuses some calls by itself, depending on its version
-PENDING = 64  # calls that gRPC has and we have not looked at; it refuses more, whose bytes would fill memory meanwhile
+PENDING = 64  # calls, at least, that gRPC may have and we have not looked at: as many as strangers may be here. It refuses more
 LIMITS = AGAIN | {"headers"}
 FIELD = 32  # what HTTP/2 counts for a header beside its name and value
 OPTIONS = (
@@ -41,8 +41,6 @@ OPTIONS = (
     ("grpc.max_metadata_size", HEADERS),
     ("grpc.absolute_max_metadata_size", HEADERS),
     ("grpc.max_concurrent_streams", 128),  # of one connection
-    ("grpc.server.max_pending_requests", PENDING),
-    ("grpc.server.max_pending_requests_hard_limit", PENDING),
     ("grpc.http2.max_frame_size", 1 << 21),  # a chunk in one HTTP/2 frame
     ("grpc.http2.lookahead_bytes", 1 << 22),
     ("grpc.http2.bdp_probe", 0),  # its pings cost more than the window that they find
@@ -241,9 +239,12 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
     """A connection that does not speak HTTP/2, or TLS, in time, or has no stream, is closed like a stream that says no Hello; one that
     carries nothing is asked after a third of `dead_s` whether it lives, and closed after the rest of it without an answer."""
     hello_ms = int(1000 * limits.hello_s)
+    pending = max(PENDING, limits.strangers)  # their bytes fill memory meanwhile
     quiet_ms, answer_ms = (int(1000 * limits.dead_s * share) for share in (1 / 3, 2 / 3))
     return [
         *OPTIONS,
+        ("grpc.server.max_pending_requests", pending),
+        ("grpc.server.max_pending_requests_hard_limit", pending),
         ("grpc.server_handshake_timeout_ms", hello_ms),
         ("grpc.max_connection_idle_ms", hello_ms),  # it keeps what it read into, half a megabyte
         ("grpc.keepalive_time_ms", quiet_ms),
