@@ -20,6 +20,7 @@ from world import make_config
 from sl_client.access import Access
 from sl_client.carrier import GrpcCarrier, RefusedForNow
 from sl_common.errors import Refused
+from sl_common.limits import Limits
 from sl_common.messages import Ready
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import Greeting, Hello, Refusal, read_answer
@@ -291,8 +292,12 @@ class SlowDoor(Door):
 
 def test_a_client_that_grpc_refuses_by_itself_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls that we have not looked at yet are bounded too."""
-    options = [(name, 1 if "max_pending_requests" in name else value) for name, value in service.OPTIONS]
-    monkeypatch.setattr(service, "OPTIONS", options)
+    options = service._options
+
+    def one_pending(limits: Limits) -> list[tuple[str, int]]:
+        return [(name, 1 if "max_pending_requests" in name else value) for name, value in options(limits)]
+
+    monkeypatch.setattr(service, "_options", one_pending)
     with serving(make_config("parallel", run__clients=12, run__rounds=1), SlowDoor()) as live:
         clients = [ClientThread(live.address) for _ in range(12)]
         for client in clients:
