@@ -1,6 +1,6 @@
 """Measures what checkpoints cost a run, and how long a killed server takes to be training again.
 
-python -m benchmarks.checkpoints [--pairs 5] [--rounds 3] [--steps 80] [--kills 3]; `make bench-checkpoints`. It writes checkpoints.json
+python -m benchmarks.checkpoints [--pairs 4] [--rounds 3] [--steps 80] [--kills 3]; `make bench-checkpoints`. It writes checkpoints.json
 and checkpoints.md into benchmarks/results. Server and clients are processes of the installed commands.
 """
 
@@ -189,7 +189,7 @@ def table(found: Sequence[Mapping[str, float]]) -> str:
 def main() -> None:
     """Measure, print, write."""
     parser = parser_of("checkpoints", __doc__)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3, help="of a run that count; one more warms up")
     parser.add_argument("--steps", type=int, default=80, help="of a client in a round")
     parser.add_argument("--kills", type=int, default=3)
