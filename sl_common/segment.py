@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sl_common.given import backward_from
+from sl_common.backward import backward_from
 from sl_common.optim import Optimizer
 from sl_common.seeds import Draw, seed_of
 from sl_common.tensors import State, check_state, copy_state, digest

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from sl_common.backward import backward_from
 from sl_common.optim import Optimizer
 from sl_common.segment import Segment
 
@@ -105,7 +106,7 @@ class Stack:
             among = [row for row, place in enumerate(passed.places) if place in dz]
             passed = self.forward([passed.places[row] for row in among], passed.x[among])
         gradient = torch.stack([dz[place] for place in passed.places]).to(self._device)
-        torch.autograd.backward(passed.z, gradient)
+        backward_from(passed.z, gradient)
         leaves = {}
         for name in self._trained():
             leaf = leaves[name] = self._as_it_lies(name, passed.weights[name])

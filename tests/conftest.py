@@ -11,9 +11,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests import `world`
 torch.set_num_threads(1)
-if (
-    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-):  # as in a shell's background: what tests start would ignore it too
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # as in a shell's background: what tests start would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tally import Faults, table  # noqa: E402

@@ -202,7 +202,9 @@ def test_who_sends_faster_than_allowed_is_slowed_not_buffered(trained: Trained) 
 
 
 def test_a_hello_storm_is_slowed_then_refused(trained: Trained) -> None:
-    with attacked(trained, hello_s=0.3, hellos_per_minute=30) as live:
+    with attacked(
+        trained, hello_s=1.5, hellos_per_minute=30
+    ) as live:  # shorter, and a busy machine reads some too late
         codes = set()
         for _ in range(45):
             carrier = GrpcCarrier(live.address, call="Infer")
@@ -213,4 +215,4 @@ def test_a_hello_storm_is_slowed_then_refused(trained: Trained) -> None:
             except (RefusedForNow, Refused) as error:
                 codes.add(error.code)
             carrier.close()
-        assert {"in", "rate"} <= codes <= {"in", "rate", "silent"}, "silent: not read in time on a busy machine"
+        assert codes == {"in", "rate"}

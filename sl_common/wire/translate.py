@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from google.protobuf.descriptor import Descriptor
 from torch import Tensor
 
 from sl_common.codec import Coding, Direction, Identity, Layout, Link, Packed, Scheme
@@ -196,16 +197,15 @@ _headers: dict[type, Callable[[Any], tuple[str, Any, list[Tensor]]]] = {
 
 def tensor_headers(name: str, header: Any) -> tuple[bytes, ...]:
     """The tensor headers of a received message as bytes, in body order. Raises WireError where there are too many."""
-    match name:
-        case "smashed":
-            return header.y.SerializeToString(), header.z.SerializeToString()
-        case "gradient":
-            return (header.dz.SerializeToString(),) if header.HasField("dz") else ()
-    for field in header.DESCRIPTOR.fields:
-        most = _REPEATED.get(field.name)
-        if most is not None and (count := len(getattr(header, field.name))) > most:
-            raise WireError(f"{name}.{field.name} has {count} entries, at most {most} are allowed")
+    for field in _repeated(header.DESCRIPTOR):
+        if (count := len(getattr(header, field))) > _REPEATED[field]:
+            raise WireError(f"{name}.{field} has {count} entries, at most {_REPEATED[field]} are allowed")
     return tuple(slot.SerializeToString() for slot in _slots(name, header))
+
+
+@lru_cache  # one entry for each kind of message
+def _repeated(descriptor: Descriptor) -> tuple[str, ...]:
+    return tuple(field.name for field in descriptor.fields if field.name in _REPEATED)
 
 
 def read_layout(data: bytes) -> Layout:

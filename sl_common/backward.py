@@ -10,9 +10,8 @@ from torch import Tensor
 
 from sl_common.errors import WireError
 
-_ENGINE = getattr(
-    torch.autograd.Variable, "_execution_engine", None
-)  # torch's own; what it has no name for takes the long way
+# torch's own, by a name that torch may take back: then the long way is taken
+_ENGINE = getattr(torch.autograd.Variable, "_execution_engine", None)
 
 
 def backward_from(output: Tensor, grad: Tensor) -> None:
