@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import queue
-from collections.abc import Iterator
 from typing import Literal, Protocol
 
 import grpc
 
 from sl_client.access import PLAINTEXT, Access
+from sl_client.calls import open_call
 from sl_common.errors import AGAIN, Refused
 from sl_common.wire.endpoint import MAX_CHUNK
 from sl_common.wire.greeting import REFUSED_BY
@@ -74,21 +73,16 @@ class GrpcCarrier:
         self._access = access
         self._channel = access.channel(server, OPTIONS)
         self._answered = False
-        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._call = self._channel.stream_stream(f"{SERVICE}/{call}")(self._outgoing(), metadata=access.metadata)
-
-    def _outgoing(self) -> Iterator[bytes]:
-        while (frame := self._outbox.get()) is not None:
-            yield frame
+        self._call = open_call(self._channel, f"{SERVICE}/{call}", access.metadata)
 
     def send(self, frame: bytes) -> None:
         """Hand a frame to the stream."""
-        self._outbox.put(frame)
+        self._call.send(frame)
 
     def receive(self) -> bytes:
         """The next frame; blocks. Raises StreamBroken, or Refused if no stream can come about as we try it."""
         try:
-            frame: bytes = next(self._call)
+            frame = next(self._call)
         except StopIteration:
             raise StreamBroken("the server ended the stream") from None
         except grpc.RpcError as error:
@@ -102,21 +96,20 @@ class GrpcCarrier:
 
     def close(self) -> None:
         """End the stream."""
-        self.cancel()
+        self._call.close()
         self._channel.close()
 
     def cancel(self) -> None:
         """Break the stream, from any thread: a blocked `receive` raises StreamBroken."""
-        self._outbox.put(None)
         self._call.cancel()
 
     def finish(self) -> None:
         """End our half and wait for the server to end its own, so that what we sent last arrives."""
-        self._outbox.put(None)
-        with contextlib.suppress(grpc.RpcError):
-            for _ in self._call:
-                pass
-        self._channel.close()
+        self._call.end()
+        with contextlib.suppress(grpc.RpcError, StopIteration):
+            while True:
+                next(self._call)
+        self.close()
 
 
 def _broken(error: grpc.RpcError) -> StreamBroken | Refused:

@@ -40,6 +40,7 @@ from sl_server.workers import Workers, run_timed
 LINGER_S = 10.0  # after the run, for clients that have not taken their Bye yet
 HURRY_S = 2.0  # the same after a stop
 _TICK_S = 0.2
+_YIELD_S = 5e-5  # for the event loop to write what was just said, before this thread keeps the interpreter again
 _AT_ONCE = 256  # events that are taken before the coordinator works again
 
 
@@ -234,6 +235,8 @@ class Engine:
             span = Span(started=started, computed=computed, encoding=before, encoded=time.perf_counter())
             self._send(link, frames)
             self._meter.said(link.clock, message, span)
+        if said:
+            time.sleep(_YIELD_S)
         self.coordinator.settle()
         for job in self.coordinator.jobs():
             self._workers.do(partial(self._align, job))
