@@ -113,7 +113,7 @@ def verdicts(results: Iterable[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def markdown(command: str, results: Sequence[Mapping[str, Any]], where: Mapping[str, Any]) -> str:
+def markdown(command: str, results: Sequence[Mapping[str, Any]], where: Mapping[str, Any], note: str) -> str:
     """The page beside the raw numbers."""
     sizes = ", ".join(f"{r['workload']} {r['steps']}" for r in results)
     parts = [
@@ -122,7 +122,7 @@ def markdown(command: str, results: Sequence[Mapping[str, Any]], where: Mapping[
         f"torch {where['torch']}, grpcio {where['grpcio']}; images: {where['images']}.",
         "One server and one client process on loopback, batch 64, SGD lr 0.05 momentum 0.9, one torch thread a process. "
         f"Steps a run: {sizes}, after as many to warm up. "
-        f"Every pair runs all sides one after the other; medians over {results[0]['pairs']} pairs.",
+        f"Every pair runs all sides one after the other; medians over {results[0]['pairs']} pairs. {note}".rstrip(),
         "\n".join(f"- `{r['workload']}`: {WORKLOADS[r['workload']].text}" for r in results),
         "`plain` is the unsplit network in one process. `bare` is `benchmarks/bare_stream.py`: a grpc.aio stream of raw float32 "
         "bytes, torch on its event loop, each tensor one message, gRPC's default options; `bare-1MiB` cuts messages into pieces of "

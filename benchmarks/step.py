@@ -24,6 +24,7 @@ import grpc
 import torch
 
 from benchmarks import data, report, sides
+from benchmarks.awake import NOTE, awake
 from benchmarks.processes import BenchmarkFailed
 from benchmarks.workloads import WORKLOADS, Workload
 
@@ -75,6 +76,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=5, help="how often each side runs")
     parser.add_argument("--workload", choices=(*WORKLOADS, "all"), default="all")
     parser.add_argument("--steps", type=int, help="of one run, by default 1500 for mlp and 60 for cnn; as many warm up")
+    parser.add_argument("--asleep", action="store_true", help="let idle cores sleep")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for step.json and step.md")
     return parser.parse_args()
 
@@ -85,7 +87,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds the blocks that end the processes
     chosen = list(WORKLOADS.values()) if args.workload == "all" else [WORKLOADS[args.workload]]
     try:
-        results = [measure(w, args.steps or w.steps, args.pairs) for w in chosen]
+        with awake(not args.asleep):
+            results = [measure(w, args.steps or w.steps, args.pairs) for w in chosen]
     except BenchmarkFailed as error:
         sys.exit(f"error: {error}")
     command = shlex.join(["python", "-m", "benchmarks.step", *sys.argv[1:]])
@@ -93,7 +96,7 @@ def main() -> None:
     args.results.mkdir(parents=True, exist_ok=True)
     raw = {"command": command, **setting, "results": results}
     (args.results / "step.json").write_text(json.dumps(raw, indent=2) + "\n")
-    (args.results / "step.md").write_text(report.markdown(command, results, setting))
+    (args.results / "step.md").write_text(report.markdown(command, results, setting, "" if args.asleep else NOTE))
     print(
         "\n".join([report.rates_table(results), *map(report.phases_table, results), *map(report.bytes_line, results)])
     )

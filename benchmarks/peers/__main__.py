@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import sides
+from benchmarks.awake import NOTE, awake
 from benchmarks.page import Page, parser_of
 from benchmarks.peers import table
 from benchmarks.peers.catalog import FOLDER, PEERS, STEPS, Peer
@@ -75,8 +76,11 @@ def measure(workload: Workload, clients: int, steps: int, pairs: int, peers: lis
     run: dict[str, Once] = {
         "ours": partial(sides.ours, workload, steps, clients=clients),
         "bare": partial(sides.bare, workload, steps, clients=clients),
+        "bare-tuned": partial(sides.bare, workload, steps, clients=clients, tuned=True),
         **{peer.name: partial(once, peer, workload, steps, clients) for peer in peers},
     }
+    if clients == 1:
+        run["plain"] = partial(sides.plain, workload, steps)
     runs: dict[str, list[sides.Result]] = {side: [] for side in run}
     not_run: dict[str, str] = {}
     for pair in range(pairs):
@@ -96,6 +100,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--workload", choices=(*WORKLOADS, "all"), default="all")
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--pairs", type=int, default=5, help="how often each side runs")
+    parser.add_argument("--asleep", action="store_true", help="let idle cores sleep")
     parser.add_argument("--steps", type=int, help="of one run, by default 300 for mlp and 40 for cnn; as many warm up")
     return parser.parse_args()
 
@@ -108,15 +113,16 @@ def main() -> None:
     chosen = list(WORKLOADS.values()) if args.workload == "all" else [WORKLOADS[args.workload]]
     peers = [PEERS[name] for name in args.only]
     try:
-        results = [
-            measure(workload, clients, args.steps or STEPS[workload.name], args.pairs, peers)
-            for workload in chosen
-            for clients in args.clients
-        ]
+        with awake(not args.asleep):
+            results = [
+                measure(workload, clients, args.steps or STEPS[workload.name], args.pairs, peers)
+                for workload in chosen
+                for clients in args.clients
+            ]
     except BenchmarkFailed as error:
         sys.exit(f"error: {error}")
     page = Page("peers", "peers")
-    page.save(args.results, table.sections(page, results, peers), {"results": results})
+    page.save(args.results, table.sections(page, results, peers, "" if args.asleep else NOTE), {"results": results})
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def versions(results: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{side} {version}" for side, version in found.items())
 
 
-def sections(page: Page, results: Sequence[Mapping[str, Any]], peers: Sequence[Peer]) -> list[str]:
+def sections(page: Page, results: Sequence[Mapping[str, Any]], peers: Sequence[Peer], note: str) -> list[str]:
     """The page."""
     sizes = ", ".join(dict.fromkeys(f"{r['workload']} {r['steps']}" for r in results))
     pairs = max(len(values) for r in results for values in r["steps_per_s"].values())
@@ -81,12 +81,14 @@ def sections(page: Page, results: Sequence[Mapping[str, Any]], peers: Sequence[P
         "One server and so many client processes on loopback, batch 64, SGD lr 0.05 momentum 0.9, one torch thread a process. "
         f"Steps a run: {sizes}, after as many to warm up. Every pair runs all sides one after the other; medians over {pairs} pairs. "
         "With several clients all train one head at once and the clock runs from the first that begins to count to the last that ends. "
-        "Ours takes one step of the head on all clients' batches together (`parallel`); bare and the peers take one on each batch.",
+        f"Ours takes one step of the head on all clients' batches together (`parallel`); bare and the peers take one on each batch. {note}".rstrip(),
         "\n".join(f"- `{name}`: {WORKLOADS[name].text}" for name in dict.fromkeys(r["workload"] for r in results)),
         "\n".join(
             [
                 "- `ours`: `sl-server run` and `sl-client run`, with checks, exactly-once delivery, metrics and digest log",
-                "- `bare`: `benchmarks/bare_stream.py`, a grpc.aio stream of raw bytes, gRPC's default options",
+                "- `bare`: `benchmarks/bare_stream.py`, a grpc.aio stream of raw bytes, gRPC's default options; `bare-tuned`: with HTTP/2 "
+                "frames and windows that hold a whole message",
+                "- `plain`: the unsplit network in one process",
                 *(f"- `{peer.name}`: {peer.text}" for peer in peers),
             ]
         ),
