@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker bench-images bench-scrape bench-memory test-edge bench-infer
+.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-table bench-step bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker bench-images bench-scrape bench-memory test-edge bench-infer bench-bandwidth
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
@@ -86,7 +86,17 @@ bench-stacked: install  ## the stacked simulator against the plain one; writes b
 bench-infer: install  ## split inference against sending the raw image (the link: Linux, root); writes benchmarks/results/infer.md
 	@$(BIN)/python -m benchmarks.infer
 
-bench: install  ## measure; writes benchmarks/results
+bench-bandwidth: install  ## 16.8 MB each way and no computation; writes benchmarks/results/bandwidth.md
+	@$(BIN)/python -m benchmarks.bandwidth
+
+bench: install  ## measure all that has a target, two to three hours, into build/bench; prints it beside the targets and what is committed
+	@$(BIN)/python -m benchmarks.peers.install || true
+	@$(BIN)/python -m benchmarks.targets --run
+
+bench-table: install  ## the committed numbers beside their targets
+	@$(BIN)/python -m benchmarks.targets
+
+bench-step: install  ## one step against a bare stream; writes benchmarks/results/step.md
 	@$(BIN)/python -m benchmarks.step
 
 bench-images: install  ## sizes of the container images, once they are built; writes benchmarks/results/images.md

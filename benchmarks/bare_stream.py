@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.processes import cost
 from benchmarks.raw import Laps, gather, pieces, view
 from benchmarks.workloads import BATCH, WORKLOADS, Workload, batches, one_thread, sgd
 
@@ -35,8 +36,10 @@ TUNED: Options = (
 
 
 async def serve(workload: Workload, piece: int, options: Options, clients: int) -> None:
-    """Train the head for so many clients, who start together, then print the seconds that computing took, the warm-up's included."""
+    """Train the head for so many clients, who start together, then print the seconds that computing took, and the process's CPU time, the
+    warm-up's included."""
     head = workload.segments()[1]
+    began = 0.0
     optimizer = sgd(head)
     begin, over, laps = asyncio.Barrier(clients), asyncio.Barrier(clients + 1), Laps()
     nbytes = BATCH * math.prod(workload.cut) * 4
@@ -52,9 +55,11 @@ async def serve(workload: Workload, piece: int, options: Options, clients: int) 
         return z.grad
 
     async def train(_requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        nonlocal began
         memory = memoryview(bytearray(nbytes + 8 * BATCH))
         data = await gather(context.read, memory)
         await begin.wait()
+        began = began or time.process_time()
         while data is not None:
             laps.lap("wait")
             dz = step(data)
@@ -72,7 +77,7 @@ async def serve(workload: Workload, piece: int, options: Options, clients: int) 
     print(json.dumps({"port": port}), flush=True)
     await over.wait()
     await server.stop(grace=1)
-    print(json.dumps({"server_compute": laps["server_compute"]}), flush=True)
+    print(json.dumps({"server_compute": laps["server_compute"], **cost(began)}), flush=True)
 
 
 async def train(workload: Workload, piece: int, options: Options, steps: int, address: str) -> dict[str, object]:
@@ -81,12 +86,12 @@ async def train(workload: Workload, piece: int, options: Options, steps: int, ad
     optimizer = sgd(lower)
     shape = (BATCH, *workload.cut)
     memory = memoryview(bytearray(math.prod(shape) * 4))
-    laps, started = Laps(), 0.0
+    laps, started, began = Laps(), 0.0, 0.0
     async with grpc.aio.insecure_channel(address, options=options) as channel:
         call = channel.stream_stream("/bare.Stream/Train")()
-        for number, (x, y) in enumerate(batches(2 * steps)):
+        for number, (x, y) in enumerate(batches(workload, 2 * steps)):
             if number == steps:
-                laps, started = Laps(), time.perf_counter()
+                laps, started, began = Laps(), time.perf_counter(), time.process_time()
             laps.lap("batch")
             z = lower(x)
             laps.lap("client_forward")
@@ -102,7 +107,8 @@ async def train(workload: Workload, piece: int, options: Options, steps: int, ad
         ended = time.perf_counter()
         await call.done_writing()
         await call.read()
-    return {"steps_per_s": steps / (ended - started), "seconds": dict(laps), "began": started, "ended": ended}
+    times = {"steps_per_s": steps / (ended - started), "seconds": dict(laps), "began": started, "ended": ended}
+    return {**times, **cost(began)}
 
 
 def main() -> None:

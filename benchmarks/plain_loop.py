@@ -21,7 +21,7 @@ def measure(workload: Workload, steps: int) -> float:
     model = nn.Sequential(*workload.segments())
     optimizer = sgd(model)
     started = 0.0
-    for number, (x, y) in enumerate(batches(2 * steps)):
+    for number, (x, y) in enumerate(batches(workload, 2 * steps)):
         if number == steps:
             started = time.perf_counter()
         loss = F.cross_entropy(model(x), y)

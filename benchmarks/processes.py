@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import resource
 import signal
 import subprocess
 import sys
@@ -117,6 +118,12 @@ def started(
         yield process
     finally:
         process.end()
+
+
+def cost(since_s: float) -> Line:
+    """What this process has used: CPU seconds since its own clock, `time.process_time`, stood at `since_s`; and KB of memory at most."""
+    peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"cpu_s": time.process_time() - since_s, "peak_kb": peak_kb}
 
 
 def module(name: str, *args: object) -> list[str]:

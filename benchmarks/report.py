@@ -94,6 +94,28 @@ def phases_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def cost_table(results: Iterable[Mapping[str, Any]]) -> str:
+    """CPU time and memory of both processes, beside the reference."""
+    lines = [
+        "| workload | side | server, CPU ms a step | client | server, MB at most | client |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for r in results:
+        for side in (r["reference"], "ours"):
+            runs = [run for run in r["runs"][side] if "cpu_ms" in run]
+            numbers = (
+                [
+                    median(run[kind][process] for run in runs)
+                    for kind in ("cpu_ms", "peak_mb")
+                    for process in ("server", "client")
+                ]
+                if runs
+                else []
+            )
+            lines.append(f"| {r['workload']} | {side} | {' | '.join(f'{n:.2f}' for n in numbers)} |")
+    return "\n".join(lines)
+
+
 def bytes_line(result: Mapping[str, Any]) -> str:
     """Wire bytes to tensor bytes."""
     w = result["wire_per_tensor_byte"]
@@ -134,6 +156,9 @@ def markdown(command: str, results: Sequence[Mapping[str, Any]], where: Mapping[
         "## Where a step's time goes",
         "Medians of means over the measured steps. Ours as `sl_step_seconds` of /metrics says.",
         *(phases_table(r) for r in results),
+        "## CPU time and memory",
+        "Of the two processes, user and system together; of the system's own, starting up included, the most memory that was resident.",
+        cost_table(results),
         "## Wire bytes to tensor bytes",
         "Serialized gRPC messages with their 5-byte prefix, to the tensors as float32; labels are not in it.",
         "\n".join(f"- {bytes_line(r)}" for r in results),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import BenchmarkFailed, Line, module, script, started
+from benchmarks.processes import BenchmarkFailed, Line, Process, module, script, started
 from benchmarks.workloads import BATCH, LR, MOMENTUM, Workload
 
 Result = dict[str, Any]
@@ -44,10 +44,19 @@ def bare(workload: Workload, steps: int, *, piece: int = 0, tuned: bool = False,
         command = module("bare_stream", "client", *common, "--steps", steps, "--address", address)
         running = [stack.enter_context(started(command)) for _ in range(clients)]
         results = [client.line("steps_per_s", limit_s(steps)) for client in running]
-        computing = server.line("server_compute", START_S)["server_compute"] / 2 / clients  # it counts the warm-up too
+        serving = server.line("server_compute", START_S)
+    computing = serving["server_compute"] / 2 / clients  # it counts the warm-up too
     seconds = results[0]["seconds"]
     seconds |= {"server_compute": computing, "wire": seconds.pop("round_trip") - computing}
-    return {"steps_per_s": steps / span(results), "phases": {k: 1e3 * s / steps for k, s in seconds.items()}}
+    return {
+        "steps_per_s": steps / span(results),
+        "phases": {k: 1e3 * s / steps for k, s in seconds.items()},
+        "cpu_ms": {
+            "server": 1e3 * serving["cpu_s"] / 2 / clients / steps,
+            "client": 1e3 * sum(r["cpu_s"] for r in results) / clients / steps,
+        },
+        "peak_mb": {"server": serving["peak_kb"] / 1e3, "client": max(r["peak_kb"] for r in results) / 1e3},
+    }
 
 
 def span(results: Sequence[Result]) -> float:
@@ -65,12 +74,13 @@ rounds = 2
 clients = {clients}
 threads = 1
 [model]
-name = "{workload.name}"
-cut = 1
-input = [1, 28, 28]
+name = "{workload.model or workload.name}"
+cut = {workload.after}
+input = {list(workload.input)}
 classes = 10
+args = {{ {workload.args} }}
 [data]
-name = "benchmarks.data:images"
+name = "benchmarks.data:{workload.data}"
 batch_size = {BATCH}
 [protocol]
 preset = "parallel"
@@ -85,10 +95,14 @@ every = 0
 
 
 class _Scrapes:
-    """What /metrics said at the end of each round; a scrape in between would disturb what it measures."""
+    """What /metrics and the system said at the end of each round; a look in between would disturb what it measures."""
 
     def __init__(self) -> None:
         self.port = 0
+        self.server: Process | None = None
+        self.clients: list[Process] = []
+        self._cpu: list[tuple[float, float]] = []  # seconds: the server's, all clients'
+        self._peak_kb = (0, 0)
         self.taken: list[dict[str, dict[str, float]]] = []
 
     def hear(self, line: Line) -> None:
@@ -96,10 +110,27 @@ class _Scrapes:
         if line.get("event") == "metrics":
             self.port = line["port"]
         if line.get("event") == "round":
+            self._look()
             with contextlib.suppress(
                 OSError
             ):  # the run is over already: the phases of this pair are lost, not its time
                 self.taken.append(_scrape(self.port))
+
+    def _look(self) -> None:
+        if self.server is not None and self.clients:
+            self._cpu.append((self.server.cpu_s(), sum(client.cpu_s() for client in self.clients)))
+            self._peak_kb = (self.server.peak_kb(), max(client.peak_kb() for client in self.clients))
+
+    def cost(self, steps: int) -> Result:
+        """CPU ms a client's step in the second round, and MB of memory at most, of server and clients; empty if a look came too late."""
+        if len(self._cpu) != 2:
+            return {}
+        sides = ("server", "client")
+        used = [1e3 * (now - first) / steps / len(self.clients) for first, now in zip(*self._cpu, strict=True)]
+        return {
+            "cpu_ms": dict(zip(sides, used, strict=True)),
+            "peak_mb": dict(zip(sides, [kb / 1e3 for kb in self._peak_kb], strict=True)),
+        }
 
     def phases(self) -> dict[str, float]:
         """Mean ms of a step by phase in the second round; empty if a scrape came too late."""
@@ -121,25 +152,29 @@ def _scrape(port: int) -> dict[str, dict[str, float]]:
     return phases
 
 
-def ours(workload: Workload, steps: int, *, clients: int = 1, server: Words = (), client: Words = ()) -> Result:
+def ours(
+    workload: Workload, steps: int, *, clients: int = 1, server: Words = (), client: Words = (), extra: str = ""
+) -> Result:
     """`sl-server run` and `sl-client run`; the time is the server's own, from the second wave's begin to its round's end.
 
-    `server` and `client` are further options of the two commands.
+    `server` and `client` are further options of the two commands, `extra` is further configuration.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         toml, out = Path(folder, "run.toml"), Path(folder, "out")
-        toml.write_text(config(workload, steps, clients))
+        toml.write_text(config(workload, steps, clients) + extra)
         scrapes = _Scrapes()
         at = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
         with contextlib.ExitStack() as stack:
             serve = script("sl-server", "run", toml, *at, "--out", out, "--json", *server)
-            serves = stack.enter_context(started(serve, scrapes.hear))
+            serves = scrapes.server = stack.enter_context(started(serve, scrapes.hear))
             address = serves.line("address", START_S)["address"]
             command = script("sl-client", "run", "--server", address, "--allow", "benchmarks", "--json", *client)
-            for trains in [stack.enter_context(started(command)) for _ in range(clients)]:
+            scrapes.clients = [stack.enter_context(started(command)) for _ in range(clients)]
+            for trains in scrapes.clients:
                 trains.finish(2 * limit_s(steps))
             serves.finish(START_S)
-        return {"steps_per_s": steps / second_round_seconds(out), "phases": scrapes.phases(), **_overhead(out)}
+        rate = steps / second_round_seconds(out)
+        return {"steps_per_s": rate, "phases": scrapes.phases(), **scrapes.cost(steps), **_overhead(out)}
 
 
 def second_round_seconds(out: Path) -> float:

@@ -2,7 +2,8 @@
 
 python -m benchmarks.step [--pairs 5] [--workload mlp|cnn|all] [--steps N]
 
-It writes step.json (all raw numbers) and step.md into benchmarks/results, or --results DIR.
+It writes step.json (all raw numbers) and step.md into benchmarks/results, or --results DIR; step-mlp.json and step-mlp.md if one workload
+is asked for.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 from benchmarks import data, report, sides
 from benchmarks.awake import NOTE, awake
 from benchmarks.processes import BenchmarkFailed
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.workloads import WORKLOADS, Workload, chosen, name_of
 
 PIECE = 1 << 20
 RESULTS = Path(__file__).with_name("results")
@@ -77,7 +78,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--workload", choices=(*WORKLOADS, "all"), default="all")
     parser.add_argument("--steps", type=int, help="of one run, by default 1500 for mlp and 60 for cnn; as many warm up")
     parser.add_argument("--asleep", action="store_true", help="let idle cores sleep")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for step.json and step.md")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the page and its numbers")
     return parser.parse_args()
 
 
@@ -85,20 +86,27 @@ def main() -> None:
     """Measure, print, write; no process outlives it."""
     args = _parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds the blocks that end the processes
-    chosen = list(WORKLOADS.values()) if args.workload == "all" else [WORKLOADS[args.workload]]
     try:
         with awake(not args.asleep):
-            results = [measure(w, args.steps or w.steps, args.pairs) for w in chosen]
+            results = [measure(w, args.steps or w.steps, args.pairs) for w in chosen(args.workload)]
     except BenchmarkFailed as error:
         sys.exit(f"error: {error}")
     command = shlex.join(["python", "-m", "benchmarks.step", *sys.argv[1:]])
     setting = where()
     args.results.mkdir(parents=True, exist_ok=True)
     raw = {"command": command, **setting, "results": results}
-    (args.results / "step.json").write_text(json.dumps(raw, indent=2) + "\n")
-    (args.results / "step.md").write_text(report.markdown(command, results, setting, "" if args.asleep else NOTE))
+    name = name_of("step", args.workload)
+    (args.results / f"{name}.json").write_text(json.dumps(raw, indent=2) + "\n")
+    (args.results / f"{name}.md").write_text(report.markdown(command, results, setting, "" if args.asleep else NOTE))
     print(
-        "\n".join([report.rates_table(results), *map(report.phases_table, results), *map(report.bytes_line, results)])
+        "\n".join(
+            [
+                report.rates_table(results),
+                *map(report.phases_table, results),
+                report.cost_table(results),
+                *map(report.bytes_line, results),
+            ]
+        )
     )
     print("\n".join(report.verdicts(results)))
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import secrets
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -56,6 +55,21 @@ class Interrupted(Exception):
     """The user wants to stop, and the server was told if it could be."""
 
 
+class _Span:
+    """Adds the time inside to a phase."""
+
+    __slots__ = ("_phase", "_started", "_watch")
+
+    def __init__(self, watch: Stopwatch, phase: str) -> None:
+        self._watch, self._phase, self._started = watch, phase, 0.0
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_error: object) -> None:
+        self._watch.add(self._phase, time.perf_counter() - self._started)
+
+
 class Stopwatch:
     """Seconds by phase of the step under way; the segments' spans report here."""
 
@@ -64,14 +78,9 @@ class Stopwatch:
         self._step: int | None = None
         self._forward = 0.0
 
-    @contextlib.contextmanager
-    def span(self, phase: str) -> Iterator[None]:
+    def span(self, phase: str) -> _Span:
         """Add the time inside to a phase."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(phase, time.perf_counter() - started)
+        return _Span(self, phase)
 
     def add(self, phase: str, seconds: float) -> None:
         """Add to a phase."""
@@ -330,8 +339,8 @@ class Runner:
                 self._show.done(message)
         with self._watch.span("encode"):
             frames = self._endpoint.pack(message, timing=timing)
-        self._send(frames)
         self._asked_at = time.perf_counter()
+        self._send(frames)
 
     def _hear(self) -> None:
         assert self._carrier is not None

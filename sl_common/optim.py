@@ -20,12 +20,24 @@ _Optimizer = torch.optim.Optimizer
 
 
 class _Uncompiled(_Optimizer):
-    """Torch's own methods without the wrappers that import its compiler at first use, which costs seconds and 70 MB that nobody here needs."""
+    """Torch's own methods without the wrappers that import its compiler at first use, which costs seconds and 70 MB that nobody here needs,
+    and without the marks for its profiler, which take longer than a small step."""
 
     add_param_group = inspect.unwrap(_Optimizer.add_param_group)
-    zero_grad = inspect.unwrap(_Optimizer.zero_grad)
     state_dict = inspect.unwrap(_Optimizer.state_dict)
     load_state_dict = inspect.unwrap(_Optimizer.load_state_dict)
+
+    def _patch_step_function(self) -> None:
+        """Torch's would wrap `step`."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, or fill them with zeros."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if set_to_none or p.grad is None:
+                    p.grad = None
+                else:
+                    p.grad.detach_().zero_()
 
 
 class _PlainSGD(_Uncompiled, torch.optim.SGD):

@@ -2,7 +2,8 @@
 
 python -m benchmarks.peers [--only NAME…] [--workload mlp|cnn|all] [--clients 1 2] [--pairs 5] [--steps N]; `make bench-peers`.
 
-First `python -m benchmarks.peers.install`. All of it takes an hour or two. It writes peers.json and peers.md into benchmarks/results. A peer that is not installed or
+First `python -m benchmarks.peers.install`. All of it takes an hour or two. It writes peers.json, peers.md and peers.png into
+benchmarks/results, or peers-mlp.json and so on if one workload is asked for. A peer that is not installed or
 fails is a line that says so.
 """
 
@@ -22,8 +23,9 @@ from benchmarks.awake import NOTE, awake
 from benchmarks.page import Page, parser_of
 from benchmarks.peers import table
 from benchmarks.peers.catalog import FOLDER, PEERS, STEPS, Peer
+from benchmarks.plot import rates
 from benchmarks.processes import BenchmarkFailed, started
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.workloads import WORKLOADS, Workload, chosen, name_of
 
 MARK = "CUTLAYER_PEERS_RUN"  # in the environment of every process that a peer starts
 Once = Callable[[], sides.Result]
@@ -110,19 +112,21 @@ def main() -> None:
     args = _parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds the blocks that end the processes
     os.environ[MARK] = str(os.getpid())
-    chosen = list(WORKLOADS.values()) if args.workload == "all" else [WORKLOADS[args.workload]]
     peers = [PEERS[name] for name in args.only]
     try:
         with awake(not args.asleep):
             results = [
                 measure(workload, clients, args.steps or STEPS[workload.name], args.pairs, peers)
-                for workload in chosen
+                for workload in chosen(args.workload)
                 for clients in args.clients
             ]
     except BenchmarkFailed as error:
         sys.exit(f"error: {error}")
-    page = Page("peers", "peers")
-    page.save(args.results, table.sections(page, results, peers, "" if args.asleep else NOTE), {"results": results})
+    name = name_of("peers", args.workload)
+    page = Page("peers", name)
+    sections = table.sections(page, results, peers, "" if args.asleep else NOTE)
+    page.save(args.results, [*sections, f"![steps/s of every side]({name}.png)"], {"results": results})
+    rates(results, args.results / f"{name}.png")
 
 
 if __name__ == "__main__":

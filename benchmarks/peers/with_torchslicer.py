@@ -24,7 +24,7 @@ from torchslicer.monitor import TrainingCallback
 
 from benchmarks.peers.work import Say, arguments, free_port, norm, play
 from benchmarks.processes import Line
-from benchmarks.workloads import LR, MOMENTUM, WORKLOADS, batches
+from benchmarks.workloads import LR, MOMENTUM, WORKLOADS, Workload, batches
 
 INIT_S = 60.0
 
@@ -32,8 +32,8 @@ INIT_S = 60.0
 class _Batches:
     """The batches of warm-up and measurement, half of them an epoch."""
 
-    def __init__(self, steps: int) -> None:
-        self._steps, self._all = steps, batches(2 * steps)
+    def __init__(self, workload: Workload, steps: int) -> None:
+        self._steps, self._all = steps, batches(workload, 2 * steps)
 
     def __len__(self) -> int:
         return self._steps
@@ -84,11 +84,12 @@ def client(args: argparse.Namespace) -> Line:
     saved.mkdir()
     peers = [f"127.0.0.1:{port}", f"127.0.0.1:{args.address}"]
     executor = DistributedExecutor(StaticDiscovery(peers), driver, coordinator_bind_addr=driver, run_config=config)
-    lower, head = WORKLOADS[args.workload].segments()
+    workload = WORKLOADS[args.workload]
+    lower, head = workload.segments()
     sliced = ts.slice(nn.Sequential(lower, head), n=2, executor=executor, pack=list)
     clock = _Clock()
     sliced.train(
-        _Batches(args.steps),
+        _Batches(workload, args.steps),
         {"name": "SGD", "params": {"lr": LR, "momentum": MOMENTUM}},
         {"name": "CrossEntropyLoss", "params": {}},
         epochs=2,

@@ -59,10 +59,11 @@ def train(workload: str, steps: int, folder: Path, clients: int, exchange: Calla
 
     The warm-up starts when so many clients have come to the folder with their first batch in hand.
     """
-    lower = WORKLOADS[workload].segments()[0]
+    work = WORKLOADS[workload]
+    lower = work.segments()[0]
     optimizer = sgd(lower)
     began = 0.0
-    for number, (x, y) in enumerate(batches(2 * steps)):
+    for number, (x, y) in enumerate(batches(work, 2 * steps)):
         if number == 0:
             _meet(folder, clients)
         if number == steps:

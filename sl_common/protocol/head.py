@@ -124,7 +124,8 @@ class Head(Value):
         return {c: g.to("cpu") for c, g in self.scatter.scatter(slices, at).items() if c in wanted}
 
     def _pieces(self, dz: Tensor, cohort: Sequence[Arrived]) -> Sequence[Tensor]:
-        """Each client's part of dz in its own scale; neighbours that count alike by one operation, which gives the same bits."""
+        """Each client's part of dz in its own scale, in dz's memory; neighbours that count alike by one operation, which gives the same
+        bits."""
         if len(cohort) == 1:
             return (dz,)
         sizes = [len(a.batch.y) for a in cohort]
@@ -136,7 +137,7 @@ class Head(Value):
             (count, [size for _, size in run]) for count, run in groupby(zip(counts, sizes, strict=True), itemgetter(0))
         ]
         runs = torch.split(dz, [sum(those) for _, those in alike])
-        scaled = (run * total / count for run, (count, _) in zip(runs, alike, strict=True))
+        scaled = (run.mul_(total).div_(count) for run, (count, _) in zip(runs, alike, strict=True))
         return [piece for run, (_, those) in zip(scaled, alike, strict=True) for piece in torch.split(run, those)]
 
 
