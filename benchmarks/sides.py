@@ -65,7 +65,10 @@ def span(results: Sequence[Result]) -> float:
 
 
 def config(workload: Workload, steps: int, clients: int = 1) -> str:
-    """Our system's configuration: one round to warm up, one that counts, the evaluation after both."""
+    """Our system's configuration: one round to warm up, one that counts, the evaluation after both.
+
+    Several clients train one head, which takes a step on each batch as it comes: as the bare stream's does, and the peers'.
+    """
     optimizer = f'optimizer = {{ kind = "sgd", lr = {LR}, momentum = {MOMENTUM} }}'
     return f"""
 [run]
@@ -84,6 +87,7 @@ name = "benchmarks.data:{workload.data}"
 batch_size = {BATCH}
 [protocol]
 preset = "parallel"
+barrier = {{ kind = "each" }}
 [client]
 wave = {{ steps = {steps} }}
 {optimizer}

@@ -81,7 +81,7 @@ def sections(page: Page, results: Sequence[Mapping[str, Any]], peers: Sequence[P
         "One server and so many client processes on loopback, batch 64, SGD lr 0.05 momentum 0.9, one torch thread a process. "
         f"Steps a run: {sizes}, after as many to warm up. Every pair runs all sides one after the other; medians over {pairs} pairs. "
         "With several clients all train one head at once and the clock runs from the first that begins to count to the last that ends. "
-        f"Ours takes one step of the head on all clients' batches together (`parallel`); bare and the peers take one on each batch. {note}".rstrip(),
+        f"The head takes one step on each batch as it comes, on every side (ours: `parallel` with `barrier = each`). {note}".rstrip(),
         "\n".join(f"- `{name}`: {WORKLOADS[name].text}" for name in dict.fromkeys(r["workload"] for r in results)),
         "\n".join(
             [
