@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-table bench-step bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker bench-images bench-scrape bench-memory test-edge bench-infer bench-bandwidth
+.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-table bench-step bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker bench-images bench-scrape bench-memory test-edge bench-infer bench-bandwidth bench-flames
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
@@ -85,6 +85,9 @@ bench-stacked: install  ## the stacked simulator against the plain one; writes b
 
 bench-infer: install  ## split inference against sending the raw image (the link: Linux, root); writes benchmarks/results/infer.md
 	@$(BIN)/python -m benchmarks.infer
+
+bench-flames: install  ## flame graphs of server and client (Linux, root); writes benchmarks/results/flame-*.svg
+	@$(BIN)/python -m benchmarks.flames
 
 bench-bandwidth: install  ## 16.8 MB each way and no computation; writes benchmarks/results/bandwidth.md
 	@$(BIN)/python -m benchmarks.bandwidth

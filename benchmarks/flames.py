@@ -11,6 +11,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from benchmarks import sides
@@ -20,6 +21,7 @@ from benchmarks.workloads import WORKLOADS, Workload, chosen
 
 RATE = 400  # samples a second
 STEPS = 100_000  # more than are done: the run is ended
+WARM_S = 5.0
 
 
 def record(process: Process, seconds: int, path: Path) -> subprocess.Popen[bytes]:
@@ -38,7 +40,8 @@ def draw(workload: Workload, seconds: int, folder: Path) -> None:
             address = server.line("address", sides.START_S)["address"]
             train = script("sl-client", "run", "--server", address, "--allow", "benchmarks", "--json")
             with started(train) as client:
-                server.line("round", 2 * sides.START_S)
+                server.line("shard", sides.START_S)  # it has joined
+                time.sleep(WARM_S)
                 looks = [
                     record(process, seconds, folder / f"flame-{workload.name}-{name}.svg")
                     for name, process in (("server", server), ("client", client))

@@ -73,6 +73,11 @@ class Process:
         if code:
             raise BenchmarkFailed(f"{self.name}: ended with {code}")
 
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._popen.pid
+
     def cpu_s(self) -> float:
         """User and system seconds that it has used so far (Linux)."""
         fields = Path(f"/proc/{self._popen.pid}/stat").read_text().rpartition(")")[2].split()

@@ -235,7 +235,7 @@ class Engine:
             span = Span(started=started, computed=computed, encoding=before, encoded=time.perf_counter())
             self._send(link, frames)
             self._meter.said(link.clock, message, span)
-        if said:
+        if said and self._inbox.empty():
             time.sleep(_YIELD_S)
         self.coordinator.settle()
         for job in self.coordinator.jobs():
