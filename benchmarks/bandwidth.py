@@ -24,7 +24,7 @@ from benchmarks.workloads import BATCH, WORKLOADS
 
 WIDE = WORKLOADS["wide"]
 GOALS = {"identity": 0.85, "float8": 1.5}
-CODECS = {"identity": "", "float8": '[codec]\nup = "float8"\ndown = "float8"\n'}
+CODECS = {"identity": "", "float8": '[codec]\nup = { kind = "float8" }\ndown = { kind = "float8" }\n'}
 TEXTS = {
     "identity": f"identity: MB/s of tensors over the bare stream's in 1 MiB pieces, wanted ≥ {GOALS['identity']}",
     "float8": f"float8 both ways: steps/s over identity's, wanted ≥ {GOALS['float8']}",

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
+import torch
+
+from benchmarks import data, sides
+from benchmarks.bandwidth import CODECS
 from benchmarks.data import HELD_OUT, images, what
-from benchmarks.workloads import WORKLOADS
+from benchmarks.step import RESULTS
+from benchmarks.targets import TARGETS, Target, value
+from benchmarks.workloads import WORKLOADS, Workload, chosen
+from sl_common.config import RunConfig
 
 
 def test_the_images_are_there() -> None:
@@ -15,3 +25,40 @@ def test_the_images_are_there() -> None:
 
 def test_workloads_have_a_name_each() -> None:
     assert all(name == one.name for name, one in WORKLOADS.items())
+
+
+@pytest.mark.parametrize("workload", WORKLOADS.values(), ids=list(WORKLOADS))
+def test_a_workload_is_cut_where_it_says(workload: Workload) -> None:
+    """And its data fits it."""
+    assert getattr(data, workload.data)
+    lower, head = workload.segments()
+    z = lower(torch.zeros(2, *workload.input))
+    assert z.shape == (2, *workload.cut)
+    assert head(z).shape == (2, 10)
+
+
+@pytest.mark.parametrize("workload", WORKLOADS.values(), ids=list(WORKLOADS))
+@pytest.mark.parametrize("codec", CODECS)
+def test_our_side_s_configuration_is_one(workload: Workload, codec: str) -> None:
+    config = RunConfig.from_toml(sides.config(workload, 3) + CODECS[codec])
+    assert config.codec.up.kind == codec
+
+
+def test_all_workloads_means_the_usual_ones() -> None:
+    assert [w.name for w in chosen("all")] == ["mlp", "cnn"]
+    assert [w.name for w in chosen("wide")] == ["wide"]
+
+
+def test_coloured_images_are_the_grey_ones() -> None:
+    grey, coloured = images(), data.coloured()
+    coloured.check((3, 32, 32), 10)
+    x = coloured.train[0][:5]
+    assert all(torch.equal(x[:, colour, 2:-2, 2:-2], grey.train[0][:5, 0]) for colour in range(3))
+    assert not x[:, :, :2].any()
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.what)
+def test_every_target_finds_its_number_in_the_committed_page(target: Target) -> None:
+    assert (RESULTS / f"{target.page}.json").exists()
+    assert json.loads((RESULTS / f"{target.page}.json").read_text())
+    assert value(target, RESULTS) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from drawn import LAW
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import Parameter
 
-from sl_common.optim import _SGD, Sgd
+from sl_common.optim import _SGD, Adam, Sgd
 
 sizes = st.lists(st.integers(1, 80) | st.sampled_from([96, 256, 1000, 4096]), min_size=1, max_size=4)
 fractions = st.sampled_from([0.0, 0.5, 0.9])
@@ -80,3 +81,26 @@ def test_on_this_machine_one_pass_is_taken() -> None:
     assert rule._plan is not None
     if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
         assert [len(share.params) for share in rule._plan] == [1, 0]
+
+
+@pytest.mark.parametrize("rule", [Sgd(momentum=0.9), Adam(), Adam(kind="adamw")])
+def test_gradients_are_forgotten_as_torch_forgets_them(rule: Sgd | Adam) -> None:
+    params = [Parameter(torch.ones(3)), Parameter(torch.ones(2))]
+    optimizer = rule.make(params)
+    params[0].grad = torch.ones(3)
+    optimizer.zero_grad(set_to_none=False)
+    assert params[0].grad.tolist() == [0.0] * 3
+    assert params[1].grad is None
+    optimizer.zero_grad()
+    assert params[0].grad is None
+
+
+@pytest.mark.parametrize("rule", [Sgd(momentum=0.9), Adam(), Adam(kind="adamw")])
+def test_no_marks_are_left_for_torch_s_profiler(rule: Sgd | Adam) -> None:
+    """They take longer than a small step; if torch finds another way to leave them, this says so."""
+    optimizer = rule.make([p := Parameter(torch.ones(3))])
+    p.grad = torch.ones(3)
+    with torch.profiler.profile() as profile:
+        optimizer.step()
+        optimizer.zero_grad()
+    assert [event.key for event in profile.key_averages() if event.key.startswith("Optimizer")] == []

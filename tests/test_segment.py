@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from sl_common import backward as passes
 from sl_common.errors import WireError
 from sl_common.optim import Sgd
 from sl_common.segment import Bank, Segment, buffers_untouched, draws_random_numbers
@@ -149,6 +150,18 @@ def test_a_quiet_segment_is_plain_pytorch() -> None:
         twin(x).backward(gradient)
         optimizer.step()
         assert bits(own.module) == bits(twin)
+
+
+def test_a_torch_whose_engine_has_another_name_gives_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for engine in (passes._ENGINE, None):
+        monkeypatch.setattr(passes, "_ENGINE", engine)
+        segment = Segment(net(), Sgd())
+        z = segment.forward(normal((3, 2, 8, 8), 0), ("d",))
+        segment.backward(z, torch.ones_like(z))
+        found.append([p.grad.clone() for p in segment.module.parameters()])
+    assert len(found[0]) > 4
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_a_gradient_that_does_not_fit_is_refused() -> None:
