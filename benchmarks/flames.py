@@ -8,6 +8,7 @@ native frames (torch, gRPC) count for the Python line that called them.
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from benchmarks.workloads import WORKLOADS, Workload, chosen
 RATE = 400  # samples a second
 STEPS = 100_000  # more than are done: the run is ended
 WARM_S = 5.0
+_TITLE = re.compile(r">[^<]*py-spy record[^<]*<")  # its command line
 
 
 def record(process: Process, seconds: int, path: Path) -> subprocess.Popen[bytes]:
@@ -48,6 +50,9 @@ def draw(workload: Workload, seconds: int, folder: Path) -> None:
                 ]
                 if any(look.wait() for look in looks):
                     raise BenchmarkFailed("py-spy could not look at the processes; it needs root, or ptrace allowed")
+    for name in ("server", "client"):
+        path = folder / f"flame-{workload.name}-{name}.svg"
+        path.write_text(_TITLE.sub(f">{workload.name}: {name}<", path.read_text()))
 
 
 def main() -> None:

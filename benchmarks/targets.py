@@ -1,7 +1,8 @@
 """What was wanted of the system's speed, beside what was measured and what is committed; says which falls short.
 
 python -m benchmarks.targets [--run [NAME…]]; `make bench` measures everything anew, two to three hours,
-`make bench-table` prints what is committed.
+`make bench-table` prints what is committed, and
+writes it into benchmarks/results/targets.md.
 
 With --run the benchmarks write into build/bench, and the table shows their numbers beside the committed ones: what got slower is seen there.
 """
@@ -22,6 +23,7 @@ from benchmarks.processes import ROOT, module
 from benchmarks.step import RESULTS
 
 FRESH = ROOT / "build" / "bench"
+PAGE = RESULTS / "targets.md"
 NOT_PEERS = ("ours", "bare", "bare-tuned", "bare-1MiB", "plain", "raw-tcp")  # torch.distributed.rpc is one
 RUNS = {  # a name of ours: the page, and the module and its arguments that make it
     "step-mlp": ("step", "--workload", "mlp", "--steps", "1000", "--pairs", "7"),
@@ -198,6 +200,11 @@ def table(fresh: Path | None) -> str:
     return "\n".join(lines)
 
 
+def page() -> str:
+    """What is committed, as Markdown."""
+    return f"# What was wanted, and what was measured\n\nMade by `make bench-table` from the pages beside it.\n\n{table(None)}\n"
+
+
 def run(name: str) -> None:
     """One benchmark anew; its page lies in FRESH then."""
     command, *arguments = RUNS[name]
@@ -222,6 +229,8 @@ def main() -> None:
                 run(name)
         except KeyboardInterrupt:
             sys.exit(130)
+    if args.run is None:
+        PAGE.write_text(page())
     print(table(None if args.run is None else FRESH))
 
 

@@ -9,7 +9,7 @@ from benchmarks import data, sides
 from benchmarks.bandwidth import CODECS
 from benchmarks.data import HELD_OUT, images, what
 from benchmarks.step import RESULTS
-from benchmarks.targets import TARGETS, Target, value
+from benchmarks.targets import PAGE, TARGETS, Target, page, value
 from benchmarks.workloads import WORKLOADS, Workload, chosen
 from sl_common.config import RunConfig
 
@@ -59,3 +59,7 @@ def test_coloured_images_are_the_grey_ones() -> None:
 def test_every_target_finds_its_number_in_the_committed_page(target: Target) -> None:
     there = (RESULTS / f"{target.page}.json").exists()
     assert (value(target, RESULTS) is not None) == there, "the table calls what has no page not measured"
+
+
+def test_the_committed_table_is_of_the_committed_pages() -> None:
+    assert PAGE.read_text() == page(), "make bench-table"
