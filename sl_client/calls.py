@@ -21,7 +21,6 @@ except ImportError:  # pragma: no cover  (a grpcio that has moved it)
     cygrpc = None
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-_CANCELLED = grpc.StatusCode.CANCELLED.value[0]
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -129,8 +128,7 @@ class PolledCall:
         self._inbox: deque[bytes] = deque()
         self._outbox: deque[bytes | None] = deque()  # None: no more are sent
         self._status: Any = None  # the operation that has it
-        self._receiving = False
-        self._sending = False
+        self._receiving = self._sending = False
         self._lock = threading.Lock()  # of what is to be sent
         self._turn = threading.Lock()
         self._wanted = False  # a frame is being taken
@@ -240,7 +238,7 @@ class PolledCall:
 
     def cancel(self) -> None:
         """End both directions now."""
-        self._call.cancel(_CANCELLED, "we ended it")
+        self._call.cancel(grpc.StatusCode.CANCELLED.value[0], "we ended it")
 
     def close(self) -> None:
         """Cancel it and take all its events: its queue lives as long as one is due."""
