@@ -1,19 +1,20 @@
 """Keeps the cores awake while something is timed (Linux; elsewhere it does nothing).
 
-A core with nothing to do is halted, and on a virtual machine it is the host that wakes it: in 0.1 ms, or in several if the host is busy.
-That is neither ours nor the bare stream's, differs from minute to minute, and is most of what makes small steps differ between two runs.
+A core with nothing to do is halted, and on a virtual machine it is the host that wakes it, later if the host is busy. That is neither ours
+nor the bare stream's, and differs from minute to minute.
 A process of the lowest class, SCHED_IDLE, on each core leaves it to whatever else wants it, at once.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 
-NOTE = (
+_NOTE = (
     "Meanwhile a process of class SCHED_IDLE keeps each core awake, for all sides alike: on a virtual machine the host takes its own time "
     "to wake one that sleeps (`--asleep`: without it)."
 )
@@ -28,6 +29,16 @@ while True:
     if os.getppid() != parent:
         break
 """
+
+
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """`--asleep`, for `awake(not args.asleep)` and `note(not args.asleep)`."""
+    parser.add_argument("--asleep", action="store_true", help="let idle cores sleep")
+
+
+def note(wanted: bool) -> str:
+    """What a page says of it; nothing if nothing was done."""
+    return _NOTE if wanted else ""
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks import sides
-from benchmarks.awake import NOTE, awake
+from benchmarks.awake import add_option, awake, note
 from benchmarks.page import Page, parser_of
 from benchmarks.processes import BenchmarkFailed
 from benchmarks.report import PHASES
@@ -63,6 +63,7 @@ def main() -> None:
     parser = parser_of("bandwidth", __doc__)
     parser.add_argument("--pairs", type=int, default=5, help="how often each side runs")
     parser.add_argument("--steps", type=int, default=WIDE.steps, help="of one run that count; as many warm up")
+    add_option(parser)
     args = parser.parse_args()
     run: dict[str, Callable[[], sides.Result]] = {
         "bare": partial(sides.bare, WIDE, args.steps),
@@ -71,7 +72,7 @@ def main() -> None:
         **{name: partial(sides.ours, WIDE, args.steps, extra=codec) for name, codec in CODECS.items()},
     }
     runs: dict[str, list[sides.Result]] = {side: [] for side in run}
-    with awake():
+    with awake(not args.asleep):
         for pair in range(args.pairs):
             for side, once in run.items():
                 try:
@@ -82,10 +83,12 @@ def main() -> None:
             print(f"{pair + 1}/{args.pairs}: {rates} steps/s", flush=True)
     found = ratios(runs)
     medians = {side: median(values) for side, values in found.items()}
-    save(args.results, runs, found, medians, args.steps)
+    save(args.results, runs, found, medians, args.steps, note(not args.asleep))
 
 
-def save(folder: Path, runs: Runs, found: Mapping[str, list[float]], medians: Mapping[str, float], steps: int) -> None:
+def save(
+    folder: Path, runs: Runs, found: Mapping[str, list[float]], medians: Mapping[str, float], steps: int, about: str
+) -> None:
     """The page and its numbers."""
     page = Page("bandwidth", "bandwidth")
     said = [
@@ -97,7 +100,7 @@ def save(folder: Path, runs: Runs, found: Mapping[str, list[float]], medians: Ma
         "# A step that is nothing but its bytes",
         f"{page.made_by}, torch {page.setting['torch']}, grpcio {page.setting['grpcio']}; images: {page.setting['images']}.",
         f"`wide` ({WIDE.text}), batch {BATCH}, one server and one client process on loopback, one torch thread each; {steps} steps a run "
-        f"after as many to warm up, {len(runs['bare'])} interleaved pairs. {NOTE.replace(' (`--asleep`: without it)', '')}",
+        f"after as many to warm up, {len(runs['bare'])} interleaved pairs. {about}".rstrip(),
         "\n".join(said),
         table(runs),
     ]

@@ -25,7 +25,7 @@ import grpc
 import torch
 
 from benchmarks import data, report, sides
-from benchmarks.awake import NOTE, awake
+from benchmarks.awake import add_option, awake, note
 from benchmarks.processes import BenchmarkFailed
 from benchmarks.workloads import WORKLOADS, Workload, chosen, name_of
 
@@ -77,7 +77,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=5, help="how often each side runs")
     parser.add_argument("--workload", choices=(*WORKLOADS, "all"), default="all")
     parser.add_argument("--steps", type=int, help="of one run, by default 1500 for mlp and 60 for cnn; as many warm up")
-    parser.add_argument("--asleep", action="store_true", help="let idle cores sleep")
+    add_option(parser)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the page and its numbers")
     return parser.parse_args()
 
@@ -97,7 +97,7 @@ def main() -> None:
     raw = {"command": command, **setting, "results": results}
     name = name_of("step", args.workload)
     (args.results / f"{name}.json").write_text(json.dumps(raw, indent=2) + "\n")
-    (args.results / f"{name}.md").write_text(report.markdown(command, results, setting, "" if args.asleep else NOTE))
+    (args.results / f"{name}.md").write_text(report.markdown(command, results, setting, note(not args.asleep)))
     print(
         "\n".join(
             [

@@ -2,7 +2,7 @@
 
 The public one hands every message from thread to thread inside grpcio: twice on its way up, once on its way down. Beneath it grpcio has
 calls with a completion queue of their own, with which it does unary calls; over such a one the thread that uses the stream drives it
-itself, and a small step takes a quarter less time. Those names are grpcio's own: where one has changed, the public way is taken.
+itself, and no step waits for another to wake. Those names are grpcio's own: where one has changed, the public way is taken.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def test_workloads_have_a_name_each() -> None:
 @pytest.mark.parametrize("workload", WORKLOADS.values(), ids=list(WORKLOADS))
 def test_a_workload_is_cut_where_it_says(workload: Workload) -> None:
     """And its data fits it."""
-    assert getattr(data, workload.data)
+    getattr(data, workload.data)().check(workload.input, 10)
     lower, head = workload.segments()
     z = lower(torch.zeros(2, *workload.input))
     assert z.shape == (2, *workload.cut)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import sides
-from benchmarks.awake import NOTE, awake
+from benchmarks.awake import add_option, awake, note
 from benchmarks.page import Page, parser_of
 from benchmarks.peers import table
 from benchmarks.peers.catalog import FOLDER, PEERS, STEPS, Peer
@@ -102,7 +102,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--workload", choices=(*WORKLOADS, "all"), default="all")
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--pairs", type=int, default=5, help="how often each side runs")
-    parser.add_argument("--asleep", action="store_true", help="let idle cores sleep")
+    add_option(parser)
     parser.add_argument("--steps", type=int, help="of one run, by default 300 for mlp and 40 for cnn; as many warm up")
     return parser.parse_args()
 
@@ -124,7 +124,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     name = name_of("peers", args.workload)
     page = Page("peers", name)
-    sections = table.sections(page, results, peers, "" if args.asleep else NOTE)
+    sections = table.sections(page, results, peers, note(not args.asleep))
     page.save(args.results, [*sections, f"![steps/s of every side]({name}.png)"], {"results": results})
     rates(results, args.results / f"{name}.png")
 

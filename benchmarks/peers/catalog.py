@@ -80,7 +80,7 @@ PEERS = {
         Peer(
             "nvflare-inline",
             "with_nvflare",
-            "the same with tensor_download_chunk_size 0: tensors travel in the call itself, not in a second one",
+            "NVFlare's Collab API with tensor_download_chunk_size 0: tensors travel in the call itself, not in a second one",
             args=("--inline",),
             package="nvflare",
         ),
