@@ -11,7 +11,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsBytes
 
 import grpc
 
@@ -28,8 +28,8 @@ Metadata = tuple[tuple[str, str], ...]
 class Call(Protocol):
     """One thread sends and takes; any thread may cancel."""
 
-    def send(self, frame: bytes) -> None:
-        """Hand a frame to the stream; returns at once. After the stream's end it is lost."""
+    def send(self, frame: SupportsBytes) -> None:
+        """Hand a frame to the stream; returns at once. Its bytes are made when its turn comes; after the stream's end it is lost."""
         ...
 
     def end(self) -> None:
@@ -61,14 +61,14 @@ class SpunCall:
     """The public way: grpcio's threads carry messages in and out."""
 
     def __init__(self, channel: grpc.Channel, method: str, metadata: Metadata) -> None:
-        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[SupportsBytes | None] = queue.SimpleQueue()
         self._call = channel.stream_stream(method)(self._outgoing(), metadata=metadata)
 
     def _outgoing(self) -> Iterator[bytes]:
         while (frame := self._outbox.get()) is not None:
-            yield frame
+            yield bytes(frame)
 
-    def send(self, frame: bytes) -> None:
+    def send(self, frame: SupportsBytes) -> None:
         """Hand a frame to the stream."""
         self._outbox.put(frame)
 
@@ -126,7 +126,7 @@ class PolledCall:
         self._received, self._ended = kinds.receive_message, kinds.receive_status_on_client
         self._sent = (kinds.send_message, kinds.send_close_from_client)
         self._inbox: deque[bytes] = deque()
-        self._outbox: deque[bytes | None] = deque()  # None: no more are sent
+        self._outbox: deque[SupportsBytes | None] = deque()  # None: no more are sent
         self._status: Any = None  # the operation that has it
         self._receiving = self._sending = False
         self._lock = threading.Lock()  # of what is to be sent
@@ -147,7 +147,7 @@ class PolledCall:
         )
         self._due = len(begin)  # operations whose events have not come
 
-    def send(self, frame: bytes) -> None:
+    def send(self, frame: SupportsBytes) -> None:
         """Hand a frame to the stream."""
         self._put(frame)
 
@@ -155,7 +155,7 @@ class PolledCall:
         """No more frames are sent."""
         self._put(None)
 
-    def _put(self, frame: bytes | None) -> None:
+    def _put(self, frame: SupportsBytes | None) -> None:
         with self._lock:
             self._outbox.append(frame)
             if not self._sending:
@@ -169,7 +169,7 @@ class PolledCall:
             self._sending = False
             return
         frame = self._outbox.popleft()
-        operation = self._send_close(0) if frame is None else self._send_message(frame, 0)
+        operation = self._send_close(0) if frame is None else self._send_message(bytes(frame), 0)
         self._sending = self._start(operation)
 
     def _start(self, operation: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Literal, Protocol
+from typing import Literal, Protocol, SupportsBytes
 
 import grpc
 
@@ -44,8 +44,8 @@ class RefusedForNow(StreamBroken):
 class Carrier(Protocol):
     """One stream. A broken one raises StreamBroken from `receive`; `send` never blocks. Opening one may raise ConfigError."""
 
-    def send(self, frame: bytes) -> None:
-        """Hand a frame to the stream."""
+    def send(self, frame: SupportsBytes) -> None:
+        """Hand a frame to the stream; its bytes are made when its turn comes."""
         ...
 
     def receive(self) -> bytes:
@@ -75,7 +75,7 @@ class GrpcCarrier:
         self._answered = False
         self._call = open_call(self._channel, f"{SERVICE}/{call}", access.metadata)
 
-    def send(self, frame: bytes) -> None:
+    def send(self, frame: SupportsBytes) -> None:
         """Hand a frame to the stream."""
         self._call.send(frame)
 

@@ -179,7 +179,7 @@ class Predictor:
         assert self._carrier is not None, "open it first"
         for frame in self._endpoint.pack(message, timing=timing):
             self.bytes_up += sum(nbytes for _, nbytes in frame.tally)
-            self._carrier.send(frame.data)
+            self._carrier.send(frame)
 
     def _receive(self) -> tuple[Answered, float]:
         """The next message, and when its last frame came."""
@@ -195,7 +195,7 @@ class Predictor:
             self.bytes_down += sum(nbytes for _, nbytes in received.tally)
             bare = self._endpoint.acknowledgement()
             if bare is not None:
-                self._carrier.send(bare.data)
+                self._carrier.send(bare)
             if received.message is not None:
                 return received.message, heard  # type: ignore[return-value]
 

@@ -271,7 +271,7 @@ class Runner:
     def _send(self, frames: list[Frame]) -> None:
         assert self._carrier is not None
         for frame in frames:
-            self._carrier.send(frame.data)
+            self._carrier.send(frame)
 
     def _close(self) -> None:
         if self._carrier is not None:

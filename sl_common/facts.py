@@ -86,7 +86,7 @@ class Trained:
     step: int
     samples: int
     loss: float
-    sha256: str  # of the activations as decoded, first 16 hex digits
+    crc32: str  # of the activations as decoded: tensors.checksum
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

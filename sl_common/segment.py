@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sl_common.backward import backward_from
+from sl_common.backward import backward_from, backward_to, has_large_products
 from sl_common.optim import Optimizer
 from sl_common.seeds import Draw, seed_of
 from sl_common.tensors import State, check_state, copy_state, digest
@@ -66,8 +66,10 @@ class Segment:
         device: torch.device | str = "cpu",
         span: Span = no_span,
         alone: Alone = _NOBODY,
+        halves: bool = True,
     ) -> None:
-        """`alone`: held while the process's one generator is seeded for a pass, by whoever uses segments in several threads."""
+        """`alone`: held while the process's one generator is seeded for a pass, by whoever uses segments in several threads. `halves`: a
+        backward pass may be split where somebody waits for the gradient of its input."""
         self._alone = alone
         self.device = torch.device(device)
         self.module = module.to(self.device)
@@ -75,7 +77,9 @@ class Segment:
         params = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = optimizer.make(params) if params else None
         self._draws = draws_random_numbers(module)
-        self._stepping = False  # gradients are there, and their step is still to be taken
+        self._splits = halves and has_large_products(self.module)
+        self._second_half: Callable[[], None] | None = None  # of the last backward pass, if it was put off
+        self._stepping = False  # the optimiser's step is still to be taken
 
     def forward(
         self, x: Tensor, draw: Draw = (), *, train: bool = True, grad: bool = True, keep_buffers: bool = False
@@ -96,12 +100,20 @@ class Segment:
             with self._alone, seeded(seed_of(*draw), self.device):
                 return self.module(x)  # type: ignore[no-any-return]
 
-    def backward(self, output: Tensor, grad: Tensor | None = None) -> None:
-        """Fill the gradients of this segment from d loss/d output (or from a scalar loss), replacing older ones."""
+    def backward(self, output: Tensor, grad: Tensor | None = None, *, soon: Tensor | None = None) -> None:
+        """Fill the gradients of this segment from d loss/d output (or from a scalar loss), replacing older ones.
+
+        `soon`: a leaf that the scalar loss was computed from. When this returns, its gradient is there; those of large weights are computed
+        before the step, with the same bits.
+        """
         self.settle()
         with self.span("backward"):
             self.clear()
-            if output.requires_grad:
+            if not output.requires_grad:
+                return
+            if soon is not None and self._splits:
+                self._second_half = backward_to(soon, output)
+            else:
                 backward_from(output, torch.ones_like(output) if grad is None else grad.to(output.device))
 
     def gradient(self, loss: Tensor, z: Tensor, *, differentiable: bool = False) -> Tensor:
@@ -116,11 +128,16 @@ class Segment:
     def clear(self) -> None:
         """Forget the gradients of the last step; `backward` would, but a learner that waits has the time now."""
         self.settle()
+        self._second_half = None
         if self.optimizer is not None:
             self.optimizer.zero_grad(set_to_none=True)
 
     def step(self) -> None:
-        """One optimiser step on the gradients that are there."""
+        """One optimiser step on the gradients of the last backward pass."""
+        second_half, self._second_half = self._second_half, None
+        if second_half is not None:
+            with self.span("backward"):
+                second_half()
         with self.span("step"):
             if self.optimizer is not None:
                 self.optimizer.step()
@@ -169,7 +186,7 @@ class Segment:
 
     def restore(self, tree: Tree) -> None:
         """Go back to a snapshot of a segment like this one. Raises WireError if the weights do not fit."""
-        self._stepping = False
+        self._stepping, self._second_half = False, None
         self.load(tree["module"], "a snapshot")
         if self.optimizer is not None:
             self.clear()

@@ -10,7 +10,6 @@ knows a clock, a thread, a file or a socket; time comes as Tick.
 from __future__ import annotations
 
 import copy
-import hashlib
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -55,7 +54,7 @@ from sl_common.names import one_line
 from sl_common.network import Network
 from sl_common.protocol import Arrived, At, Record, WaitUntil, Without
 from sl_common.segment import Alone, Bank, Segment, Tree
-from sl_common.tensors import State, check_state, raw_bytes
+from sl_common.tensors import State, check_state, checksum
 from sl_server.alignments import Alignments, Job
 from sl_server.comeback import Comeback
 from sl_server.guard import guarded_batch, guarded_state
@@ -120,7 +119,8 @@ class Coordinator:
         per_client = {"aux"} | ({"head"} if protocol.head.copies == "per_client" else set())
 
         def make(part: str) -> Segment:
-            return Segment(copy.deepcopy(self.network.part(part)), optimizers[part], device=device, alone=alone)
+            module = copy.deepcopy(self.network.part(part))
+            return Segment(module, optimizers[part], device=device, alone=alone, halves=server.reply_first)
 
         return Bank({part: partial(make, part) for part in optimizers}, frozenset(per_client & optimizers.keys()))
 
@@ -645,5 +645,5 @@ def _trained(client: str, arrived: Arrived, at: At, loss: float) -> Fact:
         step=arrived.batch.step,
         samples=len(arrived.batch.y),
         loss=loss,
-        sha256=hashlib.sha256(raw_bytes(arrived.batch.z)).hexdigest()[:16],
+        crc32=checksum(arrived.batch.z),
     )

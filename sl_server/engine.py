@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, SupportsBytes
 
 import torch
 
@@ -40,7 +40,8 @@ from sl_server.workers import Workers, run_timed
 LINGER_S = 10.0  # after the run, for clients that have not taken their Bye yet
 HURRY_S = 2.0  # the same after a stop
 _TICK_S = 0.2
-_YIELD_S = 5e-5  # for the event loop to write what was just said, before this thread keeps the interpreter again
+_YIELD_S = 5e-5  # between two looks whether what was just said has gone out
+_AT_MOST_S = 5e-3  # that this thread leaves interpreter and core to those who write it
 _AT_ONCE = 256  # events that are taken before the coordinator works again
 
 
@@ -52,7 +53,12 @@ class Stream(Protocol):
     taken: int  # bytes that the engine took out of it
     held: bool  # it is not read for now
 
-    def send(self, frames: Sequence[bytes]) -> None:
+    @property
+    def writing(self) -> bool:
+        """Something that was sent has not gone out."""
+        ...
+
+    def send(self, frames: Sequence[SupportsBytes]) -> None:
         """Write these frames, in order."""
         ...
 
@@ -225,6 +231,7 @@ class Engine:
             self._tell()
             return False
         computed = time.perf_counter()
+        told: list[Stream] = []
         for name, message in said:
             session = self.sessions.by_client.get(name)
             if session is None:
@@ -235,13 +242,20 @@ class Engine:
             span = Span(started=started, computed=computed, encoding=before, encoded=time.perf_counter())
             self._send(link, frames)
             self._meter.said(link.clock, message, span)
-        if said and self._inbox.empty():
-            time.sleep(_YIELD_S)
+            told += [link.stream] if link.stream is not None else []
+        self._let_write(told)
         self.coordinator.settle()
         for job in self.coordinator.jobs():
             self._workers.do(partial(self._align, job))
         self._tell()
         return True
+
+    def _let_write(self, streams: Sequence[Stream]) -> None:
+        """Somebody waits for what was said; what is still to be computed can wait, unless more has come."""
+        until = time.perf_counter() + _AT_MOST_S
+        while streams and self._inbox.empty() and time.perf_counter() < until:
+            time.sleep(_YIELD_S)
+            streams = [stream for stream in streams if stream.writing]
 
     def _rest(self) -> bool:
         """Between two waves: keep the run's state if it is due; True if nothing more may begin."""
@@ -329,7 +343,7 @@ class Engine:
     def _send(self, link: _Link, frames: Sequence[Frame]) -> None:
         if link.stream is None:
             return
-        link.stream.send([frame.data for frame in frames])
+        link.stream.send(frames)
         self._meter.sent(link.clock, frames)
 
     def _is_over(self) -> bool:

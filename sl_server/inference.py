@@ -166,7 +166,7 @@ class Inference:
 
     def _say(self, asker: Asker, message: Answered) -> None:
         frames = asker.endpoint.pack(message)
-        asker.stream.send([frame.data for frame in frames])
+        asker.stream.send(frames)
         self._meter.said(message, frames)
 
     # --- streams
@@ -212,7 +212,7 @@ class Inference:
                 self._say(asker, asker.hand_out(fetch))
         bare = asker.endpoint.acknowledgement()
         if bare is not None:
-            asker.stream.send([bare.data])
+            asker.stream.send([bare])
             self._meter.sent([bare])
 
     def _prove(self, stream: Stream, identity: Identity) -> None:

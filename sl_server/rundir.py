@@ -77,7 +77,7 @@ class RunDirectory:
         """Write down what matters, as it happens."""
         match fact:
             case Trained():
-                self._files["digests.log"].write(f"{fact.client} {fact.round} {fact.wave} {fact.step} {fact.sha256}\n")
+                self._files["digests.log"].write(f"{fact.client} {fact.round} {fact.wave} {fact.step} {fact.crc32}\n")
             case RoundEnded():
                 self._round(fact, seconds)
             case Evaluated():

@@ -26,7 +26,7 @@ class Sizes:
         if frames and _length(sender.sent + len(frames)) == lengths[0]:
             sender.sent += len(frames)
         else:
-            frames = tuple(replace(frame, data=b"") for frame in sender.pack(message))
+            frames = tuple(replace(frame, pieces=(b"",)) for frame in sender.pack(message))
             if _length(sender.sent) == lengths[0]:
                 self._known[lengths] = frames
         receiver.received += len(frames)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from typing import SupportsBytes
 
 import grpc
 
@@ -24,15 +25,22 @@ class TrainStream:
         self.refused: Refused | None = None  # before the engine had it
         self._loop = asyncio.get_running_loop()
         self._writer = asyncio.current_task()
-        self._frames: deque[bytes] = deque()
+        self._frames: deque[SupportsBytes] = deque()
+        self._sent = self._written = 0  # frames; the engine's thread counts the first, the event loop the second
         self._wake = asyncio.Event()
         self.answered = asyncio.Event()  # the engine has said something: its yes or no to the Hello
         self._closing = False
 
-    def send(self, frames: Sequence[bytes]) -> None:
-        """From any thread."""
+    def send(self, frames: Sequence[SupportsBytes]) -> None:
+        """From any thread; the bytes of each are made when its turn comes."""
+        self._sent += len(frames)
         self._frames.extend(frames)
         self._call(self._wake.set)
+
+    @property
+    def writing(self) -> bool:
+        """Something that was sent has not gone out."""
+        return self._written != self._sent
 
     def close(self) -> None:
         """From any thread."""
@@ -53,7 +61,8 @@ class TrainStream:
         """Write until the stream is closed and its outbox empty."""
         while True:
             while self._frames:
-                await context.write(self._frames.popleft())
+                await context.write(bytes(self._frames.popleft()))
+                self._written += 1
                 self.answered.set()
             if self._closing:
                 return

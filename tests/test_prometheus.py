@@ -235,7 +235,7 @@ def samples(metrics: Metrics, name: str) -> dict[str, float]:
 def came(metrics: Metrics, name: str, steps: int = 1) -> None:
     metrics.connected(name, 1)
     for step in range(steps):
-        metrics.fact(Trained(client=name, shard=0, round=0, wave=0, step=step, samples=2, loss=1.0, sha256=""))
+        metrics.fact(Trained(client=name, shard=0, round=0, wave=0, step=step, samples=2, loss=1.0, crc32=""))
     metrics.clients.row(name).wire["up"] += 10 * steps
 
 

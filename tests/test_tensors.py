@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import struct
+import zlib
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sl_common.codec.packed import DTYPES
-from sl_common.tensors import all_finite, digest, weighted_mean
+from sl_common.tensors import all_finite, checksum, digest, stride, weighted_mean
 
 FLOATS = [dtype for dtype in DTYPES if dtype.is_floating_point]
 SHORT = [dtype for dtype in FLOATS if dtype != torch.float64]  # a product with a count is exact in float64
@@ -134,3 +136,33 @@ def test_what_has_no_fractions_or_no_elements_is_finite() -> None:
     assert all_finite(torch.empty(0))
     assert all_finite(torch.tensor([2**62, 2**62, 2**62]))
     assert all_finite(torch.ones(3, dtype=torch.bool))
+
+
+@LAW
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=3), st.sampled_from([torch.float32, torch.float16, torch.int64])
+)
+def test_the_checksum_of_a_small_tensor_is_that_of_all_its_bytes(shape: list[int], dtype: torch.dtype) -> None:
+    x = normal(tuple(shape), 0).to(dtype)
+    assert checksum(x) == f"{zlib.crc32(bytes_of(x)):08x}"
+    assert checksum(x.T.contiguous().T if x.dim() == 2 else x) == checksum(x), "not of how it lies in memory"
+    assert checksum(x + 1) != checksum(x)
+
+
+def test_the_checksum_of_a_large_tensor_sees_every_sample_and_every_channel() -> None:
+    x = normal((64, 64, 16, 16), 0)
+    known = checksum(x)
+    for place in itertools.product((0, 31, 63), (0, 31, 63)):
+        other = x.clone()
+        other[place] += 1
+        assert checksum(other) != known, place
+    assert checksum(x.flip(0)) != known
+
+
+@LAW
+@given(st.integers(0, 10**7), st.integers(1, 5000))
+def test_a_stride_is_one_or_prime_and_leaves_no_more_than_wanted(count: int, at_most: int) -> None:
+    found = stride(count, at_most)
+    assert len(range(0, count, found)) <= at_most
+    assert found == 1 or all(found % divisor for divisor in range(2, math.isqrt(found) + 1))
+    assert found == 1 or found < 2 * -(-count // at_most), "Bertrand's postulate"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from drawn import DRAWN, LAW, bytes_of, content, endpoint, ends_for, messages, normal, random_tensor
@@ -17,7 +18,7 @@ from unions import members
 from sl_common.codec import Packed
 from sl_common.codec.packed import DTYPES
 from sl_common.inference import Lower, Query, Scores
-from sl_common.messages import Aligned, Begin, Bye, Directive, Done, Gradient, Message, Ready, Smashed, kind_of
+from sl_common.messages import Aligned, Begin, Bye, Directive, Done, Gradient, Message, Smashed, kind_of
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import CHUNK_BYTES, Endpoint, Frame, Received, Timing
 from sl_common.wire.endpoint import GRPC_PREFIX, MAX_CHUNK
@@ -204,14 +205,42 @@ def test_a_batch_is_also_there_as_it_came() -> None:
     assert (heard.packed.layout.dtype, heard.packed.layout.shape) == (message.z.dtype, tuple(message.z.shape))
 
 
-def test_a_sent_message_is_a_copy_of_the_tensors_at_that_time() -> None:
-    z = torch.ones(2, 3)
-    sender, receiver = ends_for(Ready(samples=1, batches=1))
-    frames = sender.pack(Smashed(step=0, z=z, y=torch.zeros(2, dtype=torch.int64)))
-    z.zero_()  # an optimiser that steps in place must not change what will be resent
+UNSETTLED: dict[str, Callable[[Tensor], Message]] = {
+    "weights": lambda x: Done(round=0, wave=0, steps=1, samples=1, weights={"lower": {"weight": x}}),
+    "an activation without a backward pass": lambda z: Smashed(step=0, z=z, y=LABELS, needs_grad=False),
+}
+STILL: dict[str, Callable[[Tensor], Message]] = {
+    "an activation": lambda z: Smashed(step=0, z=z, y=LABELS),
+    "a cut gradient": lambda dz: Gradient(step=0, loss=1.0, dz=dz),
+}
+LABELS = torch.zeros(2, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("what", UNSETTLED)
+def test_a_message_whose_tensors_may_change_is_a_copy_of_them(what: str) -> None:
+    """An optimiser that steps in place must not change what is still to be sent, or sent again."""
+    tensor = torch.ones(2, 3)
+    message = UNSETTLED[what](tensor)
+    sender, receiver = ends_for(message)
+    frames = sender.pack(message)
+    tensor.zero_()
     heard = receiver.feed(frames[0].data).message
-    assert isinstance(heard, Smashed)
-    assert torch.equal(heard.z, torch.ones(2, 3))
+    assert content(heard) == content(UNSETTLED[what](torch.ones(2, 3)))
+
+
+@pytest.mark.parametrize("what", STILL)
+def test_a_tensor_that_lies_still_is_copied_when_its_turn_has_come(what: str) -> None:
+    """Not before, and a frame that is sent again has the same bytes."""
+    tensor = normal((2, 700), 0)
+    message = STILL[what](tensor)
+    sender, receiver = ends_for(message, chunk_bytes=1000)
+    frames = sender.pack(message)
+    address, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    lying = [np.frombuffer(piece, np.uint8).ctypes.data for frame in frames for piece in frame.pieces[1:]]
+    assert sum(address <= at < end for at in lying) == 6
+    assert [bytes(frame) for frame in frames] == [frame.data for frame in sender.resend(0)]
+    (heard,) = [got.message for frame in frames if (got := receiver.feed(bytes(frame))).message is not None]
+    assert content(heard) == content(message)
 
 
 # --- its frames

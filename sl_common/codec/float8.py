@@ -26,6 +26,7 @@ from sl_common.codec.bits import BLOCK, Bytes
 from sl_common.codec.numbers import Floats, checked, extremes, flat, look_up, table_of
 from sl_common.codec.packed import Coding, Layout, Packed, make_layout
 from sl_common.errors import WireError
+from sl_common.tensors import stride
 from sl_common.value import Value
 
 SAMPLE = 4096  # elements that the search looks at
@@ -58,7 +59,7 @@ class Float8(Value):
     def _format(self, values: Floats, greatest: float) -> tuple[int, int]:
         """(exponent bits, bias) for these values."""
         if self.format == "searched":
-            return _search(values[:: _stride(len(values))], greatest)
+            return _search(values[:: stride(len(values), SAMPLE)], greatest)
         bits, top = _OCP[self.format]
         return bits, _widest_bias(bits, top, greatest)
 
@@ -115,15 +116,6 @@ def _values(bits: int, bias: int) -> NDArray[np.float64]:
 
 
 # --- choosing the format
-
-
-@lru_cache(maxsize=256)
-def _stride(count: int) -> int:
-    """The least prime that leaves at most SAMPLE of `count` elements: no side of a tensor is a multiple of it by accident."""
-    stride = max(1, -(-count // SAMPLE))
-    while any(stride % divisor == 0 for divisor in range(2, math.isqrt(stride) + 1)):
-        stride += 1
-    return stride
 
 
 def _widest_bias(bits: int, top: int, greatest: float) -> int:

@@ -67,7 +67,7 @@ class Head(Value):
             raise Diverged(
                 f"the head's loss is {value} in round {at.round}, cohort {at.step}: lower the learning rates"
             )
-        head.backward(total)
+        head.backward(total, soon=z if z.requires_grad else None)
         if train:
             head.step_later()
         losses = [value if extra is None else loss.item()] if len(cohort) == 1 else self._losses(logits, y, cohort)

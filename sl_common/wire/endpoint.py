@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from sl_common.codec import Coding, Link, Packed
+from sl_common.codec.packed import Buffer
 from sl_common.errors import Refused, WireError
 from sl_common.inference import Query
 from sl_common.messages import Aligned, Begin, Done, Gradient, Message, Smashed, WireKind, kind_of
@@ -43,11 +44,24 @@ Call = Literal["train", "infer"]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Frame:
-    """One serialized frame and what its bytes on the wire (the gRPC prefix included) are spent on."""
+    """One frame and what its bytes on the wire (the gRPC prefix included) are spent on.
+
+    A large tensor that lies still until it is acknowledged is not copied beforehand: `bytes(frame)` is made when its turn to be written has
+    come, and is the same every time.
+    """
 
     seq: int
-    data: bytes
+    pieces: tuple[Buffer, ...]  # what it is joined of
     tally: tuple[tuple[WireKind, int], ...]
+
+    def __bytes__(self) -> bytes:
+        first = self.pieces[0]
+        return first if len(self.pieces) == 1 and isinstance(first, bytes) else b"".join(self.pieces)
+
+    @property
+    def data(self) -> bytes:
+        """Serialized."""
+        return bytes(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -115,16 +129,17 @@ class Endpoint:
         self._remember(message, packed)
         kind = kind_of(message)
         labels = packed[0].layout.nbytes if kind == "smashed" else 0
+        still = _lies_still(message)
         first = {name: header} if timing is None else {name: header, "timing": timing.to_header()}
         frames, carried = [], 0
         for pieces in _chunks(packed, self._chunk_bytes):
             self.sent += 1
-            head = self._out(seq=self.sent, ack=self.received, **first)
-            data = _join(head.SerializeToString(), pieces)
+            head = self._out(seq=self.sent, ack=self.received, **first).SerializeToString()
             first = {}
             before, carried = carried, carried + sum(len(piece) for piece in pieces)
-            of_labels = min(carried, labels) - min(before, labels)
-            frames.append(Frame(seq=self.sent, data=data, tally=_tally(kind, len(data), of_labels)))
+            parts: tuple[Buffer, ...] = (_begun(head, carried - before), *pieces)
+            tally = _tally(kind, len(parts[0]) + carried - before, min(carried, labels) - min(before, labels))
+            frames.append(Frame(seq=self.sent, pieces=parts if still else (b"".join(parts),), tally=tally))
         self._unacked.extend(frames)
         self._owed = 0
         return frames
@@ -150,7 +165,7 @@ class Endpoint:
             return None
         self._owed = 0
         data = self._out(ack=self.received).SerializeToString()
-        return Frame(seq=0, data=data, tally=_tally("control", len(data), 0))
+        return Frame(seq=0, pieces=(data,), tally=_tally("control", len(data), 0))
 
     def resend(self, peer_received: int) -> list[Frame]:
         """The frames that the peer lacks after a break. Raises WireError if it claims what cannot be."""
@@ -311,10 +326,18 @@ def _chunks(packed: Sequence[Packed], size: int) -> Iterator[list[memoryview]]:
         yield piece
 
 
-def _join(head: bytes, pieces: Sequence[memoryview]) -> bytes:
-    """Append the chunk field by hand: protobuf fields concatenate, and this copies the tensor once instead of three times."""
-    length = sum(len(piece) for piece in pieces)
-    return b"".join([head, bytes([_CHUNK_TAG]), _varint(length), *pieces]) if length else head
+def _lies_still(message: Message) -> bool:
+    """Whether nobody writes to the message's tensors any more: what a backward pass has still to see, and what one has left.
+
+    Weights are written to by the next step; other activations by any network of the user's that begins in place.
+    """
+    return isinstance(message, Gradient) or (isinstance(message, Smashed) and message.needs_grad)
+
+
+def _begun(head: bytes, nbytes: int) -> bytes:
+    """A frame up to its chunk, whose field is begun by hand: protobuf fields concatenate, and so the tensor is copied once instead of three
+    times."""
+    return b"".join([head, bytes([_CHUNK_TAG]), _varint(nbytes)]) if nbytes else head
 
 
 def _split(data: bytes) -> tuple[bytes, memoryview]:
