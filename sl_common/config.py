@@ -129,6 +129,7 @@ class Server(Training):
     limits: Limits = Limits()
     alignment: Alignment = Alignment()  # of auxiliary networks that the server trains
     device: str = "cpu"  # "auto" takes a GPU if there is one; bits are equal only on equal devices
+    channels_last: bool = False  # the head's images in memory: faster convolutions on most machines, other last bits
     reply_first: bool = True  # before the gradients of the head's large layers are computed; false takes less memory
 
     @field_validator("device")

@@ -77,7 +77,10 @@ class _SGD(_PlainSGD):
         exact = _is_one_pass_exact(*(group[name] for name in _SGD_OPTIONS[1:]))
         once, usual = _Share([], []), _Share([], [])
         for p in params:
-            share = once if exact and p.dtype == torch.float32 and p.numel() % _WHOLE == 0 else usual
+            plain = (
+                p.dtype == torch.float32 and p.numel() % _WHOLE == 0 and p.is_contiguous()
+            )  # that pass knows no strides
+            share = once if exact and plain else usual
             share.params.append(p)
             if group["momentum"] or share is usual:
                 share.moments.append(self.state[p].get("momentum_buffer"))

@@ -67,12 +67,17 @@ class Segment:
         span: Span = no_span,
         alone: Alone = _NOBODY,
         halves: bool = True,
+        channels_last: bool = False,
     ) -> None:
         """`alone`: held while the process's one generator is seeded for a pass, by whoever uses segments in several threads. `halves`: a
-        backward pass may be split where somebody waits for the gradient of its input."""
+        backward pass may be split where somebody waits for the gradient of its input. `channels_last`: images lie in memory as (B, H, W, C)
+        inside, which changes last bits; states, digests and gradients of inputs are as ever."""
         self._alone = alone
         self.device = torch.device(device)
         self.module = module.to(self.device)
+        self._channels_last = channels_last
+        if channels_last:
+            self.module = self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.span = span
         params = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = optimizer.make(params) if params else None
@@ -95,6 +100,8 @@ class Segment:
         untouched = buffers_untouched(self.module) if keep_buffers else contextlib.nullcontext()
         with self.span("forward"), torch.set_grad_enabled(grad), untouched:
             x = x.to(self.device, non_blocking=True)
+            if self._channels_last and x.dim() == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
             if not (train and self._draws):
                 return self.module(x)  # type: ignore[no-any-return]
             with self._alone, seeded(seed_of(*draw), self.device):

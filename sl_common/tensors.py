@@ -71,8 +71,9 @@ def stride(count: int, at_most: int) -> int:
 
 
 def copy_state(state: State) -> dict[str, Tensor]:
-    """The same state in memory of its own, on the CPU."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+    """The same state in memory of its own, on the CPU, row by row."""
+    plain = torch.contiguous_format
+    return {name: tensor.detach().to("cpu", copy=True, memory_format=plain) for name, tensor in state.items()}
 
 
 def weighted_mean(states: Sequence[State], counts: Sequence[int]) -> dict[str, Tensor]:

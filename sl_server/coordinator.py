@@ -120,7 +120,8 @@ class Coordinator:
 
         def make(part: str) -> Segment:
             module = copy.deepcopy(self.network.part(part))
-            return Segment(module, optimizers[part], device=device, alone=alone, halves=server.reply_first)
+            halves, last = server.reply_first, server.channels_last
+            return Segment(module, optimizers[part], device=device, alone=alone, halves=halves, channels_last=last)
 
         return Bank({part: partial(make, part) for part in optimizers}, frozenset(per_client & optimizers.keys()))
 

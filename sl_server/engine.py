@@ -253,8 +253,10 @@ class Engine:
     def _let_write(self, streams: Sequence[Stream]) -> None:
         """Somebody waits for what was said; what is still to be computed can wait, unless more has come."""
         until = time.perf_counter() + _AT_MOST_S
-        while streams and self._inbox.empty() and time.perf_counter() < until:
+        while streams and self._inbox.empty():
             time.sleep(_YIELD_S)
+            if self.coordinator.waiting or time.perf_counter() > until:
+                return
             streams = [stream for stream in streams if stream.writing]
 
     def _rest(self) -> bool:

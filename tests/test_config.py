@@ -67,6 +67,7 @@ optimizer = { kind = "sgd", lr = 0.2, momentum = 0.5, nesterov = true }
 schedule = { kind = "cosine", floor = 0.1 }
 device = "cuda:1"
 reply_first = false
+channels_last = true
 recordings = { memory_mb = 5, disk_mb = 7 }
 guard = { activations = 3.5, weights = 4.5, action = "clip" }
 limits = { hello_s = 3, strangers = 5, sessions = 6, hellos_per_minute = 7, headers_kb = 4, frames_per_s = 8, mb_per_s = 9, stall_s = 11, least_bytes_per_s = 12, silent_s = 13, dead_s = 14, read_ahead_mb = 1, read_ahead_all_mb = 2 }

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from drawn import LAW, bytes_of, normal
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from sl_common import backward as passes
 from sl_common.errors import WireError
-from sl_common.optim import Sgd
+from sl_common.optim import Adam, Optimizer, Sgd
 from sl_common.segment import Bank, Segment, buffers_untouched, draws_random_numbers
 from sl_common.tensors import digest
 
@@ -313,3 +314,59 @@ def test_who_leaves_is_forgotten() -> None:
     own.forget(0)
     assert list(own.copies("head")) == [1]
     assert own.get("head", 0).digest() == own.get("head").digest()
+
+
+# --- another layout in memory
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "dtype"), [(Sgd(lr=0.1, momentum=0.9), torch.float32), (Adam(lr=0.01), torch.float64)]
+)
+def test_channels_last_is_the_same_network_to_everybody_else(optimizer: Optimizer, dtype: torch.dtype) -> None:
+    """Close to the usual layout; what leaves the segment lies in rows, and a snapshot of either goes on in the other."""
+    rows, last = (Segment(wide_net().to(dtype), optimizer, channels_last=value) for value in (False, True))
+    assert last.module[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert not last.module[0].weight.is_contiguous()
+
+    def train(segment: Segment, seed: int) -> Tensor:
+        x = normal((4, 3, 8, 8), seed, dtype).requires_grad_()
+        segment.backward(F.cross_entropy(segment.forward(x), torch.arange(4)), soon=x)
+        segment.step()
+        assert x.grad.is_contiguous()
+        return x.grad
+
+    def assert_alike() -> None:
+        states = (rows.state(), last.state())
+        assert all(t.is_contiguous() for t in states[1].values())
+        torch.testing.assert_close(*states, rtol=1e-3, atol=1e-5)
+
+    assert rows.digest() == last.digest()
+    for step in range(4):
+        torch.testing.assert_close(train(rows, step), train(last, step), rtol=1e-3, atol=1e-5)
+    assert_alike()
+    last.restore(rows.snapshot())
+    assert rows.digest() == last.digest()
+    for step in range(3):
+        train(rows, step), train(last, step)
+    assert_alike()
+    before = last.snapshot()
+    train(last, 9)
+    after = last.digest()
+    last.restore(before)
+    train(last, 9)
+    assert last.digest() == after
+
+
+def wide_net() -> nn.Sequential:
+    """Its weights have whole vectors of numbers, as those that take one pass of SGD must have."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return nn.Sequential(
+            nn.Conv2d(3, 16, 3, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 16, 3),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(256, 10),
+        )
