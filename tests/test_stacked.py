@@ -89,9 +89,7 @@ def weights_of(simulation: Simulation) -> dict[str, Tensor]:
 
 def outline(fact: Fact) -> tuple[object, ...]:
     """All of a fact but what depends on the last bits."""
-    loose = {"loss", "crc32"} | (
-        {"accuracy", "lowest", "highest", "clients"} if isinstance(fact, Evaluated) else set()
-    )
+    loose = {"loss", "crc32"} | ({"accuracy", "lowest", "highest", "clients"} if isinstance(fact, Evaluated) else set())
     return type(fact), *((f.name, getattr(fact, f.name)) for f in fields(fact) if f.name not in loose)
 
 
