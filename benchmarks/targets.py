@@ -27,7 +27,7 @@ PAGE = RESULTS / "targets.md"
 NOT_PEERS = ("ours", "bare", "bare-tuned", "bare-1MiB", "plain", "raw-tcp")  # torch.distributed.rpc is one
 RUNS = {  # a name of ours: the page, and the module and its arguments that make it
     "step-mlp": ("step", "--workload", "mlp", "--steps", "1000", "--pairs", "7"),
-    "step-cnn": ("step", "--workload", "cnn", "--steps", "20"),
+    "step-cnn": ("step", "--workload", "cnn", "--steps", "60"),
     "bandwidth": ("bandwidth",),
     "step-resnet18": ("step", "--workload", "resnet18"),
     "peers-mlp": ("peers", "--workload", "mlp"),

@@ -216,6 +216,7 @@ class Bank:
         self._per_client = per_client
         self._shared = {part: make_segment() for part, make_segment in make.items()}
         self._copies: dict[tuple[str, int], Segment] = {}
+        self._used: dict[Segment, None] = {}  # since `settle`, in order
 
     def __contains__(self, part: str) -> bool:
         return part in self._make
@@ -227,6 +228,11 @@ class Bank:
 
     def get(self, part: str, client: int | None = None) -> Segment:
         """The segment of a part; where each client has a copy, that client's."""
+        segment = self._find(part, client)
+        self._used[segment] = None
+        return segment
+
+    def _find(self, part: str, client: int | None) -> Segment:
         if part not in self._per_client or client is None:
             return self._shared[part]
         key = (part, client)
@@ -249,8 +255,9 @@ class Bank:
             segment.load(state, part)
 
     def settle(self) -> None:
-        """Take all steps that were put off."""
-        for segment in [*self._shared.values(), *self._copies.values()]:
+        """Take all steps that were put off. Of a thousand copies only those that were used are looked at."""
+        used, self._used = self._used, {}
+        for segment in used:
             segment.settle()
 
     def forget(self, client: int) -> None:
@@ -269,7 +276,7 @@ class Bank:
         """Go back to a snapshot of a bank like this one."""
         for part, snapshot in tree["shared"].items():
             self._shared[part].restore(snapshot)
-        self._copies = {}
+        self._copies, self._used = {}, {}
         for (part, client), snapshot in tree["copies"].items():
             self.get(part, client).restore(snapshot)
 

@@ -298,6 +298,7 @@ class Coordinator:
 
     def advance(self) -> Said | None:
         """At most one cohort's work and what it gives to say; None if there is nothing to do before the next event."""
+        self.settle()  # where nobody else does: what was put off holds on to a whole graph
         worked = False
         if not self._out and self.ended is None:
             worked = self._begin_next() if self._wave is None else self._serve() or self._end_wave()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
-from drawn import LAW, bytes_of, content
+from drawn import LAW, bytes_of, content, normal
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -20,6 +20,7 @@ from sl_common.errors import Diverged
 from sl_common.messages import Gradient, Smashed
 from sl_common.optim import Adam, Optimizer, Sgd
 from sl_common.protocol import Arrived, At, Head
+from sl_common.protocol.head import _times
 from sl_common.segment import Bank, Segment
 
 AT = At(seed=1, round=2, rounds=5, step=3)
@@ -160,6 +161,17 @@ def test_own_mean_is_the_gradient_of_the_clients_own_mean_loss(weights: str) -> 
     replies = Head(weights=weights).step(make_bank(net), cohort, AT)
     for a, want in zip(cohort, own_mean_gradients(net, cohort), strict=True):
         assert torch.allclose(replies[a.client].dz, want, rtol=1e-4, atol=1e-7)
+
+
+@LAW
+@given(st.integers(0, 2**32 - 1), st.integers(0, 9), st.integers(1, 200))
+def test_a_scale_by_one_factor_has_the_bits_of_two(seed: int, power: int, clients: int) -> None:
+    """Where it is taken: batches of 2^power, so many clients. Elsewhere both are done."""
+    x, count = normal((5, 40), seed) * 10.0 ** (seed % 40 - 20), 2**power
+    total = count * clients
+    assert torch.equal(_times(x.clone(), total, count), x * total / count)
+    assert torch.equal(_times(x.clone(), total + 3, count), x * (total + 3) / count)
+    assert torch.equal(_times(x.clone(), 3 * total, 3), x * (3 * total) / 3)
 
 
 @pytest.mark.parametrize("weights", ["batch", "data"])

@@ -370,3 +370,33 @@ def wide_net() -> nn.Sequential:
             nn.Flatten(),
             nn.Linear(256, 10),
         )
+
+
+def test_a_bank_takes_the_steps_that_were_put_off_wherever_they_were() -> None:
+    """Twice in a row as once; a copy that was given up, or gone back on, takes none."""
+    bank = Bank({"head": lambda: Segment(wide_net(), Sgd(lr=0.1))}, frozenset({"head"}))
+    fresh = bytes_of(bank.get("head").module[0].weight)
+
+    def weights() -> list[bytes]:
+        return [bytes_of(bank.get("head", client).module[0].weight) for client in (0, 1)]
+
+    def train(client: int) -> None:
+        head, x = bank.get("head", client), normal((4, 3, 8, 8), client).requires_grad_()
+        head.backward(F.cross_entropy(head.forward(x), torch.arange(4)), soon=x)
+        head.step_later()
+
+    train(0), train(1)
+    assert weights() == [fresh, fresh], "put off"
+    bank.settle()
+    once = weights()
+    assert len({fresh, *once}) == 3
+    bank.settle()
+    assert weights() == once
+    before = bank.snapshot()
+    train(0), train(1)
+    given_up = bank.get("head", 1).module
+    bank.forget(1)
+    bank.restore(before)
+    bank.settle()
+    assert weights() == once
+    assert given_up is not bank.get("head", 1).module

@@ -137,7 +137,7 @@ class Head(Value):
             (count, [size for _, size in run]) for count, run in groupby(zip(counts, sizes, strict=True), itemgetter(0))
         ]
         runs = torch.split(dz, [sum(those) for _, those in alike])
-        scaled = (run.mul_(total).div_(count) for run, (count, _) in zip(runs, alike, strict=True))
+        scaled = (_times(run, total, count) for run, (count, _) in zip(runs, alike, strict=True))
         return [piece for run, (_, those) in zip(scaled, alike, strict=True) for piece in torch.split(run, those)]
 
 
@@ -145,6 +145,13 @@ def _join(tensors: Sequence[Tensor], head: Segment) -> Tensor:
     """(B₁, …), (B₂, …) -> (ΣB, …) on the head's device, detached; a single tensor is not copied."""
     moved = [t.to(head.device, non_blocking=True) for t in tensors]
     return moved[0].detach() if len(moved) == 1 else torch.cat(moved)
+
+
+def _times(x: Tensor, total: int, count: int) -> Tensor:
+    """x·total/count in place, in that order; by one factor where `count` is a power of two and divides `total`, which gives the same bits."""
+    if count & (count - 1) == 0 and total % count == 0:
+        return x.mul_(total // count)
+    return x.mul_(total).div_(count)
 
 
 def _draw(cohort: Sequence[Arrived], at: At) -> Draw:
