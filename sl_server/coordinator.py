@@ -192,6 +192,11 @@ class Coordinator:
         return 0 if wave is None else sum(len(batches) for batches in list(wave.waiting.values()))
 
     @property
+    def has_waiting(self) -> bool:
+        """The same as yes or no, for the thread that drives this: as a rule one look tells."""
+        return self._wave is not None and any(self._wave.waiting.values())
+
+    @property
     def advance_pending(self) -> bool:
         """There is something to say."""
         return bool(self._out)

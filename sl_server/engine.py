@@ -255,9 +255,9 @@ class Engine:
         until = time.perf_counter() + _AT_MOST_S
         while streams and self._inbox.empty():
             time.sleep(_YIELD_S)
-            if self.coordinator.waiting or time.perf_counter() > until:
-                return
             streams = [stream for stream in streams if stream.writing]
+            if streams and (self.coordinator.has_waiting or time.perf_counter() > until):
+                return
 
     def _rest(self) -> bool:
         """Between two waves: keep the run's state if it is due; True if nothing more may begin."""
