@@ -69,10 +69,12 @@ class _Product:
 
 def _first_half(soon: Tensor, loss: Tensor) -> Callable[[], None]:
     products, leaves = _products(loss.grad_fn, soon)
+    if not any(leaf is soon for leaf in leaves):  # nobody waits for anything
+        products = []
     for product in products:
         product.node.register_prehook(product.arrived.extend)
     late = {id(weight) for product in products for weight in product.weights}
-    now = [leaf for leaf in leaves if id(leaf) not in late]
+    now = [leaf for leaf in leaves if id(leaf) not in late]  # never empty, which would mean all
     _run(loss, torch.ones_like(loss), keep=bool(products), leaves=now)
 
     def second_half() -> None:

@@ -77,9 +77,8 @@ class _SGD(_PlainSGD):
         exact = _is_one_pass_exact(*(group[name] for name in _SGD_OPTIONS[1:]))
         once, usual = _Share([], []), _Share([], [])
         for p in params:
-            plain = (
-                p.dtype == torch.float32 and p.numel() % _WHOLE == 0 and p.is_contiguous()
-            )  # that pass knows no strides
+            # one pass knows no strides
+            plain = p.dtype == torch.float32 and p.numel() % _WHOLE == 0 and p.is_contiguous()
             share = once if exact and plain else usual
             share.params.append(p)
             if group["momentum"] or share is usual:

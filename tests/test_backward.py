@@ -212,6 +212,16 @@ def test_a_step_that_was_put_off_is_not_lost_to_a_restore_or_a_snapshot() -> Non
     assert own.digest() == twin.digest()
 
 
+def test_a_loss_that_does_not_depend_on_what_is_waited_for_is_one_pass() -> None:
+    layer, x = nn.Conv2d(3, 4, 3), normal((2, 3, 8, 8), 0)
+    elsewhere = torch.ones(2, requires_grad=True)
+    second_half = backward_to(elsewhere, layer(x).sum())
+    once = layer.weight.grad.clone()
+    second_half()
+    assert torch.equal(layer.weight.grad, once)
+    assert elsewhere.grad is None
+
+
 def test_the_second_half_is_taken_once() -> None:
     layer, x = nn.Conv2d(3, 4, 3), normal((2, 3, 8, 8), 0).requires_grad_()
     second_half = backward_to(x, layer(x).sum())
