@@ -23,9 +23,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID as Use
 from cryptography.x509.oid import NameOID
 
 from sl_common.errors import ConfigError
+from sl_common.host.files import write_atomically
 from sl_common.names import is_name
 from sl_server.crl import CA_DAYS, SLACK, make_list
-from sl_server.files import write_atomically
 
 _UNREADABLE = (ValueError, TypeError, x509.InvalidVersion, x509.ExtensionNotFound, UnsupportedAlgorithm)
 RESERVED = ("ca", "server")

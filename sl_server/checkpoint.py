@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sl_common.errors import ConfigError, DataError
+from sl_common.host.files import write_atomically
 from sl_common.segment import Tree
 from sl_common.tree import dumps, loads
-from sl_server.files import write_atomically
 
 KEPT = 2
 _NAME = "checkpoint-{:08d}.tree"

@@ -30,7 +30,7 @@ def report(
         raise ConfigError(
             f"sl-server report needs matplotlib and jinja2 ({error.name} is missing): pip install 'cutlayer[report]'"
         ) from error
-    from sl_server.files import write_atomically
+    from sl_common.host.files import write_atomically
 
     page = make_page(run_directories)
     path = out or (run_directories[0] / "report.html" if len(run_directories) == 1 else Path("report.html"))

@@ -8,9 +8,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sl_common.errors import ConfigError
+from sl_common.host.files import write_atomically
 from sl_common.models import join
 from sl_common.network import Network
-from sl_server.files import write_atomically
 from sl_server.trained import config_of, read_weights
 
 

@@ -16,9 +16,9 @@ from sl_common import __version__
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.facts import Evaluated, Fact, RoundEnded, RunEnded, Trained, WaveBegun
+from sl_common.host.files import write_atomically
 from sl_common.tensors import State
 from sl_server.coordinator import Coordinator
-from sl_server.files import write_atomically
 from sl_server.ledger import Ledger
 from sl_server.table import Board, Table, row_of
 

@@ -53,7 +53,8 @@ def needs(name: str) -> set[str]:
     return found
 
 
-CORE = [name for name in SOURCES if name.startswith("sl_common/")]
+HOST = "sl_common/host/"
+CORE = [name for name in SOURCES if name.startswith("sl_common/") and not name.startswith(HOST)]
 CORE += sorted(set[str]().union(*(needs(name) for name in STATE_MACHINE)))
 WAITS = {"grpc", "asyncio", "threading", "time", "socket", "queue", "os", "pathlib", "signal"}
 WAITS |= {"concurrent", "datetime", "multiprocessing", "random", "secrets", "select", "subprocess", "tempfile", "uuid"}
@@ -76,6 +77,10 @@ def test_the_rule_on_imports_sees_them(code: str) -> None:
 
 def test_the_rule_on_files_sees_them() -> None:
     assert opens_files(ast.parse("with open('x') as f: pass"))
+
+
+def test_the_core_does_nothing_to_its_machine() -> None:
+    assert not importers_of("sl_common.host") & set(CORE)
 
 
 def test_one_package_knows_protobuf() -> None:

@@ -1,0 +1,55 @@
+"""Files that are whole whenever they are read: the one place that writes them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+PART = ".part"  # how the name of a file that is not whole yet ends
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Replace the file by these bytes: readers see the old file or the new one, never half of one; durable when this returns.
+
+    The bytes are written under a name that nobody can foresee, which must not exist (no link is followed), and renamed. `mode`: the new
+    file's permissions before the umask. Raises OSError with the old file as it was and nothing left behind.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PART}")
+    try:
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        with open(handle, "wb") as file:  # noqa: PTH123  (a handle, not a path)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)  # a full disk needs the room
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: files created, renamed or removed in it. Raises OSError."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder with its parents, durably; nothing happens to one that is there. Raises OSError."""
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in made:
+        sync_folder(one.parent)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what writers that were killed left behind in a folder that nobody writes to now."""
+    for part in folder.glob(f".*{PART}"):
+        with contextlib.suppress(OSError):
+            part.unlink()
