@@ -229,6 +229,7 @@ class Predictor:
         answer = read_answer(carrier.receive())
         if isinstance(answer, Refusal):
             raise no_of(answer.code, answer.reason)
+        answer.check_version()
         offer, _ = self._receive()
         if not isinstance(offer, Offer):
             raise WireError(f"the server offers nothing, but says {type(offer).__name__}")

@@ -264,6 +264,7 @@ class Runner:
             raise Forgotten(answer.reason)
         if isinstance(answer, Refusal):
             raise Refused(answer.code, answer.reason)
+        answer.check_version()
         self._greeted = self._was_greeted = True
         self._name = answer.client
         self._send(self._endpoint.resend(answer.received))

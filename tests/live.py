@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from sl_client.access import PLAINTEXT, Access
 from sl_client.carrier import Carrier, GrpcCarrier, StreamBroken
@@ -16,6 +17,7 @@ from sl_common.config import RunConfig
 from sl_common.facts import Fact
 from sl_common.messages import Bye
 from sl_common.network import Network
+from sl_common.wire import Greeting, read_answer
 from sl_server import service
 from sl_server.coordinator import Coordinator
 from sl_server.door import Door
@@ -129,3 +131,20 @@ class FlakyCarrier(GrpcCarrier):
             raise StreamBroken("the test cut this stream")
         self._left -= 1
         return super().receive()
+
+
+class OfBefore(GrpcCarrier):
+    """A real stream to a server that greets as if it spoke the wire version before, whoever comes."""
+
+    def __init__(self, server: str, **call: str) -> None:
+        super().__init__(server, **call)
+        self._greeted = False
+
+    def receive(self) -> bytes:
+        frame = super().receive()
+        if not self._greeted:
+            self._greeted = True
+            greeting = read_answer(frame)
+            assert isinstance(greeting, Greeting)
+            return replace(greeting, version=1, software="0.0.9\x1b").to_frame()
+        return frame

@@ -225,7 +225,7 @@ def test_odd_lengths_ties_and_zeros(codec: Scheme, length: int) -> None:
 
 @pytest.mark.parametrize("codec", CODECS, ids=repr)
 def test_the_format_cannot_drift(codec: Scheme) -> None:
-    """The bytes of one tensor are committed. A change that is meant needs a new WIRE_VERSION and `python tests/golden_codecs.py`."""
+    """The bytes of one tensor are committed. A change that is meant needs `python tests/golden_codecs.py`, and a reason in the commit."""
     if codec.kind == "deflate":
         pytest.skip("its bytes are zlib's")
     known = json.loads(GOLDEN.read_text())

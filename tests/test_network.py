@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from live import ClientThread, FlakyCarrier, serving
+from live import ClientThread, FlakyCarrier, OfBefore, serving
 from world import make_config
 
 from sl_common.config import RunConfig
@@ -218,6 +218,18 @@ def test_another_wire_version_is_refused_with_both_versions() -> None:
     assert answer.code == "version"
     assert "99" in answer.reason
     assert str(WIRE_VERSION) in answer.reason
+
+
+def test_a_server_of_another_wire_version_is_left_with_both_versions() -> None:
+    """One that greets whoever comes: its client is the one to find out, and to go for good."""
+    with serving(make_config("parallel", run__clients=1)) as live:
+        client = ClientThread(live.address, OfBefore, retry_s=5.0)
+        client.join(30)
+    assert isinstance(client.error, Refused)
+    assert client.error.code == "version"
+    said = f"the server speaks wire version 1 (cutlayer '0.0.9\\x1b'), this client {WIRE_VERSION} (cutlayer "
+    assert client.error.reason.startswith(said)
+    assert client.runner.seat is None
 
 
 def test_a_server_that_forgot_the_session_is_joined_anew() -> None:

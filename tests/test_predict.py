@@ -11,7 +11,7 @@ import pytest
 import torch
 from asked import LiveAnswers, Stranger, answering, trained_in
 from authority import TOKENS, Authority, write_tokens
-from live import FlakyCarrier, serving
+from live import FlakyCarrier, OfBefore, serving
 from safetensors.torch import load_file, save_file
 from test_codec_network import LINKS
 from test_export import digits, plain_cnn
@@ -27,7 +27,7 @@ from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, PeerLost, Refused, WireError
 from sl_common.inference import Fetch, Offer, Query
 from sl_common.messages import Smashed
-from sl_common.wire import Endpoint
+from sl_common.wire import WIRE_VERSION, Endpoint
 from sl_server.door import Door
 from sl_server.export import export_run
 from sl_server.microbatch import MicroBatching
@@ -390,6 +390,12 @@ def test_a_window_is_as_wide_as_it_says(live: LiveAnswers) -> None:
 def test_another_version_is_refused(live: LiveAnswers) -> None:
     with pytest.raises(Refused, match="client speaks wire version 99"):
         Endpoint("client", link=Link(), limit_bytes=1, call="infer").feed(Stranger(live, version=99).greeting)
+
+
+def test_a_server_of_another_version_is_left_with_both_versions(live: LiveAnswers) -> None:
+    with pytest.raises(Refused, match=f"the server speaks wire version 1 .*, this client {WIRE_VERSION} ") as caught:
+        Predictor(live.address, connect=partial(OfBefore, call="Infer"), retry_s=5.0).open()
+    assert caught.value.code == "version"
 
 
 def test_each_server_refuses_the_others_call(live: LiveAnswers) -> None:

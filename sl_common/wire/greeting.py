@@ -11,7 +11,7 @@ from sl_common.errors import Refused, WireError
 from sl_common.names import MAX_NAME, is_name
 from sl_common.proto import split_pb2 as pb
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2  # the first release freezes it; until then its bytes may change, and tests/golden with them
 LIFE_BYTES = 16
 MAX_HELLO = 4096  # bytes
 REFUSED_BY = "sl-refused"  # trailing metadata of a stream that ends before its Hello is read: the Refusal's code
@@ -35,7 +35,7 @@ class Hello:
         if self.version != WIRE_VERSION:
             raise Refused(
                 "version",
-                f"client speaks wire version {self.version} (cutlayer {self.software}), "
+                f"client speaks wire version {self.version} (cutlayer {self.software!r:.80}), "
                 f"this server {WIRE_VERSION} (cutlayer {__version__})",
             )
 
@@ -93,6 +93,15 @@ class Greeting:
     incarnation: int
     version: int = WIRE_VERSION
     software: str = ""
+
+    def check_version(self) -> None:
+        """Raise Refused unless the server speaks as this side does."""
+        if self.version != WIRE_VERSION:
+            raise Refused(
+                "version",
+                f"the server speaks wire version {self.version} (cutlayer {self.software!r:.80}), "
+                f"this client {WIRE_VERSION} (cutlayer {__version__})",
+            )
 
     def to_frame(self) -> bytes:
         """As bytes on the wire."""
