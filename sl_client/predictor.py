@@ -223,7 +223,8 @@ class Predictor:
                 pause = min(2 * pause, 2.0)
 
     def _greet(self, carrier: Carrier) -> None:
-        self._endpoint = Endpoint("client", link=Link(), limit_bytes=_FIRST_LIMIT, call="infer")
+        first, none = _FIRST_LIMIT, 0
+        self._endpoint = Endpoint("client", link=Link(), limit_bytes=first, limit_tensors=none, call="infer")
         self._asked, self._timing = 0, None
         carrier.send(self._hello.to_frame())
         answer = read_answer(carrier.receive())

@@ -148,7 +148,7 @@ class Runner:
     def _begin_life(self) -> None:
         """What a process is when it starts; also when the server has forgotten us."""
         self._life = secrets.token_bytes(16)
-        self._endpoint = Endpoint("client", link=Link(), limit_bytes=_FIRST_LIMIT)
+        self._endpoint = Endpoint("client", link=Link(), limit_bytes=_FIRST_LIMIT, limit_tensors=0)
         self._flow = Flow(participate(self._sit))
         self._watch = Stopwatch()
         self._greeted = False
@@ -168,7 +168,8 @@ class Runner:
             limits=self._limits,
             sole=True,
         )
-        self._endpoint.agree(config.codec, seat.limit_bytes, config.draw_of(welcome.shard), seat.residuals)
+        draw, tensors = config.draw_of(welcome.shard), seat.limit_tensors
+        self._endpoint.agree(config.codec, seat.limit_bytes, draw, seat.residuals, limit_tensors=tensors)
         give_back_code()  # that building has read
         self.seat = seat
         self._show.seated(welcome, seat)

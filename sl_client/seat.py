@@ -37,7 +37,7 @@ def take_seat(
     """
     config = RunConfig.from_json(welcome.config)
     loader = _batches(config, welcome, data, allowed, sole=sole)
-    modules, limit_bytes = _modules(config, welcome, allowed, limits)
+    modules, network = _modules(config, welcome, allowed, limits)
 
     def make(part: str) -> Callable[[], Segment]:
         optimizer = config.client.aux_optimizer if part == "aux" else None
@@ -48,7 +48,8 @@ def take_seat(
         shard=welcome.shard,
         bank=Bank({part: make(part) for part in modules}),
         data=loader,
-        limit_bytes=limit_bytes,
+        limit_bytes=network.limit_bytes,
+        limit_tensors=network.limit_tensors,
         snapshots=snapshots or Snapshots(welcome.run),
     )
 
@@ -79,10 +80,10 @@ def _batches(
 
 def _modules(
     config: RunConfig, welcome: Welcome, allowed: Collection[str] | None, limits: Limits
-) -> tuple[dict[str, nn.Module], int]:
-    """The parts that this client holds, if they fit, without the rest of the network; and the run's largest message in bytes."""
+) -> tuple[dict[str, nn.Module], Network]:
+    """The parts that this client holds, if they fit, and the network, which without the rest still knows the run's largest message."""
     limits.check(config)
     parts = config.protocol.learner.parts
     network = Network.build(config, allowed, shard=welcome.shard, parts=parts)
     limits.check_built(config, network)
-    return {part: network.part(part) for part in parts}, network.limit_bytes
+    return {part: network.part(part) for part in parts}, network

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -93,10 +93,18 @@ class Network:
     @property
     def limit_bytes(self) -> int:
         """No message of this run has a larger body."""
-        modules = [block for _, block in self.blocks] + ([] if self.aux is None else [self.aux])
-        tensors = (t for module in modules for t in module.state_dict().values())
-        weights: int = sum(t.numel() * t.element_size() for t in tensors)
+        weights: int = sum(t.numel() * t.element_size() for t in self._tensors())
         return max(self.smashed_nbytes + 8 * self.batch_size, weights) + SLACK
+
+    @property
+    def limit_tensors(self) -> int:
+        """No message of this run has more of them in its lists."""
+        return sum(1 for _ in self._tensors())
+
+    def _tensors(self) -> Iterator[Tensor]:
+        """All weights and buffers."""
+        for module in [block for _, block in self.blocks] + ([] if self.aux is None else [self.aux]):
+            yield from module.state_dict().values()
 
     def check(self, batch: Smashed) -> None:
         """Raise WireError unless a batch is shaped as this run agreed; whether its numbers are finite is the guard's question."""

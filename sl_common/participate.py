@@ -91,6 +91,7 @@ class Seat:
     bank: Bank
     data: Batches
     limit_bytes: int  # no message of this run has a larger body
+    limit_tensors: int  # nor more tensors
     residuals: dict[str, Tensor] = field(default_factory=dict)  # of this client's endpoint
     snapshots: Snapshots = field(default_factory=lambda: Snapshots(""))
 

@@ -97,7 +97,8 @@ class Sessions:
             self._left(before, "a new life of the same client has come")
         network, config = self.coordinator.network, self.coordinator.config
         draw = config.draw_of(shard)
-        endpoint = Endpoint("server", link=config.codec, limit_bytes=network.limit_bytes, draw=draw)
+        most, tensors = network.limit_bytes, network.limit_tensors
+        endpoint = Endpoint("server", link=config.codec, limit_bytes=most, limit_tensors=tensors, draw=draw)
         session = Session(client=name, life=hello.life, endpoint=endpoint)
         self._handle(name, Joined(shard=shard, shards=hello.shards))
         self.by_client[name] = session

@@ -33,6 +33,7 @@ from sl_common.messages import (
     ToServer,
     Welcome,
 )
+from sl_common.names import is_name
 from sl_common.wire import CHUNK_BYTES, Endpoint
 
 Side = Literal["client", "server"]
@@ -108,6 +109,7 @@ def tensors(draw: st.DrawFn, dtypes: Sequence[torch.dtype] = DTYPES) -> Tensor:
 # --- messages
 
 u32 = st.integers(0, 2**32 - 1)
+client_names = st.text(max_size=64).filter(is_name)
 u64 = st.integers(0, 2**64 - 1)
 names = st.text(max_size=8)
 states = st.dictionaries(names, tensors(), min_size=1, max_size=3)
@@ -139,7 +141,9 @@ DRAWN: dict[type, st.SearchStrategy[Any]] = {
     ),
     Alive: st.builds(Alive, samples=u64),
     Leave: st.builds(Leave, reason=st.text()),
-    Welcome: st.builds(Welcome, config=st.text(), client=st.text(), shard=u32, shards=u32, run=st.text()),
+    Welcome: st.builds(
+        Welcome, config=st.text(), client=client_names, shard=u32, shards=u32, run=st.text(max_size=200)
+    ),
     Begin: st.builds(
         Begin,
         round=u32,

@@ -65,9 +65,10 @@ def test_a_client_builds_its_parts_and_no_more(preset: str) -> None:
     config = make_config(preset)
     parts = config.protocol.learner.parts
     mine, whole = Network.build(config, parts=parts), Network.build(config)
-    assert (mine.cut_shape, mine.limit_bytes, mine.smashed_nbytes) == (
+    assert (mine.cut_shape, mine.limit_bytes, mine.limit_tensors, mine.smashed_nbytes) == (
         whole.cut_shape,
         whole.limit_bytes,
+        whole.limit_tensors,
         whole.smashed_nbytes,
     )
     for part in parts:

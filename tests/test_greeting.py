@@ -26,14 +26,14 @@ hellos = st.builds(
 )
 greetings = st.builds(
     Greeting,
-    client=st.text(),
+    client=names,
     received=u64,
     resumed=st.booleans(),
     incarnation=u64,
     version=u32,
-    software=st.text(),
+    software=st.text(max_size=MAX_NAME),
 )
-refusals = st.builds(Refusal, code=st.text(), reason=st.text())
+refusals = st.builds(Refusal, code=st.text(max_size=MAX_NAME), reason=st.text())
 MANY = settings(LAW, max_examples=200)
 
 

@@ -1,7 +1,8 @@
 """Messages as numbered frames, and back, exactly once and in order whatever the streams do. The one package that knows protobuf.
 
 `translate` turns a message into a typed header and a list of tensors, `assembly` gathers a body by counting its bytes,
-`endpoint` numbers, chunks and resends, `greeting` opens a stream, `eventlog` writes a coordinator's events down.
+`fields` bounds the work on a frame before it is parsed, `endpoint` numbers, chunks and resends,
+`greeting` opens a stream, `eventlog` writes a coordinator's events down.
 """
 
 from sl_common.wire.endpoint import CHUNK_BYTES, Endpoint, Frame, Received

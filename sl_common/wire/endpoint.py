@@ -16,18 +16,19 @@ from torch import Tensor
 
 from sl_common.codec import Coding, Link, Packed
 from sl_common.codec.packed import Buffer
-from sl_common.errors import Refused, WireError
+from sl_common.errors import WireError
 from sl_common.inference import Query
 from sl_common.messages import Aligned, Begin, Done, Gradient, Message, Smashed, WireKind, kind_of
 from sl_common.proto import split_pb2 as pb
 from sl_common.seeds import Draw
 from sl_common.wire import translate
 from sl_common.wire.assembly import Assembly, Plan
+from sl_common.wire.fields import begun, check_entries, split
+from sl_common.wire.greeting import refused
 from sl_common.wire.timing import Timing
 
 CHUNK_BYTES = 1 << 20  # Python gRPC moves 1 MiB messages four times faster than one of 16 MiB
 MAX_CHUNK = 4 << 20
-MAX_HEADER = 1 << 20  # bytes of a frame without its chunk
 GRPC_PREFIX = 5  # bytes that gRPC puts before each message: a flag and the length
 ACK_EVERY = 8 << 20  # received bytes after which a silent side owes a bare acknowledgement
 
@@ -36,8 +37,6 @@ _FEW = 4  # tensors at most of those: batches, not weights
 _KEPT = (
     1 << 18
 )  # bytes of a body whose memory is kept for the next one: filling larger ones costs more than getting memory
-_VARINT, _LENGTH_DELIMITED = 0, 2  # protobuf's wire types
-_CHUNK_TAG = 15 << 3 | _LENGTH_DELIMITED
 _OF_INFER = frozenset({"fetch", "query", "offer", "lower", "scores"})
 Call = Literal["train", "infer"]
 
@@ -82,11 +81,13 @@ class Endpoint:
         *,
         link: Link,
         limit_bytes: int,
+        limit_tensors: int = translate.MAX_TENSORS,
         draw: Draw = (),
         chunk_bytes: int = CHUNK_BYTES,
         call: Call = "train",
     ) -> None:
-        """`call`: what is being done, and so what may be heard. `limit_bytes` bounds the tensors of a message that the peer may send: no header makes us allocate more.
+        """`call`: what is being done, and so what may be heard. `limit_bytes` and `limit_tensors` bound the tensors of a message that the peer may send: no header
+        makes us allocate more, or work on more.
 
         `draw` names what codecs draw here: the run's seed and the client's shard.
         """
@@ -94,7 +95,7 @@ class Endpoint:
         self._in: Any
         self._out, self._in = (pb.ClientFrame, pb.ServerFrame) if side == "client" else (pb.ServerFrame, pb.ClientFrame)
         self._call = call
-        self.agree(link, limit_bytes, draw)
+        self.agree(link, limit_bytes, draw, limit_tensors=limit_tensors)
         self._chunk_bytes = chunk_bytes
         self.sent = 0  # number of the last frame we made
         self.received = 0  # number of the last frame we got in order
@@ -110,8 +111,16 @@ class Endpoint:
         self._likes: dict[int, Tensor] = {}
         self._wave = (0, 0)  # round and wave of the last Begin
 
-    def agree(self, link: Link, limit_bytes: int, draw: Draw, residuals: dict[str, Tensor] | None = None) -> None:
-        """From now on tensors travel by these codecs, and none is larger than this. Nothing is under way meanwhile.
+    def agree(
+        self,
+        link: Link,
+        limit_bytes: int,
+        draw: Draw,
+        residuals: dict[str, Tensor] | None = None,
+        *,
+        limit_tensors: int = translate.MAX_TENSORS,
+    ) -> None:
+        """From now on tensors travel by these codecs, and no message has more or larger ones. Nothing is under way meanwhile.
 
         `residuals`: what encodings of our own lost, for a codec with feedback; whoever keeps it can go back to it.
         """
@@ -119,6 +128,7 @@ class Endpoint:
         self.residuals = {} if residuals is None else residuals
         self._draw = (*draw, "codec")
         self._limit_bytes = limit_bytes
+        self._limit_tensors = min(limit_tensors, translate.MAX_TENSORS)
         self._plans: dict[tuple[str, tuple[bytes, ...]], Plan] = {}
 
     # --- out
@@ -137,7 +147,7 @@ class Endpoint:
             head = self._out(seq=self.sent, ack=self.received, **first).SerializeToString()
             first = {}
             before, carried = carried, carried + sum(len(piece) for piece in pieces)
-            parts: tuple[Buffer, ...] = (_begun(head, carried - before), *pieces)
+            parts: tuple[Buffer, ...] = (begun(head, carried - before), *pieces)
             tally = _tally(kind, len(parts[0]) + carried - before, min(carried, labels) - min(before, labels))
             frames.append(Frame(seq=self.sent, pieces=parts if still else (b"".join(parts),), tally=tally))
         self._unacked.extend(frames)
@@ -181,9 +191,8 @@ class Endpoint:
 
         Raises Refused if the server says no.
         """
-        head, chunk = _split(data)
-        if len(head) > MAX_HEADER:  # before it is parsed: a byte of it may become a hundred
-            raise WireError(f"a header of {len(head)} bytes, at most {MAX_HEADER} are allowed")
+        head, chunk = split(data)
+        check_entries(head, self._limit_tensors + translate.MAX_OTHERS)
         try:
             frame = self._in.FromString(head)
         except DecodeError as error:
@@ -192,7 +201,7 @@ class Endpoint:
         if name in ("hello", "greeting"):
             raise WireError(f"{name} in the middle of a stream")
         if name == "refusal":
-            raise Refused(frame.refusal.code, frame.refusal.reason)
+            raise refused(frame.refusal)
         self._acknowledged(frame.ack)
         if frame.seq <= self.received:  # a bare acknowledgement, or a frame that crossed with our own resend
             return Received(tally=_tally("control", len(data), 0))
@@ -224,7 +233,7 @@ class Endpoint:
             raise WireError(f"{name} begins while {self._assembly.missing} bytes of {self._name} are missing")
         if (name in _OF_INFER) != (self._call == "infer"):
             raise WireError(f"{name} is not said on a stream to {self._call}")
-        tensors = translate.tensor_headers(name, header)
+        tensors = translate.tensor_headers(name, header, self._limit_tensors)
         plan = self._plans.get((name, tensors)) or self._plan(name, tensors)
         self._name, self._header, self._kind = name, header, _kind_of_header(name, header)
         last, self._last = self._last, None
@@ -332,49 +341,3 @@ def _lies_still(message: Message) -> bool:
     Weights are written to by the next step; other activations by any network of the user's that begins in place.
     """
     return isinstance(message, Gradient) or (isinstance(message, Smashed) and message.needs_grad)
-
-
-def _begun(head: bytes, nbytes: int) -> bytes:
-    """A frame up to its chunk, whose field is begun by hand: protobuf fields concatenate, and so the tensor is copied once instead of three
-    times."""
-    return b"".join([head, bytes([_CHUNK_TAG]), _varint(nbytes)]) if nbytes else head
-
-
-def _split(data: bytes) -> tuple[bytes, memoryview]:
-    """A frame without its chunk, and the chunk where it lies: parsing it whole would copy the tensor twice.
-
-    Anything but a chunk at the very end is left to the parser, which then finds the chunk, or what is wrong.
-    """
-    at = 0
-    try:
-        while at < len(data):
-            tag = data[at]
-            if tag & 7 not in (_VARINT, _LENGTH_DELIMITED) or tag > 0x7F:
-                break
-            number, after = _read_varint(data, at + 1)
-            if tag == _CHUNK_TAG and after + number == len(data):
-                return data[:at], memoryview(data)[after:]
-            if tag == _CHUNK_TAG:
-                break
-            at = after + number if tag & 7 == _LENGTH_DELIMITED else after
-    except IndexError:
-        pass
-    return data, memoryview(b"")
-
-
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number that starts here, and where it ends. Raises IndexError if it does not."""
-    number = shift = 0
-    while (byte := data[at]) > 0x7F:
-        number |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-    return number | byte << shift, at + 1
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)

@@ -10,10 +10,12 @@ from sl_common import __version__
 from sl_common.errors import Refused, WireError
 from sl_common.names import MAX_NAME, is_name
 from sl_common.proto import split_pb2 as pb
+from sl_common.wire.translate import MAX_SENTENCE
 
 WIRE_VERSION = 2  # the first release freezes it; until then its bytes may change, and tests/golden with them
 LIFE_BYTES = 16
 MAX_HELLO = 4096  # bytes
+MAX_ANSWER = 1 << 14  # bytes
 REFUSED_BY = "sl-refused"  # trailing metadata of a stream that ends before its Hello is read: the Refusal's code
 
 
@@ -125,11 +127,19 @@ class Refusal:
 
     def to_frame(self) -> bytes:
         """As bytes on the wire."""
-        return pb.ServerFrame(refusal=pb.Refusal(code=self.code, reason=self.reason)).SerializeToString()
+        refusal = pb.Refusal(code=self.code[:MAX_NAME], reason=self.reason[:MAX_SENTENCE])
+        return pb.ServerFrame(refusal=refusal).SerializeToString()
+
+
+def refused(refusal: pb.Refusal) -> Refused:
+    """A Refusal in the middle of a stream, no longer than one of ours."""
+    return Refused(refusal.code[:MAX_NAME], refusal.reason[:MAX_SENTENCE])
 
 
 def read_answer(frame: bytes) -> Greeting | Refusal:
     """What the server answered to a Hello. Raises WireError on anything else."""
+    if len(frame) > MAX_ANSWER:
+        raise WireError(f"an answer to hello of {len(frame)} bytes, at most {MAX_ANSWER} are allowed")
     try:
         parsed = pb.ServerFrame.FromString(frame)
     except DecodeError as error:
@@ -137,15 +147,20 @@ def read_answer(frame: bytes) -> Greeting | Refusal:
     match parsed.WhichOneof("header"):
         case "greeting":
             g = parsed.greeting
+            if not is_name(g.client):
+                raise WireError(
+                    f"greeting.client must be at most {MAX_NAME} printable characters without '/', got {g.client[:80]!r}"
+                )
             return Greeting(
                 client=g.client,
                 received=g.received,
                 resumed=g.resumed,
                 incarnation=g.incarnation,
                 version=g.version,
-                software=g.software,
+                software=g.software[:MAX_NAME],
             )
         case "refusal":
-            return Refusal(code=parsed.refusal.code, reason=parsed.refusal.reason)
+            said = refused(parsed.refusal)
+            return Refusal(code=said.code, reason=said.reason)
         case other:
             raise WireError(f"the server answered hello with {other or 'nothing'!r}")

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 
 from sl_common import __version__
+from sl_common.errors import WireError
+from sl_common.names import MAX_NAME
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire.greeting import WIRE_VERSION
 
 MAX_PINGS = 64
 MAX_PAYLOAD = 1 << 20
+MAX_PING = MAX_PAYLOAD + 1024  # bytes with all that is said beside
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +33,8 @@ def ping(nbytes: int, reply_bytes: int) -> bytes:
 
 def answer(data: bytes) -> bytes:
     """The server's side. Raises ValueError if too much is asked for, or if it is no ping."""
+    if len(data) > MAX_PING:
+        raise ValueError(f"ping of {len(data)} bytes, at most {MAX_PING} are allowed")
     try:
         asked = pb.Ping.FromString(data)
     except DecodeError as error:
@@ -42,6 +47,11 @@ def answer(data: bytes) -> bytes:
 
 
 def read(data: bytes) -> Pong:
-    """The client's side."""
-    pong = pb.Ping.FromString(data)
-    return Pong(nbytes=len(pong.payload), software=pong.software, version=pong.version)
+    """The client's side. Raises WireError on what is no answer."""
+    if len(data) > MAX_PING:
+        raise WireError(f"an answer to a ping of {len(data)} bytes, at most {MAX_PING} are allowed")
+    try:
+        pong = pb.Ping.FromString(data)
+    except DecodeError as error:
+        raise WireError(f"{len(data)} bytes that are no answer to a ping") from error
+    return Pong(nbytes=len(pong.payload), software=pong.software[:MAX_NAME], version=pong.version)

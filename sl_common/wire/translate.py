@@ -29,6 +29,7 @@ from sl_common.messages import (
     Smashed,
     Welcome,
 )
+from sl_common.names import is_name
 from sl_common.proto import split_pb2 as pb
 from sl_common.tensors import State
 
@@ -41,6 +42,10 @@ _LAYOUTS = 4096  # tensor headers that are remembered: a step has the same few a
 MAX_TENSORS = 1 << 14  # of one message
 MAX_LIST = 1 << 10  # of anything else that a header repeats
 MAX_WORD = 64  # characters of a codec's name, bytes of its parameters
+MAX_SENTENCE = 2000  # characters of a reason, which people read; the rest is cut off
+MAX_RUN = 200  # characters of a run's name for itself
+MAX_SLOT = 512  # bytes of a tensor's header, of which the checks below let through no more than half
+MAX_OTHERS = 4 * MAX_LIST + 64  # entries of a header that are not tensors: its lists, and fields that it has once
 _REPEATED = {"weights": MAX_TENSORS, "parts": MAX_LIST, "digests": MAX_LIST, "snapshots": MAX_LIST, "upload": MAX_LIST}
 _ASKED = ("send", "update", "align", "warm")  # of a directive, on the wire
 
@@ -195,12 +200,17 @@ _headers: dict[type, Callable[[Any], tuple[str, Any, list[Tensor]]]] = {
 # --- in
 
 
-def tensor_headers(name: str, header: Any) -> tuple[bytes, ...]:
-    """The tensor headers of a received message as bytes, in body order. Raises WireError where there are too many."""
+def tensor_headers(name: str, header: Any, tensors: int = MAX_TENSORS) -> tuple[bytes, ...]:
+    """The tensor headers of a received message as bytes, in body order. Raises WireError where there are too many, or one is too long."""
     for field in _repeated(header.DESCRIPTOR):
-        if (count := len(getattr(header, field))) > _REPEATED[field]:
-            raise WireError(f"{name}.{field} has {count} entries, at most {_REPEATED[field]} are allowed")
-    return tuple(slot.SerializeToString() for slot in _slots(name, header))
+        most = min(_REPEATED[field], tensors) if field == "weights" else _REPEATED[field]
+        if (count := len(getattr(header, field))) > most:
+            raise WireError(f"{name}.{field} has {count} entries, at most {most} are allowed")
+    slots = tuple(slot.SerializeToString() for slot in _slots(name, header))
+    for slot in slots:
+        if len(slot) > MAX_SLOT:  # or fields that nobody reads would be remembered with it
+            raise WireError(f"{name}: a tensor header of {len(slot)} bytes, at most {MAX_SLOT} are allowed")
+    return slots
 
 
 @lru_cache  # one entry for each kind of message
@@ -233,7 +243,8 @@ def _unflatten(header: Any, tensors: Iterable[Tensor]) -> dict[str, dict[str, Te
     weights: dict[str, dict[str, Tensor]] = {part: {} for part in header.parts}
     for named, tensor in zip(header.weights, tensors, strict=True):
         if named.part not in weights or named.name in weights[named.part]:
-            raise WireError(f"weights name {named.part}/{named.name} twice, or a part that is not in {list(weights)}")
+            whose = f"{named.part:.80}/{named.name:.80}"
+            raise WireError(f"weights name {whose} twice, or a part that is not in {list(weights)!s:.200}")
         weights[named.part][named.name] = tensor
     return weights
 
@@ -281,6 +292,12 @@ def _to_ready(h: pb.Ready, _: list[Tensor]) -> Ready:
     return Ready(samples=h.samples, batches=h.batches, snapshots=tuple(h.snapshots), intact=h.intact)
 
 
+def _to_welcome(h: pb.Welcome, _: list[Tensor]) -> Welcome:
+    if not is_name(h.client) or len(h.run) > MAX_RUN:
+        raise WireError(f"welcome names the client {h.client[:80]!r} and the run {h.run[:80]!r}: no names, or too long")
+    return Welcome(config=h.config, client=h.client, shard=h.shard, shards=h.shards, run=h.run)
+
+
 def _to_aligned(h: pb.Aligned, t: list[Tensor]) -> Aligned:
     return Aligned(round=h.round, wave=h.wave, weights=_unflatten(h, t), before=h.before, after=h.after)
 
@@ -289,13 +306,13 @@ _messages: dict[str, Callable[[Any, list[Tensor]], Message]] = {
     "ready": _to_ready,
     "done": _to_done,
     "alive": lambda h, _: Alive(samples=h.samples),
-    "leave": lambda h, _: Leave(reason=h.reason),
-    "welcome": lambda h, _: Welcome(config=h.config, client=h.client, shard=h.shard, shards=h.shards, run=h.run),
+    "leave": lambda h, _: Leave(reason=h.reason[:MAX_SENTENCE]),
+    "welcome": _to_welcome,
     "begin": _to_begin,
     "gradient": lambda h, t: Gradient(step=h.step, loss=h.loss, correct=h.correct, dz=t[0] if t else None),
     "aligned": _to_aligned,
     "late": lambda h, _: Late(round=h.round, wave=h.wave),
-    "bye": lambda h, _: Bye(reason=h.reason, finished=h.finished),
+    "bye": lambda h, _: Bye(reason=h.reason[:MAX_SENTENCE], finished=h.finished),
     "offer": lambda h, _: Offer(config=h.config, lower_sha256=h.lower_sha256),
     "fetch": lambda *_: Fetch(),
     "lower": lambda h, t: Lower(weights=_unflatten(h, t)),
