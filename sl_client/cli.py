@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from sl_client.cli_predict import predict
 from sl_client.options import (
@@ -29,6 +30,7 @@ from sl_client.options import (
 from sl_common import __version__
 from sl_common.errors import ConfigError, CutlayerError
 from sl_common.exits import INTERRUPTED, exit_code
+from sl_common.host.text import printable_lines
 
 if TYPE_CHECKING:  # torch is imported when it is needed, not for --help
     from sl_common.tensors import State
@@ -169,7 +171,7 @@ def doctor(
 
 def fail(error: CutlayerError) -> NoReturn:
     """Say what is wrong on stderr and exit with its code."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False, style="red")
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"error: {printable_lines(error)}"), style="red")
     raise SystemExit(exit_code(error))
 
 

@@ -20,6 +20,7 @@ from sl_client.carrier import OPTIONS
 from sl_client.tls import Tls, own_certificate
 from sl_common import __version__
 from sl_common.errors import CutlayerError, PeerLost, Refused
+from sl_common.host.text import printable
 from sl_common.wire import WIRE_VERSION, probe
 
 METHOD = "/sl.v1.SplitLearning/Probe"
@@ -53,7 +54,7 @@ def examine(server: str, access: Access, *, as_json: bool) -> None:
         sys.stdout.write(json.dumps(found) + "\n")
     else:
         for key, value in found.items():
-            sys.stdout.write(f"{key:>18}  {value}\n")
+            sys.stdout.write(f"{key:>18}  {printable(value)}\n")
     if found["server_wire_version"] != WIRE_VERSION:
         raise Refused(
             "version", f"the server speaks wire version {found['server_wire_version']}, this client {WIRE_VERSION}"

@@ -9,9 +9,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 from torch import Tensor
 
 from sl_client.predictor import Answer
+from sl_common.host.text import MAX_OURS, printable
 
 _MANY = 32  # samples from which a bar is drawn
 
@@ -47,14 +49,14 @@ class Predictions:
         if self._json:
             self._print(json.dumps({"event": event, **fields}))
         else:
-            self._print(line)
+            self._print(printable(line, MAX_OURS))
 
     def warn(self, text: str) -> None:
         """Something that a person should know of; on stderr, so that what is piped on stays a table."""
         if self._json:
             self.say("warning", text, text=text)
         else:
-            Console(stderr=True, highlight=False, soft_wrap=True).print(f"warning: {text}", markup=False)
+            Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"warning: {printable(text, MAX_OURS)}"))
 
     def took(self, answer: Answer) -> None:
         """A batch was answered."""
@@ -79,11 +81,11 @@ class Predictions:
         if not self._headed:
             self._print(f"{'file':<{self._width}}  class  probability        ms")
             self._headed = True
-        self._print(f"{name:<{self._width}}  {label:>5}  {p:>11.4f}  {ms:>8.2f}")
+        self._print(f"{printable(name):<{self._width}}  {label:>5}  {p:>11.4f}  {ms:>8.2f}")
 
     def _print(self, line: str) -> None:
         if self._progress.live.is_started:
-            self._console.print(line, markup=False)
+            self._console.print(Text(line))
         else:
             sys.stdout.write(line + "\n")
             sys.stdout.flush()

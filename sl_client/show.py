@@ -9,7 +9,9 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
+from sl_common.host.text import MAX_OURS, printable
 from sl_common.messages import Aligned, Begin, Bye, Done, Gradient, Late, Welcome
 from sl_common.participate import Seat
 
@@ -40,8 +42,8 @@ class Lines:
         self._begun = time.monotonic()
 
     def say(self, event: str, text: str, **fields: Any) -> None:
-        """Print one event."""
-        line = json.dumps({"event": event, **fields}) if self._json else text
+        """Print one event. The text may quote the server."""
+        line = json.dumps({"event": event, **fields}) if self._json else printable(text, MAX_OURS)
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
@@ -150,7 +152,7 @@ class Bar(Lines):
 
     def say(self, event: str, text: str, **fields: Any) -> None:  # noqa: ARG002
         """Print above the bar."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(Text(printable(text, MAX_OURS)), soft_wrap=True)
 
     def begin(self, begin: Begin) -> None:
         """A new bar."""

@@ -11,16 +11,21 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 Path = Sequence[str | int]
+MAX_TOLD = 50  # errors
+MAX_KEY = 80  # characters
 
 
 def explain(error: ValidationError, raw: object, model: type[BaseModel]) -> str:
     """One line a key. `raw` is what was validated, which tells real keys from the names of a union's members."""
     schema = _schema(model)
     lines: dict[str, list[str]] = {}
-    for detail in error.errors():
+    found = error.errors(include_url=False)
+    for detail in found[:MAX_TOLD]:
         subject, message = _line(detail, raw, schema)
         lines.setdefault(subject, []).append(message)
-    return "\n".join(": ".join(filter(None, (subject, "; or ".join(messages)))) for subject, messages in lines.items())
+    more = [f"and {len(found) - MAX_TOLD} more"] if len(found) > MAX_TOLD else []
+    told = [": ".join(filter(None, (subject, "; or ".join(messages)))) for subject, messages in lines.items()]
+    return "\n".join([*told, *more])
 
 
 def did_you_mean(word: object, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -41,7 +46,7 @@ def _line(detail: ErrorDetails, raw: object, schema: Mapping[str, Any]) -> tuple
             return key, "unknown key" + (hint or f" (known here: {', '.join(known)})")
         case "union_tag_invalid":
             known = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
-            return f"{key}.kind = {context['tag']!r}", _unknown_kind(context["tag"], known)
+            return f"{key}.kind = {context['tag']!r:.80}", _unknown_kind(context["tag"], known)
         case "union_tag_not_found":
             return f"{key}.kind", f"missing, one of: {', '.join(_kinds_at(path, schema))}"
         case "literal_error" if path[-1] == "kind":
@@ -72,8 +77,14 @@ def _written(path: Path, raw: object) -> list[str]:
             node = node[part] if part < len(node) else None
         else:
             break
-        written.append(str(part))
+        written.append(_key(part))
     return written
+
+
+def _key(part: str | int) -> str:
+    """A key as text; quoted, and cut, where it is none that a person would write: the file may be another machine's."""
+    text = str(part)
+    return text if text.isprintable() and len(text) <= MAX_KEY else f"{text!r:.{MAX_KEY}}"
 
 
 @cache

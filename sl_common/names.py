@@ -1,9 +1,9 @@
-"""What a client may be called, and what its token may look like."""
+"""Rules for a client's name and for its token."""
 
 from __future__ import annotations
 
 MAX_NAME = 64
-MAX_LINE = 500
+MAX_REASON = 500  # characters of why a client leaves, as it says
 
 
 def is_name(text: str) -> bool:
@@ -14,8 +14,3 @@ def is_name(text: str) -> bool:
 def is_token(text: str) -> bool:
     """Whether it can travel in a call's metadata; the empty text, which is no token, too."""
     return text.isascii() and text.isprintable() and " " not in text
-
-
-def one_line(text: str) -> str:
-    """What a peer wrote, as a line that a log and a terminal can be trusted with."""
-    return "".join(one if one.isprintable() else " " for one in text[:MAX_LINE])

@@ -10,10 +10,12 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from sl_common import __version__
 from sl_common.errors import ConfigError, CutlayerError
 from sl_common.exits import INTERRUPTED, exit_code
+from sl_common.host.text import printable_lines
 from sl_server.beginning import Stage, new_directory, outcome, read_config, which_run
 from sl_server.cli_certs import certs
 from sl_server.cli_report import report
@@ -114,7 +116,7 @@ def run(
     config, where, stage = which_run(config_file, resume, out, overrides, record=record)
     if stage is Stage.OVER:
         text = f"nothing to do: the run in {where} is over; {outcome(where)}"
-        typer.echo(json.dumps({"event": "over", "text": text}) if as_json else text)
+        typer.echo(json.dumps({"event": "over", "text": text}) if as_json else printable_lines(text))
         return
     from sl_server.serve import run_server
 
@@ -289,7 +291,7 @@ app.command()(report)
 
 def fail(error: CutlayerError) -> NoReturn:
     """Say what is wrong on stderr and exit with its code."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False, style="red")
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"error: {printable_lines(error)}"), style="red")
     raise SystemExit(exit_code(error))
 
 

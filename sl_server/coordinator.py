@@ -50,7 +50,7 @@ from sl_common.messages import (
     ToClient,
     Welcome,
 )
-from sl_common.names import one_line
+from sl_common.names import MAX_REASON
 from sl_common.network import Network
 from sl_common.protocol import Arrived, At, Record, WaitUntil, Without
 from sl_common.segment import Alone, Bank, Segment, Tree
@@ -284,7 +284,7 @@ class Coordinator:
         self._out = [(name, message) for name, message in self._out if name != member.name]
         if self.ended is not None:  # nothing follows the end of a run
             return
-        left = ClientLeft(client=member.name, shard=member.shard, reason=one_line(reason), was_ready=was_ready)
+        left = ClientLeft(client=member.name, shard=member.shard, reason=reason[:MAX_REASON], was_ready=was_ready)
         self._facts.append(left)
 
     def _is_late(self, client: str, said: Smashed | Done) -> bool:

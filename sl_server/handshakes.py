@@ -1,6 +1,6 @@
 """TLS handshakes that failed. gRPC tells of them nowhere but in its log, which goes to file descriptor 2: they are read there.
 
-Law: every other line goes on to stderr as it came, and Python's own stderr does not pass here. A crash of C code may lose the
+Law: every other line goes on to stderr, without control characters, and Python's own stderr does not pass here. A crash of C code may lose the
 last lines that it wrote. With GRPC_VERBOSITY=ERROR gRPC does not write them, and nothing is counted.
 """
 
@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from sl_common.errors import Refused
+from sl_common.host.text import printable_lines
 
 _FAILED = re.compile(rb"\] Handshake failed with error [^:]*(?::.*OPENSSL_internal:(\w+)(?:: (.*))?)?$")
 _NAME = re.compile(rb"\] No match found for server name: (.*)$")
@@ -77,6 +78,6 @@ def _read(out: int, to: int, tell: Callable[[str, Refused], None]) -> None:
             found = read_line(line)
             if found is None:
                 with contextlib.suppress(OSError):
-                    os.write(to, line)
+                    os.write(to, printable_lines(line.decode(errors="backslashreplace")).encode())
             else:
                 tell(*found)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from sl_common.errors import Refused
-from sl_common.names import one_line
+from sl_common.host.text import printable
 
 MAX_SAID = 100  # different ones in a minute; a peer may think up names
 PERIOD_S = 60.0
@@ -44,7 +44,8 @@ class Refusals:
         if len(self._said) > MAX_SAID or key in self._said:
             return
         self._said.add(key)
+        who = printable(who)
         if len(self._said) > MAX_SAID:
             self._warn("too many different refusals to tell them all: for a minute they are only counted")
         else:
-            self._warn(f"refused {who} ({error.code}): {one_line(error.reason)}")
+            self._warn(f"refused {who} ({error.code}): {printable(error.reason)}")

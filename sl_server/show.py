@@ -25,6 +25,7 @@ from sl_common.facts import (
     Trained,
     WaveBegun,
 )
+from sl_common.host.text import MAX_OURS, printable, printable_lines
 from sl_common.messages import WIRE_KINDS
 from sl_server.ledger import Ledger
 
@@ -39,12 +40,12 @@ class Show:
         self._console = Console(highlight=False, soft_wrap=True)
 
     def say(self, event: str, line: str, **fields: Any) -> None:
-        """Print one event."""
+        """Print one event. The line may quote a client."""
         if self._json:
             sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
             sys.stdout.flush()
         else:
-            self._console.print(line, markup=False)
+            self._console.print(Text(printable_lines(line)))
 
     def warn(self, text: str) -> None:
         """Something that a person should know of."""
@@ -56,7 +57,7 @@ class Show:
             case ClientJoined(client=client, shard=shard):
                 self.say("joined", f"{client} joined (shard {shard + 1})", client=client, shard=shard)
             case ClientLeft(client=client, reason=reason):
-                self.say("left", f"{client} left: {reason}", client=client, reason=reason)
+                self.say("left", f"{client} left: {printable(reason)}", client=client, reason=reason)
             case ClientAway(client=client):
                 self.say("away", f"{client} is away: its stream is broken", client=client)
             case ClientBack(client=client):
@@ -120,7 +121,7 @@ class Show:
         for part in _last_words(summary):
             self._console.print(part)
         if where:
-            self._console.print(f"everything is in {where}", markup=False)
+            self._console.print(Text(printable(f"everything is in {where}", MAX_OURS)))
 
 
 class Bar(Show):
@@ -179,7 +180,12 @@ def _last_words(summary: dict[str, Any]) -> list[RenderableType]:
     """What came of the run, and its bytes; the fingerprint on a line of its own, which no table's width can cut."""
     heading = f"run {summary['name']} ({summary['preset'] or 'own protocol'}): {summary['reason']}"
     fingerprint = f"weights sha256 {summary['weights_sha256']}"
-    return [Text(heading, style="bold"), _results(summary), _bytes(summary["bytes"]), Text(fingerprint)]
+    return [
+        Text(printable(heading, MAX_OURS), style="bold"),
+        _results(summary),
+        _bytes(summary["bytes"]),
+        Text(fingerprint),
+    ]
 
 
 def _results(summary: dict[str, Any]) -> Table:

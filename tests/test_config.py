@@ -538,3 +538,12 @@ def test_the_shape_of_known_data_needs_no_data(name: str) -> None:
     config = RunConfig.from_toml("", [f"data.name={name}"])
     assert Network.build(config).classes == (100 if name == "cifar100" else 10)
     assert config.input[0] == (3 if "cifar" in name else 1)
+
+
+def test_keys_of_another_machine_are_quoted_and_their_number_is_bounded() -> None:
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.from_json('{"a\\u001b]0;x\\u0007\\n": 1}')
+    assert str(caught.value).isprintable()
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.from_json("{" + ", ".join(f'"key{n}": 1' for n in range(10_000)) + "}")
+    assert str(caught.value).endswith("and 9950 more")

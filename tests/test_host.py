@@ -13,7 +13,8 @@ from sl_common.errors import ConfigError
 from sl_common.host.backoff import Backoff
 from sl_common.host.files import make_folder, write_atomically
 from sl_common.host.locks import sole_writer
-from sl_common.host.text import printable
+from sl_common.host.text import MAX_LINES, printable, printable_lines
+from sl_common.names import is_name
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -100,6 +101,23 @@ def test_what_is_shown_holds_no_control_character(text: str, shown: str) -> None
 def test_long_text_is_cut_and_says_so() -> None:
     assert printable("x" * 20, most=10) == "x" * 9 + "…"
     assert printable("x" * 10, most=10) == "x" * 10
+
+
+BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # change the direction of text
+
+
+@pytest.mark.parametrize(
+    "one", [*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0)), *BIDI, "\u2028", "\u2029", "\ud800"]
+)
+def test_no_name_and_no_line_holds_a_character_that_moves_others(one: str) -> None:
+    assert printable(f"a{one}b") == "a b"
+    assert not is_name(f"a{one}b")
+
+
+def test_a_text_of_several_lines_keeps_newlines_and_no_other_control_character() -> None:
+    assert printable_lines("a\x1b[2J\r\nb\x9b") == "a [2J \nb "
+    assert printable_lines("\n" * 10_000).endswith("… and 9801 more lines")
+    assert printable_lines("\n" * 10_000).count("\n") == MAX_LINES
 
 
 def test_pauses_grow_are_jittered_and_bounded() -> None:

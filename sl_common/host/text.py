@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-MAX_LINE = 500  # characters
+MAX_LINE = 500  # characters of what a peer wrote
+MAX_OURS = 4_000  # characters of a line of our own, which may quote a peer and a path
+MAX_LINES = 200  # of one text
 
 
 def printable(text: object, most: int = MAX_LINE) -> str:
@@ -12,3 +14,10 @@ def printable(text: object, most: int = MAX_LINE) -> str:
     """
     line = "".join(one if one.isprintable() else " " for one in str(text)[: most + 1])
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def printable_lines(text: object) -> str:
+    """The same for a text of several lines, such as an error that names several keys: newlines stay, nothing else that is not printable."""
+    lines = str(text).split("\n")
+    shown = [printable(line, MAX_OURS) for line in lines[:MAX_LINES]]
+    return "\n".join(shown if len(lines) <= MAX_LINES else [*shown, f"… and {len(lines) - MAX_LINES} more lines"])
