@@ -469,7 +469,7 @@ def test_any_value_anywhere_is_taken_or_told(value: object) -> None:
         (["model.name=mistakes:strings"], "block 0 must be a module or (identifier, module), got 'conv1'"),
         (["model.name=mistakes:bad_name"], "block 0 must be a module or (identifier, module)"),
         (["model.name=mistakes:twins"], "block names must differ, got ['fc', 'fc']"),
-        (["model.name=mistakes:takes_nothing"], "it takes ()"),
+        (["model.name=mistakes:takes_nothing"], "takes (), which lacks"),
         (["model.name=mistakes:too_many_classes"], "gives (11,) per sample, data have 10 classes"),
         (["model.name=mistakes:no_batch_dimension"], "gives () per sample, data have 10 classes"),
         (

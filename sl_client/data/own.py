@@ -17,7 +17,7 @@ def call(name: str, root: Path | None, allowed: Collection[str] | None, expected
 
     What the function itself raises passes unchanged: its traceback is what its author needs.
     """
-    found = load_function(name, allowed, "data.name")(root)
+    found = load_function(name, allowed, "data.name", positional=1)(root)
     if not isinstance(found, expected):
         raise DataError(
             f"data.name = {name!r}: returned a {type(found).__name__}, not a {expected.__module__}.{expected.__name__}"

@@ -60,7 +60,7 @@ def build(
     Raises ConfigError for an unknown name, arguments the function does not take, or a result that is not a list of blocks.
     """
     if is_user_code(name):
-        function = load_function(name, allowed, "model.name")
+        function = load_function(name, allowed, "model.name", takes=("input", "classes"))
     elif name in MODELS:
         function = MODELS[name]
     else:
