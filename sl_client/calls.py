@@ -15,6 +15,8 @@ from typing import Any, Protocol, SupportsBytes
 
 import grpc
 
+from sl_common.wire.outgoing import Outgoing
+
 try:
     from grpc._cython import cygrpc
 except ImportError:  # pragma: no cover  (a grpcio that has moved it)
@@ -27,6 +29,8 @@ Metadata = tuple[tuple[str, str], ...]
 
 class Call(Protocol):
     """One thread sends and takes; any thread may cancel."""
+
+    outgoing: Outgoing  # frames that were sent and wait for the transport
 
     def send(self, frame: SupportsBytes) -> None:
         """Hand a frame to the stream; returns at once. Its bytes are made when its turn comes; after the stream's end it is lost."""
@@ -62,14 +66,17 @@ class SpunCall:
 
     def __init__(self, channel: grpc.Channel, method: str, metadata: Metadata) -> None:
         self._outbox: queue.SimpleQueue[SupportsBytes | None] = queue.SimpleQueue()
+        self.outgoing = Outgoing()
         self._call = channel.stream_stream(method)(self._outgoing(), metadata=metadata)
 
     def _outgoing(self) -> Iterator[bytes]:
         while (frame := self._outbox.get()) is not None:
+            self.outgoing.hand(frame)
             yield bytes(frame)
 
     def send(self, frame: SupportsBytes) -> None:
         """Hand a frame to the stream."""
+        self.outgoing.queue(frame)
         self._outbox.put(frame)
 
     def end(self) -> None:
@@ -127,6 +134,7 @@ class PolledCall:
         self._sent = (kinds.send_message, kinds.send_close_from_client)
         self._inbox: deque[bytes] = deque()
         self._outbox: deque[SupportsBytes | None] = deque()  # None: no more are sent
+        self.outgoing = Outgoing()
         self._status: Any = None  # the operation that has it
         self._receiving = self._sending = False
         self._lock = threading.Lock()  # of what is to be sent
@@ -157,6 +165,8 @@ class PolledCall:
 
     def _put(self, frame: SupportsBytes | None) -> None:
         with self._lock:
+            if frame is not None:
+                self.outgoing.queue(frame)
             self._outbox.append(frame)
             if not self._sending:
                 self._send_next()
@@ -169,6 +179,8 @@ class PolledCall:
             self._sending = False
             return
         frame = self._outbox.popleft()
+        if frame is not None:
+            self.outgoing.hand(frame)
         operation = self._send_close(0) if frame is None else self._send_message(bytes(frame), 0)
         self._sending = self._start(operation)
 

@@ -52,6 +52,10 @@ class Carrier(Protocol):
         """The next frame; blocks. Raises StreamBroken, or Refused if another try is pointless."""
         ...
 
+    def check(self, acknowledged: int) -> None:
+        """Raise WireError if the server acknowledges a frame that has not gone out."""
+        ...
+
     def close(self) -> None:
         """End the stream."""
         ...
@@ -93,6 +97,10 @@ class GrpcCarrier:
             raise _broken(error) from None
         self._answered = True
         return frame
+
+    def check(self, acknowledged: int) -> None:
+        """Raise WireError if the server acknowledges a frame that has not gone out."""
+        self._call.outgoing.check(acknowledged)
 
     def close(self) -> None:
         """End the stream."""

@@ -14,6 +14,8 @@ from sl_common.errors import ConfigError, WireError
 from sl_common.network import Network, trained
 from sl_common.tensors import State, digest
 
+KEPT = 16  # a server that offers another one each time fills no disk
+
 
 class Lowers:
     """A folder of them. What is damaged there is fetched again; what cannot be written costs a warning's text, no prediction."""
@@ -24,8 +26,12 @@ class Lowers:
     def find(self, sha256: bytes) -> State | None:
         """The one with this digest, if it is here and whole."""
         with contextlib.suppress(OSError, SafetensorError):
-            state: State = load_file(self._path(sha256))
-            return state if digest(state) == sha256 else None
+            path = self._path(sha256)
+            state: State = load_file(path)
+            if digest(state) == sha256:
+                with contextlib.suppress(OSError):  # a folder that is only read knows no order of use
+                    path.touch()
+                return state
         return None
 
     def keep(self, sha256: bytes, state: State) -> str:
@@ -36,11 +42,18 @@ class Lowers:
             self._folder.mkdir(parents=True, exist_ok=True)
             part.write_bytes(save({name: tensor.contiguous() for name, tensor in state.items()}))
             part.replace(path)
+            self._forget_oldest()
         except OSError as error:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
             return f"--cache {self._folder}: {error.strerror or error}; the lower segment is fetched again next time"
         return ""
+
+    def _forget_oldest(self) -> None:
+        """Those that were used last stay."""
+        kept = sorted(self._folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+        for path in kept[:-KEPT]:
+            path.unlink(missing_ok=True)
 
     def _path(self, sha256: bytes) -> Path:
         return self._folder / f"{sha256.hex()}.safetensors"

@@ -190,6 +190,7 @@ class Predictor:
             heard = time.perf_counter()
             try:
                 received = self._endpoint.feed(data)
+                self._carrier.check(self._endpoint.acknowledged)
             except Refused as error:  # who was idle for too long asks on another stream
                 raise no_of(error.code, error.reason) from None
             self.bytes_down += sum(nbytes for _, nbytes in received.tally)
@@ -243,7 +244,8 @@ class Predictor:
 
     def _agree(self) -> None:
         draw = self._config.draw_of(self._hello.shard or 0)
-        self._endpoint.agree(self._config.infer_codec, self._limit_bytes, draw)
+        window = self._config.client.window
+        self._endpoint.agree(self._config.infer_codec, self._limit_bytes, draw, window=window)
 
     def _build(self, offer: Offer) -> None:
         """The lower segment of the first offer; the head's blocks are dropped again."""

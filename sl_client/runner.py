@@ -42,6 +42,7 @@ from sl_common.snapshots import Snapshots
 from sl_common.wire import Endpoint, Frame, Hello, Refusal, Timing, read_answer
 
 ALIVE_EVERY_S = 5.0
+UNHEARD = 16  # messages that the server has not acknowledged: more of them say nothing that these do not
 SOON_S = 0.5  # at most, between two looks for a server that was there
 LEAVE_S = 3.0  # for telling the server that we go
 _FIRST_LIMIT = 1 << 20  # bytes of a message body before the run is known
@@ -168,8 +169,9 @@ class Runner:
             limits=self._limits,
             sole=True,
         )
-        draw, tensors = config.draw_of(welcome.shard), seat.limit_tensors
-        self._endpoint.agree(config.codec, seat.limit_bytes, draw, seat.residuals, limit_tensors=tensors)
+        draw, most = config.draw_of(welcome.shard), seat.limit_bytes
+        window, tensors = config.client.window, seat.limit_tensors
+        self._endpoint.agree(config.codec, most, draw, seat.residuals, window, limit_tensors=tensors)
         give_back_code()  # that building has read
         self.seat = seat
         self._show.seated(welcome, seat)
@@ -331,7 +333,7 @@ class Runner:
         match message:
             case Alive():
                 now = time.monotonic()
-                if now - self._alive_at < ALIVE_EVERY_S:
+                if now - self._alive_at < ALIVE_EVERY_S or self._endpoint.unheard >= UNHEARD:
                     return
                 self._alive_at = now
             case Smashed(train=True, needs_grad=True):
@@ -349,6 +351,7 @@ class Runner:
         data = self._carrier.receive()
         heard = time.perf_counter()
         received = self._endpoint.feed(data)
+        self._carrier.check(self._endpoint.acknowledged)
         bare = self._endpoint.acknowledgement()
         if bare is not None:
             self._send([bare])

@@ -51,6 +51,8 @@ class Run(Value):
     on_lost: Literal["drop", "redo"] = (
         "drop"  # of a client: go on without it, or go back to the last checkpoint and wait for it
     )
+    # Rollbacks that one client may cause before a wave that it finished is durable again; then it is dropped, and may come back. 0: none.
+    redo_limit: Natural = 3
 
     @field_validator("name")
     @classmethod

@@ -64,6 +64,15 @@ class WentBack:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RedoSpent:
+    """A client was lost for which the run does not go back any more: it has caused `limit` rollbacks without getting on."""
+
+    client: str
+    shard: int
+    limit: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class WaveBegun:
     """Clients were told to begin."""
 
@@ -171,6 +180,7 @@ Fact = (
     | ClientAway
     | ClientBack
     | WentBack
+    | RedoSpent
     | WaveBegun
     | Trained
     | AuxAligned

@@ -15,6 +15,7 @@ from sl_common.codec.packed import Packed
 from sl_common.inference import Answered, Asked, Lower, Query, Scores
 from sl_common.tensors import State
 
+MOST_LATE = 8  # waves that may go on without a client before it is heard of again; their words wait for it
 WireKind = Literal["smashed", "labels", "gradient", "weights", "eval", "infer", "control"]
 WIRE_KINDS: tuple[WireKind, ...] = ("smashed", "labels", "gradient", "weights", "eval", "infer", "control")
 

@@ -22,6 +22,7 @@ from sl_common.batch import Batch
 from sl_common.config import RunConfig
 from sl_common.errors import WireError
 from sl_common.messages import (
+    MOST_LATE,
     Aligned,
     Alive,
     Begin,
@@ -293,8 +294,15 @@ class Flow:
             case Late(round=r, wave=w):
                 self._late.add((r, w))
                 self._heed_late()
+                self._check_room("late", len(self._late))
             case Welcome() | Begin():
                 self._words.append(message)
+                self._check_room(type(message).__name__.lower(), len(self._words))
+
+    def _check_room(self, what: str, waiting: int) -> None:
+        """Raise WireError where the server says more than a client could be behind."""
+        if waiting > MOST_LATE:
+            raise WireError(f"{what}: {waiting} of them wait to be heeded, at most {MOST_LATE} may")
 
     def _heed_late(self) -> None:
         """A wave that is under way may be over for this client; if its Done was sent already, that crossed with the server's word."""

@@ -96,7 +96,8 @@ class Askers:
         if len(self._here) >= most:
             raise Refused("full", f"{most} clients are here, server.limits.sessions = {most}")
         codec, limit_bytes = trained.config.infer_codec, trained.network.limit_bytes
-        endpoint = Endpoint("server", link=codec, limit_bytes=limit_bytes, limit_tensors=0, call="infer")
+        window = trained.config.client.window
+        endpoint = Endpoint("server", link=codec, limit_bytes=limit_bytes, limit_tensors=0, call="infer", window=window)
         patience = Patience(self._limits, now)
         asker = Asker(client=name, head=head, trained=trained, stream=stream, endpoint=endpoint, patience=patience)
         self._here[stream] = asker

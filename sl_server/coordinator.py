@@ -24,12 +24,14 @@ from sl_common.facts import (
     ClientLeft,
     ClientReady,
     Fact,
+    RedoSpent,
     RoundEnded,
     RunEnded,
     Trained,
     WaveBegun,
 )
 from sl_common.messages import (
+    MOST_LATE,
     Aligned,
     Alive,
     Begin,
@@ -59,6 +61,7 @@ from sl_server.alignments import Alignments, Job
 from sl_server.comeback import Comeback
 from sl_server.guard import guarded_batch, guarded_state
 from sl_server.recordings import Recordings, Spill
+from sl_server.redo import RedoBudget
 from sl_server.roster import Member, Roster
 from sl_server.scores import evaluation, mean_loss
 from sl_server.wave import Wave
@@ -109,6 +112,7 @@ class Coordinator:
         self.rests = 0  # training waves that are over: between two of them the state can be kept
         self.checkpoint = 0  # after which of them it was last made durable
         self.must_redo = False  # a client was lost, and the run is to go back to its last checkpoint and wait for it
+        self._redo = RedoBudget(config.run.redo_limit)
         self._comeback = Comeback()
         self._barrier_at: float | None = None  # when the barrier wants to be asked again
         self.ended: RunEnded | None = None
@@ -151,13 +155,14 @@ class Coordinator:
                 if not self._is_late(client, event):
                     self._done(self.roster[client], event)
             case Left(reason=reason) | Leave(reason=reason):
-                lost = isinstance(event, Left) and self.roster[client].ready
-                self.must_redo = self.must_redo or (lost and self.config.run.on_lost == "redo")
+                if isinstance(event, Left) and self.config.run.on_lost == "redo":
+                    self._lost(self.roster[client])
                 self._left(self.roster[client], reason)
             case Aligned():
                 self._aligned(client, event)
             case Saved(number=number):
                 self.checkpoint = number
+                self._redo.saved()
             case Tick(now=now):
                 self._tick(now)
             case Alive():
@@ -276,6 +281,14 @@ class Coordinator:
         self.bank.get("aux", member.shard).load(event.weights["aux"], "an aligned auxiliary network")
         self._say(member, event)
 
+    def _lost(self, member: Member) -> None:
+        """Go back for it, once for all who are lost together, unless it has made the run do so too often."""
+        if not member.ready or self.must_redo or self.ended is not None:
+            return
+        self.must_redo = self._redo.spend(member.shard)
+        if not self.must_redo:
+            self._facts.append(RedoSpent(client=member.name, shard=member.shard, limit=self._redo.limit))
+
     def _left(self, member: Member, reason: str) -> None:
         was_ready, member.here, member.ready = member.ready, False, False
         self.recordings.forget(member.shard)
@@ -290,8 +303,9 @@ class Coordinator:
     def _is_late(self, client: str, said: Smashed | Done) -> bool:
         """Whether it is of a wave that went on without this client; it will hear so, or has heard meanwhile."""
         late, when = self.roster[client].late, (said.round, said.wave)
-        if when not in late:
-            late[:] = [other for other in late if other > when]  # it has come further
+        if not late:
+            return False
+        late[:] = [other for other in late if other >= when]  # it has come so far
         return when in late
 
     def _current_wave(self, what: str) -> Wave:
@@ -317,7 +331,7 @@ class Coordinator:
         """The next wave of this round, or the round's end; False if there are too few clients."""
         if self._comeback:
             return False
-        ready = self.roster.ready()
+        ready = self._taking_part()
         if self._plan is None:
             run = self.config.run
             if not self._are_enough(ready):
@@ -335,6 +349,10 @@ class Coordinator:
                 return True
         self._end_round()
         return True
+
+    def _taking_part(self) -> list[Member]:
+        """Those that can train, without those of whom nothing was heard for so many waves: what they were told waits in our memory."""
+        return [m for m in self.roster.ready() if len(m.late) < MOST_LATE]
 
     def _are_enough(self, ready: list[Member]) -> bool:
         run = self.config.run
@@ -515,6 +533,7 @@ class Coordinator:
             self._weights.trained()
         self._weights.merge(self.protocol.merge.after_wave(self._record([wave])))
         self.rests += 1
+        self._redo.finished(wave.done)
         return True
 
     def _end_round(self) -> None:
@@ -569,7 +588,7 @@ class Coordinator:
     def beginning(self) -> bool:
         """Everybody is here and has a shard, nothing is trained yet, and the first wave is next."""
         fresh = self.rests == 0 and self._plan is None and self.resting and not self._comeback
-        return fresh and self._are_enough(self.roster.ready())
+        return fresh and self._are_enough(self._taking_part())
 
     @property
     def checkpoint_due(self) -> bool:
@@ -605,6 +624,7 @@ class Coordinator:
         self._weights.restore(tree["weights"])
         self.recordings.restore(tree["recordings"])
         self.alignments.restore(tree["alignments"])
+        self._redo.went_back()
         self._comeback.expect(self.roster.restore(tree["roster"]), now + self.config.run.rejoin_s)
         self._now, self._barrier_at = now, None
 
@@ -613,7 +633,7 @@ class Coordinator:
     def _begin_evaluation(self, last: bool) -> None:
         """Shared: the test set is split over everybody. Private: every client that has trained gets the same samples."""
         shared = self._weights.is_shared("lower")
-        members = [m for m in self.roster.ready() if shared or m.taught]
+        members = [m for m in self._taking_part() if shared or m.taught]
         heads_elsewhere = "head" in self.protocol.learner.parts and not self._weights.is_shared("head")
         if not members or heads_elsewhere:  # the clients' own heads are not here to be evaluated
             self._next_round()

@@ -26,6 +26,7 @@ from sl_common.limits import Limits
 from sl_common.messages import Aligned
 from sl_common.segment import Tree
 from sl_common.wire import Frame, Hello, Refusal
+from sl_common.wire.outgoing import Outgoing
 from sl_server.alignments import Job
 from sl_server.coordinator import Coordinator
 from sl_server.identity import Identity, admit
@@ -43,6 +44,8 @@ _TICK_S = 0.2
 _YIELD_S = 5e-5  # between two looks whether what was just said has gone out
 _AT_MOST_S = 5e-3  # that this thread leaves interpreter and core to those who write it
 _AT_ONCE = 256  # events that are taken before the coordinator works again
+FRAME_COSTS = 512  # bytes that a frame in the inbox takes beside its own: a million empty ones are not nothing
+UNREAD = 64  # frames that wait in an outbox; a bare acknowledgement is not put behind more
 
 
 class Stream(Protocol):
@@ -52,6 +55,12 @@ class Stream(Protocol):
     posted: int  # bytes that the stream put into the inbox
     taken: int  # bytes that the engine took out of it
     held: bool  # it is not read for now
+    outgoing: Outgoing  # what was sent and waits
+
+    @property
+    def waiting(self) -> int:
+        """Frames that were sent and have not gone out."""
+        ...
 
     @property
     def writing(self) -> bool:
@@ -168,8 +177,8 @@ class Engine:
 
     def came(self, stream: Stream, frame: bytes) -> None:
         """A stream brought a frame."""
-        stream.posted += len(frame)
-        self._posted += len(frame)
+        stream.posted += len(frame) + FRAME_COSTS
+        self._posted += len(frame) + FRAME_COSTS
         arrived = time.perf_counter()
         self._inbox.put(lambda: self._feed(stream, frame, arrived))
 
@@ -238,7 +247,11 @@ class Engine:
                 continue
             link = self._links[session]
             before = time.perf_counter()
-            frames = session.endpoint.pack(message)
+            try:
+                frames = session.endpoint.pack(message)
+            except WireError as error:  # it acknowledges nothing, and we would keep it all
+                self._expel(link, Refused("protocol", str(error)))
+                continue
             span = Span(started=started, computed=computed, encoding=before, encoded=time.perf_counter())
             self._send(link, frames)
             self._meter.said(link.clock, message, span)
@@ -386,6 +399,7 @@ class Engine:
             session, stream = link.session, link.stream
             held = stream is None or stream.held or stream.posted != stream.taken
             owes = self.coordinator.owes(session.client)
+            self._acknowledge(link)
             error = link.patience.fault(session.endpoint.missing, now, owes=owes, held=held)
             if error is not None:
                 self._expel(link, error)
@@ -457,8 +471,8 @@ class Engine:
         self._send(link, opened.resend)
 
     def _feed(self, stream: Stream, data: bytes, arrived: float) -> None:
-        stream.taken += len(data)
-        self._taken += len(data)
+        stream.taken += len(data) + FRAME_COSTS
+        self._taken += len(data) + FRAME_COSTS
         link = self._by_stream.get(stream)
         if link is None:
             return
@@ -466,17 +480,23 @@ class Engine:
         link.patience.heard(fed)
         try:
             received = self.sessions.feed(link.session, data)
+            stream.outgoing.check(link.session.endpoint.acknowledged)
         except WireError as error:
-            self._drop(link)
-            self._refuse(stream, link.session.client, Refused("protocol", str(error)))
+            self._expel(link, Refused("protocol", str(error)))
             return
         self._meter.took(link.clock, received, arrived=arrived, fed=fed, decoded=time.perf_counter())
-        bare = link.session.endpoint.acknowledgement()
-        if bare is not None:
-            self._send(link, [bare])
+        self._acknowledge(link)
         if link.session.closed:  # it said Leave
             self._drop(link)
             stream.close()
+
+    def _acknowledge(self, link: _Link) -> None:
+        """What it has sent, if that is due; a peer that reads nothing gets no acknowledgements on top of what it does not read."""
+        if link.stream is None or link.stream.waiting >= UNREAD:
+            return
+        bare = link.session.endpoint.acknowledgement()
+        if bare is not None:
+            self._send(link, [bare])
 
     def _lose(self, stream: Stream) -> None:
         link = self._by_stream.pop(stream, None)

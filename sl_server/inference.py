@@ -22,7 +22,7 @@ from sl_common.limits import Limits
 from sl_common.protocol import WaitUntil
 from sl_common.wire import Hello, Refusal
 from sl_server.askers import Asker, Askers, offer_of
-from sl_server.engine import Stream
+from sl_server.engine import FRAME_COSTS, UNREAD, Stream
 from sl_server.forward import Waiting, compute
 from sl_server.identity import Identity
 from sl_server.infer_meter import InferMeter, Spent
@@ -86,8 +86,8 @@ class Inference:
 
     def came(self, stream: Stream, frame: bytes) -> None:
         """A stream brought a frame."""
-        stream.posted += len(frame)
-        self._posted += len(frame)
+        stream.posted += len(frame) + FRAME_COSTS
+        self._posted += len(frame) + FRAME_COSTS
         arrived = time.perf_counter()
         self._inbox.put(lambda: self._feed(stream, frame, arrived))
 
@@ -185,8 +185,8 @@ class Inference:
         self._say(asker, self._offer)
 
     def _feed(self, stream: Stream, data: bytes, arrived: float) -> None:
-        stream.taken += len(data)
-        self._taken += len(data)
+        stream.taken += len(data) + FRAME_COSTS
+        self._taken += len(data) + FRAME_COSTS
         asker = self._askers.of(stream)
         if asker is None:
             return
@@ -199,6 +199,7 @@ class Inference:
         fed = time.perf_counter()
         asker.patience.heard(fed)
         received = asker.endpoint.feed(data)
+        asker.stream.outgoing.check(asker.endpoint.acknowledged)
         decode_s = time.perf_counter() - fed
         self._meter.came(received)
         if received.timing is not None:
@@ -210,7 +211,7 @@ class Inference:
                 self._waiting.append(Waiting(asker=asker, query=query, arrived=arrived, decode_s=decode_s))
             case Fetch() as fetch:
                 self._say(asker, asker.hand_out(fetch))
-        bare = asker.endpoint.acknowledgement()
+        bare = asker.endpoint.acknowledgement() if asker.stream.waiting < UNREAD else None
         if bare is not None:
             asker.stream.send([bare])
             self._meter.sent([bare])

@@ -23,6 +23,7 @@ from sl_common.facts import (
     ClientReady,
     Evaluated,
     Fact,
+    RedoSpent,
     RoundEnded,
     RunEnded,
     Trained,
@@ -131,6 +132,8 @@ class Metrics:
         self._checkpoint_at = Gauge("sl_checkpoint_timestamp_seconds", text, registry=registry)
         text = "How often everybody went back to the last checkpoint because a client was lost"
         self._rollbacks = Counter("sl_rollbacks", text, registry=registry)
+        text = "Clients that were lost and for which the run went back no more, since they had caused run.redo_limit rollbacks"
+        self._redo_spent = Counter("sl_redo_spent", text, registry=registry)
         for reason in REASONS:
             self._rejected.labels(reason)
         for result in ("saved", "failed"):
@@ -225,6 +228,8 @@ class Metrics:
             case ClientLate(client=client):
                 self._late.inc()
                 self.clients.row(client).late += 1
+            case RedoSpent():
+                self._redo_spent.inc()
             case AuxAligned(took_s=seconds):
                 self._alignment.observe(seconds)
             case RunEnded():

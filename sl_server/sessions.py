@@ -97,8 +97,10 @@ class Sessions:
             self._left(before, "a new life of the same client has come")
         network, config = self.coordinator.network, self.coordinator.config
         draw = config.draw_of(shard)
-        most, tensors = network.limit_bytes, network.limit_tensors
-        endpoint = Endpoint("server", link=config.codec, limit_bytes=most, limit_tensors=tensors, draw=draw)
+        most, tensors, window = network.limit_bytes, network.limit_tensors, config.client.window
+        endpoint = Endpoint(
+            "server", link=config.codec, limit_bytes=most, limit_tensors=tensors, draw=draw, window=window
+        )
         session = Session(client=name, life=hello.life, endpoint=endpoint)
         self._handle(name, Joined(shard=shard, shards=hello.shards))
         self.by_client[name] = session

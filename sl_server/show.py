@@ -20,6 +20,7 @@ from sl_common.facts import (
     ClientLeft,
     Evaluated,
     Fact,
+    RedoSpent,
     RoundEnded,
     RunEnded,
     Trained,
@@ -58,6 +59,11 @@ class Show:
                 self.say("joined", f"{client} joined (shard {shard + 1})", client=client, shard=shard)
             case ClientLeft(client=client, reason=reason):
                 self.say("left", f"{client} left: {printable(reason)}", client=client, reason=reason)
+            case RedoSpent(client=client, limit=limit):
+                self.warn(
+                    f"{client} was lost again and has caused {limit} rollbacks without finishing a wave that was kept, "
+                    f"run.redo_limit = {limit}: the run goes on without it"
+                )
             case ClientAway(client=client):
                 self.say("away", f"{client} is away: its stream is broken", client=client)
             case ClientBack(client=client):

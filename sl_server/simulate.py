@@ -40,7 +40,8 @@ class SimulatedClient:
         self.session: Session = opened.session
         network, config = sessions.coordinator.network, sessions.coordinator.config
         draw = config.draw_of(number)
-        self.endpoint = Endpoint("client", link=config.codec, limit_bytes=network.limit_bytes, draw=draw)
+        window, limit_bytes = config.client.window, network.limit_bytes
+        self.endpoint = Endpoint("client", link=config.codec, limit_bytes=limit_bytes, draw=draw, window=window)
 
     def _sit(self, welcome: object) -> Seat:
         self.seat = self._take_seat(welcome)

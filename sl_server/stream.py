@@ -10,6 +10,7 @@ from typing import SupportsBytes
 import grpc
 
 from sl_common.errors import Refused
+from sl_common.wire.outgoing import Outgoing
 
 LAST_WORDS_S = 5.0  # for what was sent before the stream was closed; a peer that does not read gets no more
 
@@ -26,6 +27,7 @@ class TrainStream:
         self._loop = asyncio.get_running_loop()
         self._writer = asyncio.current_task()
         self._frames: deque[SupportsBytes] = deque()
+        self.outgoing = Outgoing()  # of them
         self._sent = self._written = 0  # frames; the engine's thread counts the first, the event loop the second
         self._wake = asyncio.Event()
         self.answered = asyncio.Event()  # the engine has said something: its yes or no to the Hello
@@ -34,8 +36,15 @@ class TrainStream:
     def send(self, frames: Sequence[SupportsBytes]) -> None:
         """From any thread; the bytes of each are made when its turn comes."""
         self._sent += len(frames)
+        for frame in frames:
+            self.outgoing.queue(frame)
         self._frames.extend(frames)
         self._call(self._wake.set)
+
+    @property
+    def waiting(self) -> int:
+        """Frames that were sent and have not gone out."""
+        return self._sent - self._written
 
     @property
     def writing(self) -> bool:
@@ -61,7 +70,9 @@ class TrainStream:
         """Write until the stream is closed and its outbox empty."""
         while True:
             while self._frames:
-                await context.write(bytes(self._frames.popleft()))
+                frame = self._frames.popleft()
+                self.outgoing.hand(frame)
+                await context.write(bytes(frame))
                 self._written += 1
                 self.answered.set()
             if self._closing:

@@ -14,8 +14,8 @@ from world import Client, World, make_config
 from sl_client.past import find_past
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, DataError, WireError
-from sl_common.facts import ClientLeft
-from sl_common.messages import Begin, Saved, Tick, Welcome
+from sl_common.facts import ClientLeft, RedoSpent, RoundEnded
+from sl_common.messages import Begin, Restored, Saved, Tick, Welcome
 from sl_common.network import Network
 from sl_common.participate import Seat
 from sl_common.presets import PRESETS
@@ -25,6 +25,7 @@ from sl_common.tree import MAGIC, dumps, loads
 from sl_server.checkpoint import Checkpoints
 from sl_server.coordinator import Coordinator
 from sl_server.eventlog import replay_events
+from sl_server.redo import RedoBudget
 from sl_server.sessions import Sessions
 
 
@@ -269,6 +270,73 @@ def test_the_event_log_holds_a_redo() -> None:
     said = replay_events(replayed, world.events)
     assert [(n, type(m)) for n, m in said] == [(n, type(m)) for n, m in world.said]
     assert replayed.weights_sha256() == world.coordinator.weights_sha256()
+
+
+def flapping(limit: int) -> RestartWorld:
+    """A run whose client c1 is lost in every wave that it is in, as soon as that has begun."""
+    config = make_config("splitfed_v1", run__rounds=4, run__on_lost='"redo"', run__redo_limit=limit)
+    world = RestartWorld(config, 3)
+    for _ in range(3):
+        world.join()
+    for _ in range(10_000):
+        world.run(until=1)
+        if world.coordinator.ended is not None:
+            return world
+        wave = world.coordinator._wave
+        if wave is not None and 1 in wave.begins and 1 not in wave.gone:
+            world.kill_client("c1")
+    raise AssertionError("the run stands still")
+
+
+@pytest.mark.parametrize("limit", [0, 2])
+def test_a_client_that_flaps_for_ever_cannot_stop_a_run_that_goes_back_for_it(limit: int) -> None:
+    world = flapping(limit)
+    assert sum(isinstance(event, Restored) for _, event in world.events) == limit
+    assert len([f for f in world.facts if isinstance(f, RoundEnded)]) == 4
+    assert world.coordinator.ended.finished
+    spent = [f for f in world.facts if isinstance(f, RedoSpent)]
+    assert {(f.client, f.limit) for f in spent} == {("c1", limit)}
+    assert len(spent) >= 4, "it comes back and is in every round"
+    assert {client for client, *_ in batches_of(world)} == {"c0", "c2"}
+
+
+def test_budgets_of_rollbacks_are_the_same_when_the_events_are_replayed() -> None:
+    world = flapping(2)
+    replayed = Coordinator(world.config, Network.build(world.config))
+    said = replay_events(replayed, world.events)
+    assert [(n, type(m)) for n, m in said] == [(n, type(m)) for n, m in world.said]
+    assert replayed._redo._caused == world.coordinator._redo._caused == {1: 2}
+    assert replayed.weights_sha256() == world.coordinator.weights_sha256()
+
+
+def test_who_gets_on_between_two_losses_is_waited_for_without_end() -> None:
+    """Its failures are as many as the limit allows after each wave that it finished and that is durable, not in the whole run."""
+    config = make_config("splitfed_v1", run__rounds=6, run__on_lost='"redo"', run__redo_limit=1)
+    world = RestartWorld(config, 3)
+    for _ in range(3):
+        world.join()
+    for wave in range(1, 6):
+        while world.coordinator.checkpoint < wave or world.coordinator._wave is None:
+            world.run(until=1)
+        world.kill_client("c1")
+    world.run()
+    assert sum(isinstance(event, Restored) for _, event in world.events) == 5
+    assert not [f for f in world.facts if isinstance(f, RedoSpent)]
+    assert world.coordinator.weights_sha256() == simulated_sha(config)
+
+
+def test_what_can_be_undone_fills_no_budget() -> None:
+    budget = RedoBudget(2)
+    for _ in range(2):
+        assert budget.spend(0)
+        budget.finished([0, 1])
+        budget.went_back()
+        budget.saved()
+    assert not budget.spend(0)
+    assert budget.spend(1), "each has a budget of its own"
+    budget.finished([0])
+    budget.saved()
+    assert budget.spend(0)
 
 
 # --- trees and files

@@ -98,7 +98,8 @@ class World:
             if client.past is not None:
                 client.seat = replace(client.seat, snapshots=client.past)
             draw = self.config.draw_of(welcome.shard)
-            client.endpoint.agree(self.config.codec, client.seat.limit_bytes, draw, client.seat.residuals)
+            window = self.config.client.window
+            client.endpoint.agree(self.config.codec, client.seat.limit_bytes, draw, client.seat.residuals, window)
             return client.seat
 
         client.flow = Flow(participate(sit))

@@ -23,6 +23,7 @@ from sl_common.proto import split_pb2 as pb
 from sl_common.seeds import Draw
 from sl_common.wire import translate
 from sl_common.wire.assembly import Assembly, Plan
+from sl_common.wire.causes import Causes
 from sl_common.wire.fields import begun, check_entries, split
 from sl_common.wire.greeting import refused
 from sl_common.wire.timing import Timing
@@ -31,6 +32,7 @@ CHUNK_BYTES = 1 << 20  # Python gRPC moves 1 MiB messages four times faster than
 MAX_CHUNK = 4 << 20
 GRPC_PREFIX = 5  # bytes that gRPC puts before each message: a flag and the length
 ACK_EVERY = 8 << 20  # received bytes after which a silent side owes a bare acknowledgement
+ACK_MESSAGES = 8  # or so many messages, if they are shorter
 
 _REMEMBERED = 64  # kinds of message, by their tensor headers, that were checked
 _FEW = 4  # tensors at most of those: batches, not weights
@@ -85,23 +87,27 @@ class Endpoint:
         draw: Draw = (),
         chunk_bytes: int = CHUNK_BYTES,
         call: Call = "train",
+        window: int | None = None,
     ) -> None:
         """`call`: what is being done, and so what may be heard. `limit_bytes` and `limit_tensors` bound the tensors of a message that the peer may send: no header
         makes us allocate more, or work on more.
 
-        `draw` names what codecs draw here: the run's seed and the client's shard.
+        `draw` names what codecs draw here: the run's seed and the client's shard. `window`: the run's `client.window`; without it
+        the peer may keep its acknowledgements to itself.
         """
         self._out: Any
         self._in: Any
         self._out, self._in = (pb.ClientFrame, pb.ServerFrame) if side == "client" else (pb.ServerFrame, pb.ClientFrame)
         self._call = call
-        self.agree(link, limit_bytes, draw, limit_tensors=limit_tensors)
+        self.agree(link, limit_bytes, draw, window=window, limit_tensors=limit_tensors)
         self._chunk_bytes = chunk_bytes
         self.sent = 0  # number of the last frame we made
         self.received = 0  # number of the last frame we got in order
         self._unacked: deque[Frame] = deque()
+        self._ends: deque[int] = deque()  # last frame of each message that is not acknowledged
         self._acked = 0  # highest number the peer acknowledged
         self._owed = 0  # bytes received since our last acknowledgement went out
+        self._owed_messages = 0
         self._name = ""
         self._header: Any = None
         self._kind: WireKind = "control"
@@ -117,6 +123,7 @@ class Endpoint:
         limit_bytes: int,
         draw: Draw,
         residuals: dict[str, Tensor] | None = None,
+        window: int | None = None,
         *,
         limit_tensors: int = translate.MAX_TENSORS,
     ) -> None:
@@ -130,11 +137,21 @@ class Endpoint:
         self._limit_bytes = limit_bytes
         self._limit_tensors = min(limit_tensors, translate.MAX_TENSORS)
         self._plans: dict[tuple[str, tuple[bytes, ...]], Plan] = {}
+        self._causes = None if window is None else Causes(window)
 
     # --- out
 
     def pack(self, message: Message, *, timing: Timing | None = None) -> list[Frame]:
-        """Encode a message once, as frames to send now and to resend unchanged. Raises Diverged on NaN or Inf, which only identity carries."""
+        """Encode a message once, as frames to send now and to resend unchanged. Raises Diverged on NaN or Inf, which only identity carries.
+
+        Raises WireError if the peer acknowledges nothing, so that no more can be kept for it.
+        """
+        causes = self._causes
+        if causes is not None and len(self._ends) >= causes.most:
+            raise WireError(
+                f"{len(self._ends)} messages to the peer are not acknowledged, at most {causes.most} are kept "
+                f"with client.window = {causes.window}"
+            )
         name, header, packed = translate.encode(message, self.link, self._coding(message))
         self._remember(message, packed)
         kind = kind_of(message)
@@ -151,8 +168,16 @@ class Endpoint:
             tally = _tally(kind, len(parts[0]) + carried - before, min(carried, labels) - min(before, labels))
             frames.append(Frame(seq=self.sent, pieces=parts if still else (b"".join(parts),), tally=tally))
         self._unacked.extend(frames)
-        self._owed = 0
+        self._ends.append(self.sent)
+        if causes is not None:
+            causes.said(message, self.sent)
+        self._owed = self._owed_messages = 0
         return frames
+
+    @property
+    def unheard(self) -> int:
+        """Messages of ours that the peer has not acknowledged."""
+        return len(self._ends)
 
     @property
     def acknowledged(self) -> int:
@@ -171,9 +196,9 @@ class Endpoint:
 
     def acknowledgement(self, *, at_once: bool = False) -> Frame | None:
         """A bare acknowledgement if we have received much and said nothing; it frees the peer's memory."""
-        if self._owed < ACK_EVERY and not at_once:
+        if self._owed < ACK_EVERY and self._owed_messages < ACK_MESSAGES and not at_once:
             return None
-        self._owed = 0
+        self._owed = self._owed_messages = 0
         data = self._out(ack=self.received).SerializeToString()
         return Frame(seq=0, pieces=(data,), tally=_tally("control", len(data), 0))
 
@@ -263,8 +288,11 @@ class Endpoint:
         coding = Coding(like=like, training=self._kind not in ("eval", "infer"))
         message = translate.decode(self._name, self._header, packed, schemes, coding)
         self._header = None
+        if self._causes is not None:
+            self._causes.heard(message, self._acked)
         if isinstance(message, Smashed) and message.needs_grad and self.link.down.uses_like:
-            self._likes[message.step] = message.z
+            self._keep_like(message.step, message.z)
+        self._owed_messages += 1
         return message
 
     # --- bookkeeping
@@ -289,7 +317,14 @@ class Endpoint:
     def _remember(self, message: Message, packed: Sequence[Packed]) -> None:
         """Keep the activation as it goes over the wire, for a gradient codec that needs it."""
         if isinstance(message, Smashed) and message.needs_grad and self.link.down.uses_like:
-            self._likes[message.step] = self.link.up.decode(packed[1], Coding(training=message.train))
+            self._keep_like(message.step, self.link.up.decode(packed[1], Coding(training=message.train)))
+
+    def _keep_like(self, step: int, z: Tensor) -> None:
+        """As many as can be under way: batches of a wave that went on without this client are never answered."""
+        self._likes.pop(step, None)
+        while self._causes is not None and len(self._likes) >= self._causes.window:
+            del self._likes[next(iter(self._likes))]
+        self._likes[step] = z
 
     def _acknowledged(self, number: int) -> None:
         if number > self.sent:
@@ -300,6 +335,8 @@ class Endpoint:
         self._acked = max(self._acked, number)
         while self._unacked and self._unacked[0].seq <= self._acked:
             self._unacked.popleft()
+        while self._ends and self._ends[0] <= self._acked:
+            self._ends.popleft()
 
 
 def _kind_of_header(name: str, header: Any) -> WireKind:
