@@ -130,7 +130,7 @@ def run(
         limits=Limits(threads=threads, memory=None if max_memory is None else parse_size(max_memory)),
     )
     try:
-        run_until_interrupted(runner)
+        bye = run_until_interrupted(runner)
     except Interrupted:
         show.say("stopped", "stopped" if runner.seat is None else "stopped; the server was told")
         raise typer.Exit(INTERRUPTED) from None
@@ -138,13 +138,16 @@ def run(
         show.stop()
         if save_lower is not None and runner.seat is not None:
             _save(runner.seat.bank.get("lower").state(), save_lower)
+    runner.leave_state(finished=bye.finished)
 
 
 def _save(lower: State, path: Path) -> None:
     from safetensors.torch import save
 
+    from sl_common.host.files import write_atomically
+
     try:
-        path.write_bytes(save({name: tensor.contiguous() for name, tensor in lower.items()}))
+        write_atomically(path, save({name: tensor.contiguous() for name, tensor in lower.items()}))
     except OSError as error:
         raise ConfigError(f"--save-lower {path}: {error.strerror or error}") from error
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from sl_common.errors import ConfigError, WireError
+from sl_common.host.files import make_folder, write_atomically
 from sl_common.network import Network, trained
 from sl_common.tensors import State, digest
 
@@ -36,16 +37,11 @@ class Lowers:
 
     def keep(self, sha256: bytes, state: State) -> str:
         """Write it, whole or not at all; why not, or nothing."""
-        path = self._path(sha256)
-        part = path.with_suffix(f".{os.getpid()}.part")  # another process may be keeping the same
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(save({name: tensor.contiguous() for name, tensor in state.items()}))
-            part.replace(path)
+            make_folder(self._folder)
+            write_atomically(self._path(sha256), save({name: tensor.contiguous() for name, tensor in state.items()}))
             self._forget_oldest()
         except OSError as error:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
             return f"--cache {self._folder}: {error.strerror or error}; the lower segment is fetched again next time"
         return ""
 

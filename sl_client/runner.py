@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 from sl_client.carrier import Carrier, GrpcCarrier, StreamBroken
 from sl_client.device import NO_LIMITS, Limits
 from sl_client.memory import give_back_code
-from sl_client.past import find_past
+from sl_client.past import Past
 from sl_client.seat import take_seat
 from sl_client.show import Show
 from sl_common import __version__
@@ -131,7 +131,7 @@ class Runner:
         limits: Limits = NO_LIMITS,
     ) -> None:
         """`state`: a folder in which snapshots outlive this process; `limits`: what the device's owner allows."""
-        self._state = state
+        self._past_on_disk = Past(state)
         self._limits = limits
         self._server = server
         self._name = name
@@ -181,7 +181,7 @@ class Runner:
         """What this client has of this run from before: in this process, or on disk."""
         before = self.seat
         if before is None or before.snapshots.run != welcome.run or before.shard != welcome.shard:
-            return find_past(self._state, welcome.run, welcome.client, self._show.warn)
+            return self._past_on_disk.find(welcome.run, welcome.client, self._show.warn)
         return before.hand_on()
 
     def interrupt(self) -> None:
@@ -197,6 +197,7 @@ class Runner:
         Raises Refused, PeerLost, Interrupted, or ConfigError if this device cannot take part (the server is told).
         """
         try:
+            self._past_on_disk.hold_name(self._server, self._name)
             while True:
                 self._open_stream()
                 try:
@@ -223,6 +224,12 @@ class Runner:
             raise
         finally:
             self._close()
+
+    def leave_state(self, *, finished: bool) -> None:
+        """Let go of the folder for snapshots; nothing stays in it of a run that is over as it was meant to be."""
+        if finished and self.seat is not None:
+            self._past_on_disk.forget(self.seat.snapshots.run)
+        self._past_on_disk.close()
 
     # --- streams
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from itertools import chain, count
 from pathlib import Path
@@ -47,6 +48,29 @@ def new_directory(name: str, suffix: str = "") -> Path:
     first = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}{suffix}"
     numbered = (first.with_name(f"{first.name}-{number}") for number in count(2))
     return next(path for path in chain([first], numbered) if not path.exists())
+
+
+@contextmanager
+def held_run(
+    config_file: Path | None, resume: Path | None, out: Path | None, overrides: list[str] | None, *, record: bool
+) -> Iterator[tuple[RunConfig, Path, Stage]]:
+    """What `which_run` says, with the directory held by this process alone before anything in it is read or written.
+
+    Raises ConfigError, also if another process writes there.
+    """
+    from sl_common.host.locks import sole_writer
+
+    if resume is None:
+        config, where, stage = which_run(config_file, resume, out, overrides, record=record)
+        with sole_writer(where, "--out"):
+            yield config, where, stage
+        return
+    if config_file is None and not (resume / "config.json").exists():
+        which_run(config_file, resume, out, overrides, record=record)  # says what is missing
+    if config_file is not None:
+        read_config(config_file, overrides)  # a mistake in it leaves no directory behind
+    with sole_writer(resume, "--resume"):
+        yield which_run(config_file, resume, out, overrides, record=record)
 
 
 def which_run(

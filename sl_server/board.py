@@ -5,10 +5,12 @@ Needs the package `tensorboard`, which only `--tensorboard` does (the extra `ten
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from sl_common.host.files import sync_file
 from sl_server.metrics import PHASES
 from sl_server.table import COLUMNS, Row
 
@@ -31,6 +33,7 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._writer: SummaryWriter | None = None
+        self._added = False  # since the last `sync`
 
     def back(self, rounds: int) -> None:
         """Later rounds are forgotten: a new file says which one it begins with."""
@@ -40,14 +43,28 @@ class TensorBoard:
     def add(self, row: Row) -> None:
         """One more round, on disk when it returns."""
         assert self._writer is not None, "the table goes back before it adds"
+        self._added = True
         for column in COLUMNS[1:]:
             value = row.get(column)
             if value is not None:
                 self._writer.add_scalar(tag_of(column), value, int(row["round"] or 0))
         self._writer.flush()
 
+    def sync(self) -> None:
+        """Make the newest file durable; those before it were closed. Raises OSError."""
+        if self._writer is not None and self._added:
+            self._writer.flush()
+            self._added = False
+            for path in sorted(self._folder.glob("events.out.tfevents.*"), key=_age)[-1:]:
+                sync_file(path)
+
     def close(self) -> None:
-        """The file is whole."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Nothing more comes; what a full disk did not take is left out."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with contextlib.suppress(OSError):
+                writer.close()
+
+
+def _age(path: Path) -> int:
+    return path.stat().st_mtime_ns

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sl_common.errors import ConfigError, DataError
-from sl_common.host.files import write_atomically
+from sl_common.host.files import sync_folder, write_atomically
 from sl_common.segment import Tree
 from sl_common.tree import dumps, loads
 
@@ -20,6 +20,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._used: Path | None = None  # that the run went on from
 
     def save(self, number: int, tree: Tree) -> None:
         """Durable when it returns; then all but the newest few are removed. Raises OSError, with the older ones still there."""
@@ -28,20 +29,45 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 old.unlink()
 
-    def newest(self, warn: Callable[[str], None]) -> Tree | None:
-        """The newest one that is whole; damaged ones are told and passed over. None if the run had made none.
+    def newest(
+        self, warn: Callable[[str], None], unfit: Callable[[Tree], str | None] = lambda _tree: None
+    ) -> Tree | None:
+        """The newest one that is whole and fits the run's other files; others are told and passed over. None if the run had made none.
 
-        Raises ConfigError if there are some and all are damaged.
+        `unfit`: why a checkpoint cannot be gone on from, or None. Raises ConfigError if there are some and none is of use.
         """
-        found = self._found()
+        found, why = self._found(), ""
         for path in reversed(found):
             try:
-                return loads(path.read_bytes())
+                tree = loads(path.read_bytes())
             except (OSError, DataError) as error:
-                warn(f"{path}: {error}; going back to an older checkpoint")
+                why = str(error)
+            else:
+                reason = unfit(tree)
+                if reason is None:
+                    self._used = path
+                    return tree
+                why = reason
+            warn(f"{path}: {why}; going back to an older checkpoint")
         if found:
-            raise ConfigError(f"--resume {self._folder}: none of its {len(found)} checkpoints could be read")
+            raise ConfigError(
+                f"--resume {self._folder}: none of its {len(found)} checkpoints could be read and gone on from: {why}"
+            )
         return None
+
+    def forget_newer(self) -> None:
+        """Remove those that `newest` passed over: the run goes on from before them, and they never happened.
+
+        Raises ConfigError.
+        """
+        newer = [] if self._used is None else [path for path in self._found() if path > self._used]
+        try:
+            for path in newer:
+                path.unlink()
+            if newer:
+                sync_folder(self._folder)
+        except OSError as error:
+            raise ConfigError(f"--resume {self._folder}: {error.filename or ''}: {error.strerror or error}") from error
 
     def _found(self) -> list[Path]:
         return sorted(self._folder.glob("checkpoint-*.tree"))

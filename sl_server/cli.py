@@ -6,7 +6,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,7 +16,7 @@ from sl_common import __version__
 from sl_common.errors import ConfigError, CutlayerError
 from sl_common.exits import INTERRUPTED, exit_code
 from sl_common.host.text import printable_lines
-from sl_server.beginning import Stage, new_directory, outcome, read_config, which_run
+from sl_server.beginning import Stage, held_run, new_directory, outcome, read_config
 from sl_server.cli_certs import certs
 from sl_server.cli_report import report
 from sl_server.cli_serve import serve
@@ -35,6 +35,9 @@ from sl_server.options import (
     Tokens,
     host_port,
 )
+
+if TYPE_CHECKING:  # what imports torch is imported when it is needed, not for --help
+    from sl_common.config import RunConfig
 
 
 class Stacking(StrEnum):
@@ -113,24 +116,24 @@ def run(
 
     papers = {"cert": cert, "key": key, "client_ca": client_ca, "revoked": revoked, "tokens": tokens}
     door = make_door(f"{host}:{port}", **papers, insecure=insecure)
-    config, where, stage = which_run(config_file, resume, out, overrides, record=record)
-    if stage is Stage.OVER:
-        text = f"nothing to do: the run in {where} is over; {outcome(where)}"
-        typer.echo(json.dumps({"event": "over", "text": text}) if as_json else printable_lines(text))
-        return
-    from sl_server.serve import run_server
+    with held_run(config_file, resume, out, overrides, record=record) as (config, where, stage):
+        if stage is Stage.OVER:
+            text = f"nothing to do: the run in {where} is over; {outcome(where)}"
+            typer.echo(json.dumps({"event": "over", "text": text}) if as_json else printable_lines(text))
+            return
+        from sl_server.serve import run_server
 
-    _summary, failure, stopped = run_server(
-        config,
-        listen=f"{host}:{port}",
-        door=door,
-        metrics=at,
-        out=where,
-        as_json=as_json,
-        record=record,
-        resume=stage is Stage.BEGUN,
-        tensorboard=tensorboard,
-    )
+        _summary, failure, stopped = run_server(
+            config,
+            listen=f"{host}:{port}",
+            door=door,
+            metrics=at,
+            out=where,
+            as_json=as_json,
+            record=record,
+            resume=stage is Stage.BEGUN,
+            tensorboard=tensorboard,
+        )
     if failure is not None:
         fail(CutlayerError(failure))
     if stopped:
@@ -155,6 +158,17 @@ def simulate(
     as_json: Json = False,
 ) -> None:
     """The same run in one process, without a network. The weights are those of the real run, bit for bit, unless stacked."""
+    from sl_common.host.locks import sole_writer
+
+    config = read_config(config_file, overrides)
+    where = out or new_directory(config.run.name, "-simulated")
+    with sole_writer(where, "--out"):
+        _simulate(config, where, data=data, stacked=stacked, tensorboard=tensorboard, as_json=as_json)
+
+
+def _simulate(
+    config: RunConfig, where: Path, *, data: Path | None, stacked: Stacking, tensorboard: bool, as_json: bool
+) -> None:
     from sl_server.choice import simulation_of
     from sl_server.ledger import Ledger
     from sl_server.rundir import RunDirectory
@@ -162,8 +176,6 @@ def simulate(
     from sl_server.show import make_show
     from sl_server.table import open_board
 
-    config = read_config(config_file, overrides)
-    where = out or new_directory(config.run.name, "-simulated")
     ledger = Ledger()
     device = pick_device(config.server.device)
     simulation, told = simulation_of(config, stacked.value, data=data, device=device, count=ledger.count)

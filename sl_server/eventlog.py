@@ -6,7 +6,7 @@ A bug report is an event log: the same events give the same weights, on any mach
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -18,22 +18,44 @@ from sl_common.network import Network
 from sl_common.segment import Tree
 from sl_common.wire import eventlog
 from sl_server.coordinator import Coordinator, Said
+from sl_server.growing import GrowingFile
+
+GROWN = 1_000_000_000  # bytes of an event log between two lines that say how large it is
 
 
 class EventLog:
-    """Appends events to a file as they are handled."""
+    """Appends events to a file as they are handled. A log with a gap could not be replayed: it ends before one."""
 
-    def __init__(self, path: Path, config: RunConfig) -> None:
-        self._file = path.open("wb")
+    def __init__(self, path: Path, config: RunConfig, say: Callable[[str], None] = lambda _text: None) -> None:
+        """`say` is told how large the log has grown, at each gigabyte, and why it ends early. Raises ConfigError."""
+        try:
+            self._file = GrowingFile(path)
+        except OSError as error:
+            raise ConfigError(f"--record: {path}: {error.strerror or error}") from error
+        self._say = say
+        self._told = 0  # gigabytes
+        self.complete = True
         text = config.to_json().encode()
-        self._file.write(len(text).to_bytes(4, "little") + text)
+        self._file.append(len(text).to_bytes(4, "little") + text)
 
     def append(self, entry: tuple[str, Logged]) -> None:
         """One event of one client."""
-        self._file.write(eventlog.dump(*entry))
+        if not self.complete:
+            return
+        self._file.append(eventlog.dump(*entry))
+        if self._file.lost:
+            self.complete = False
+            self._say(f"{self._file.path} ends here: the disk took none of the last {self._file.waiting:,} bytes")
+        if self._file.length >= (self._told + 1) * GROWN:
+            self._told = self._file.length // GROWN
+            self._say(f"{self._file.path} has {self._file.length / 1e9:.1f} GB: --record keeps every activation")
+
+    def sync(self) -> None:
+        """Make it durable so far. Raises OSError."""
+        self._file.sync()
 
     def close(self) -> None:
-        """Everything is on disk."""
+        """Write what there is."""
         self._file.close()
 
 

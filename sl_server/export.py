@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from safetensors.torch import save
@@ -12,6 +13,7 @@ from sl_common.host.files import write_atomically
 from sl_common.models import join
 from sl_common.network import Network
 from sl_server.trained import config_of, read_weights
+from sl_server.weight_set import read_weights_of
 
 
 def export_run(
@@ -23,10 +25,12 @@ def export_run(
     """
     config = config_of(directory)
     network = Network.build(config)
+    chosen = lower or directory / "lower.safetensors", head or directory / "head.safetensors"
+    listed = _listed(directory, chosen)
     heads = " or ".join(str(path) for path in sorted(directory.glob("head-*.safetensors"))) or "FILE"
     state = {
-        **_read(lower or directory / "lower.safetensors", "lower", "--lower FILE (sl-client run --save-lower FILE)"),
-        **_read(head or directory / "head.safetensors", "head", f"--head {heads}"),
+        **_read(chosen[0], listed, "lower", "--lower FILE (sl-client run --save-lower FILE)"),
+        **_read(chosen[1], listed, "head", f"--head {heads}"),
     }
     whole = join(network.blocks)
     try:
@@ -41,7 +45,15 @@ def export_run(
     return path, len(state)
 
 
-def _read(path: Path, part: str, how: str) -> dict[str, Tensor]:
+def _listed(directory: Path, chosen: Collection[Path]) -> dict[Path, dict[str, Tensor]]:
+    """Of the chosen files those that are the run's own, all of the same evaluation."""
+    own = {path.stem: path.resolve() for path in chosen if path.parent.resolve() == directory.resolve()}
+    return {own[part]: state for part, state in (read_weights_of(directory, own.keys()) if own else {}).items()}
+
+
+def _read(path: Path, listed: Mapping[Path, dict[str, Tensor]], part: str, how: str) -> dict[str, Tensor]:
+    if path.resolve() in listed:
+        return listed[path.resolve()]
     if not path.exists():
         raise ConfigError(f"{path}: no {part} here; where every client has its own, give {how}")
     return read_weights(path)

@@ -7,20 +7,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
-from safetensors.torch import save
 
 from sl_common import __version__
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.facts import Evaluated, Fact, RoundEnded, RunEnded, Trained, WaveBegun
-from sl_common.host.files import write_atomically
+from sl_common.host.files import make_folder, remove_parts, sync_folder, write_atomically
 from sl_common.tensors import State
 from sl_server.coordinator import Coordinator
+from sl_server.growing import GrowingFile
 from sl_server.ledger import Ledger
 from sl_server.table import Board, Table, row_of
+from sl_server.weight_set import put_in_place, write_weights
 
 GROWING = ("metrics.jsonl", "metrics.csv", "digests.log")
 BOARD_FILES = "events.out.tfevents.*"  # TensorBoard's name for them
@@ -28,7 +29,10 @@ NOTHING: Mapping[str, int] = dict.fromkeys(GROWING, 0)  # their bytes, when noth
 
 
 class RunDirectory:
-    """`config.json`, `metrics.jsonl`, `metrics.csv`, `digests.log`, weights as safetensors after every evaluation, `summary.json`."""
+    """`config.json`, `metrics.jsonl`, `metrics.csv`, `digests.log`, weights as safetensors after every evaluation, `summary.json`.
+
+    Whoever makes one holds the directory: see `sl_common.host.locks`.
+    """
 
     def __init__(
         self,
@@ -45,43 +49,68 @@ class RunDirectory:
         self.evaluated: Evaluated | None = None
         self.loss: float | None = None
         self.notes: dict[str, Any] = {}  # what else the summary is to say
+        self._rounds_over: int | None = None
+        self._unwritten = False  # the last weights could not be written
+        self._refused = False  # nor could the last lines
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             if resumed is None:
                 if (path / "config.json").exists():
                     raise ConfigError(f"--out {path}: holds a run already; choose another directory, or --resume it")
                 write_atomically(path / "config.json", config.model_dump_json(indent=2).encode() + b"\n")
-            self._files: dict[str, IO[str]] = {name: _open(path / name, resumed) for name in GROWING}
+            remove_parts(path)
+            put_in_place(path)
+            self._files = {name: GrowingFile(path / name, (resumed or NOTHING).get(name, 0)) for name in GROWING}
             self._table = Table(self._files["metrics.csv"], board)
-        except OSError as error:
-            raise ConfigError(f"--out {path}: {error.strerror or error}") from error
+            sync_folder(path)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--out {path}: {getattr(error, 'strerror', None) or error}") from error
         self._board = board
 
     def written(self) -> dict[str, int]:
-        """How long the growing files are: what comes after a checkpoint is written again after a restart."""
-        found = {}
-        for name, file in self._files.items():
-            file.flush()
-            found[name] = file.tell()
+        """Make the growing files durable; their lengths. Raises OSError.
+
+        A checkpoint holds the lengths: what comes after it is written again after a restart.
+        """
+        found = {name: file.sync() for name, file in self._files.items()}
+        if self._board is not None:
+            self._board.sync()
         return found
+
+    @property
+    def behind(self) -> bool:
+        """Whether something waits in memory for a disk that takes it."""
+        return self._unwritten or self._refused
 
     def cut_back(self, lengths: Mapping[str, int]) -> None:
         """Forget what was written beyond."""
         for name, file in self._files.items():
-            file.flush()
-            file.truncate(lengths.get(name, 0))
-            file.seek(lengths.get(name, 0))
+            file.cut_back(lengths.get(name, 0))
         self._table.begin_again()
 
     def fact(self, fact: Fact, seconds: float) -> None:
-        """Write down what matters, as it happens."""
+        """Write down what matters, as it happens. Raises OSError; what could not be written then is written with a later fact."""
+        try:
+            self._note(fact, seconds)
+        finally:
+            if not isinstance(fact, Trained):
+                self._flush()
+
+    def _flush(self) -> None:
+        """Raises the first OSError, when all files were tried."""
+        failed = [error for file in self._files.values() if (error := _flushed(file)) is not None]
+        self._refused = bool(failed)
+        if failed:
+            raise failed[0]
+
+    def _note(self, fact: Fact, seconds: float) -> None:
         match fact:
             case Trained():
                 self._files["digests.log"].write(f"{fact.client} {fact.round} {fact.wave} {fact.step} {fact.crc32}\n")
             case RoundEnded():
                 self._round(fact, seconds)
             case Evaluated():
-                self.evaluated = fact
+                self.evaluated, self._rounds_over = fact, fact.round + 1
                 self._line(event="evaluation", seconds=round(seconds, 3), **_evaluation(fact), **self._bytes())
                 self._table.evaluated(fact, self._ledger, seconds)
             case _:
@@ -94,7 +123,7 @@ class RunDirectory:
 
     def _round(self, fact: RoundEnded, seconds: float) -> None:
         self.loss = fact.loss if fact.loss is not None else self.loss
-        self._files["digests.log"].flush()
+        self._rounds_over = fact.round + 1
         steps, phases = self._ledger.take_phases()
         self._line(
             event="round",
@@ -114,37 +143,35 @@ class RunDirectory:
         return {"bytes": self._ledger.by_direction("wire"), "payload_bytes": self._ledger.by_direction("payload")}
 
     def _line(self, **fields: Any) -> None:
-        file = self._files["metrics.jsonl"]
-        file.write(json.dumps(fields) + "\n")
-        file.flush()
+        self._files["metrics.jsonl"].write(json.dumps(fields) + "\n")
 
     def save_weights(self, states: dict[str, State]) -> None:
-        """`lower.safetensors` and `head.safetensors`, or `head-<shard>.safetensors` where copies differ; older others are removed."""
-        for name, state in states.items():
-            tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-            write_atomically(self.path / f"{name}.safetensors", save(tensors))
-        for pattern in ("lower.safetensors", "head.safetensors", "head-*.safetensors"):
-            for path in self.path.glob(pattern):
-                if path.stem not in states:  # of an earlier round: shared then, and each client's own since
-                    path.unlink()
+        """`lower.safetensors` and `head.safetensors`, or `head-<shard>.safetensors` where copies differ, all at once."""
+        self._unwritten = True
+        write_weights(self.path, states, self._rounds_over)
+        self._unwritten = False
 
     def summary(self, coordinator: Coordinator, seconds: float, failure: str | None) -> dict[str, Any]:
         """The run in one object: what `summary.json` holds."""
-        return summarise(coordinator, self._ledger, self.evaluated, self.loss, seconds, failure) | self.notes
+        lost = {name: file.lost for name, file in self._files.items() if file.lost}
+        told = {"lost_lines": lost} if lost else {}
+        return summarise(coordinator, self._ledger, self.evaluated, self.loss, seconds, failure) | self.notes | told
 
     def discard(self) -> None:
         """Leave nothing of a run that could not begin, so that its place can be taken again."""
         self.close()
-        for path in (self.path / "config.json", *map(self.path.joinpath, GROWING), *self.path.glob(BOARD_FILES)):
+        begun = (self.path / name for name in ("config.json", "events.log", *GROWING))
+        for path in (*begun, *self.path.glob(BOARD_FILES)):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # there is something else in it
             self.path.rmdir()
 
     def finish(self, coordinator: Coordinator, seconds: float, failure: str | None = None) -> dict[str, Any]:
-        """Write the summary and the final weights; what the summary says."""
-        summary = self.summary(coordinator, seconds, failure)
+        """Write the final weights, and the summary when all else is durable; what the summary says. Raises OSError."""
         self.save_weights(coordinator.weights())
         self._table.settle()
+        self.written()
+        summary = self.summary(coordinator, seconds, failure)
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
         self.close()
         return summary
@@ -202,15 +229,22 @@ def _evaluation(fact: Evaluated) -> dict[str, Any]:
     }
 
 
-def _open(path: Path, lengths: Mapping[str, int] | None) -> IO[str]:
-    """A new file, or the first bytes of one that is there, as many as it had at a checkpoint."""
-    if lengths is None:
-        return path.open("w+")
-    path.touch()
-    file = path.open("r+")
-    file.truncate(lengths.get(path.name, 0))
-    file.seek(lengths.get(path.name, 0))
-    return file
+def shorter(folder: Path, lengths: Mapping[str, int]) -> str | None:
+    """Why a checkpoint does not fit the growing files of a directory: one is shorter than it counts on. None if it fits."""
+    for name, length in lengths.items():
+        path = folder / name
+        found = path.stat().st_size if path.exists() else 0
+        if name in GROWING and found < length:
+            return f"it counts on {length} bytes of {name}, which has {found}"
+    return None
+
+
+def _flushed(file: GrowingFile) -> OSError | None:
+    try:
+        file.flush()
+    except OSError as error:
+        return error
+    return None
 
 
 def _snake(name: str) -> str:

@@ -28,7 +28,7 @@ from sl_server.engine import Engine
 from sl_server.eventlog import EventLog
 from sl_server.ledger import Ledger
 from sl_server.metrics import Metrics
-from sl_server.rundir import NOTHING, RunDirectory
+from sl_server.rundir import NOTHING, RunDirectory, shorter
 from sl_server.show import Show, make_show
 from sl_server.spill import DiskSpill
 from sl_server.table import Board, open_board
@@ -78,7 +78,7 @@ async def _serve(
     ledger = Ledger()
     show = make_show(ledger, config.run.rounds, as_json=as_json)
     checkpoints = Checkpoints(out)
-    tree = checkpoints.newest(show.warn) if resume else None
+    tree = checkpoints.newest(show.warn, lambda tree: shorter(out, tree["files"])) if resume else None
     run = tree["run"] if tree else secrets.token_hex(8)
     metrics = Metrics(ledger, config)
     device = pick_device(config.server.device)
@@ -88,7 +88,8 @@ async def _serve(
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
     scribe = Scribe(coordinator, directory, show)
-    archive = DiskArchive(checkpoints, directory, ledger, scribe)
+    log = EventLog(out / "events.log", config, show.warn) if record else None
+    archive = DiskArchive(checkpoints, directory, ledger, scribe, log)
     engine = Engine(
         coordinator,
         ledger=ledger,
@@ -103,7 +104,6 @@ async def _serve(
         engine.resume(tree)
         where = f"checkpoint {coordinator.rests}" if coordinator.rests else "the beginning"
         show.say("resumed", f"back to {where} of run {config.run.name!r}", checkpoint=coordinator.rests)
-    log = EventLog(out / "events.log", config) if record else None
     engine.sessions.log = log
     server = None
     ears = contextlib.ExitStack()
@@ -124,6 +124,8 @@ async def _serve(
         if engine.drained:
             show.say("drained", f"stopped between two waves; go on with: sl-server run --resume {out}", out=str(out))
             return {}, None, False
+        if log is not None and not log.complete:
+            directory.notes["events.log"] = "ends early: the disk was full"
         summary, failure = scribe.finish(engine.failure)
         await metrics.scrapes.last()
         return summary, failure, stopped.is_set()
@@ -139,6 +141,7 @@ async def _serve(
         ears.close()
         if log is not None:
             log.close()
+        directory.close()
 
 
 def _announce(show: Show, address: str, door: Door, clients: int) -> None:
@@ -173,13 +176,23 @@ def _on_signals(loop: asyncio.AbstractEventLoop, engine: Engine, show: Show) -> 
 class DiskArchive:
     """A run's checkpoints, and how far its other files were written when the last one was made."""
 
-    def __init__(self, checkpoints: Checkpoints, directory: RunDirectory, ledger: Ledger, scribe: Scribe) -> None:
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        directory: RunDirectory,
+        ledger: Ledger,
+        scribe: Scribe,
+        log: EventLog | None = None,
+    ) -> None:
         self._checkpoints, self._directory, self._ledger, self._scribe = checkpoints, directory, ledger, scribe
+        self._log = log
         self._files = dict(NOTHING)
 
     def save(self, number: int, tree: Tree) -> None:
-        """Durable when it returns; raises OSError."""
+        """Durable when it returns, and before it all that it counts on; raises OSError."""
         files = self._directory.written()
+        if self._log is not None:
+            self._log.sync()
         extra = {"files": files, "ledger": self._ledger.snapshot(), "seconds": self._scribe.seconds}
         self._checkpoints.save(number, tree | extra)
         self._files = files
@@ -189,7 +202,8 @@ class DiskArchive:
         self._directory.cut_back(self._files)
 
     def resume(self, tree: Tree) -> None:
-        """Take up a checkpoint that a former process made."""
+        """Take up a checkpoint that a former process made. Raises ConfigError."""
+        self._checkpoints.forget_newer()
         self._files = tree["files"]
         self._ledger.restore(tree["ledger"])
         self._scribe.resume(tree["seconds"])
@@ -216,7 +230,7 @@ class Scribe:
         return self._before + (0.0 if self._began is None else time.monotonic() - self._began)
 
     def fact(self, fact: Fact) -> None:
-        """From the engine's thread. A full disk costs what could not be written, not the training."""
+        """From the engine's thread. A full disk costs no training; what it does not take is kept, and written when it does."""
         if self._began is None and isinstance(fact, WaveBegun):
             self._began = time.monotonic()
         try:
@@ -225,8 +239,15 @@ class Scribe:
                 self._directory.save_weights(self._coordinator.weights())
         except OSError as error:
             if not self._warned:
-                self._show.warn(f"cannot write to {self._directory.path} ({error.strerror or error}); training goes on")
+                self._show.warn(
+                    f"cannot write to {self._directory.path} ({error.strerror or error}); training goes on, lines are kept in "
+                    "memory and written when that is possible"
+                )
             self._warned = True
+        if self._warned and not self._directory.behind:
+            self._warned = False
+            text = f"{self._directory.path} can be written again, and holds what was kept"
+            self._show.say("written", text, text=text)
         self._show.fact(fact)
 
     def finish(self, failure: str | None = None) -> tuple[dict[str, Any], str | None]:

@@ -6,13 +6,15 @@ A row is written when all of its round is known, at the latest when the next rou
 from __future__ import annotations
 
 import csv
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from sl_common.errors import ConfigError
 from sl_common.facts import Evaluated, RoundEnded
 from sl_common.messages import WIRE_KINDS
+from sl_server.growing import GrowingFile
 from sl_server.ledger import Ledger
 from sl_server.metrics import PHASES
 
@@ -27,6 +29,7 @@ _BYTES = tuple(f"{direction}_{kind}_bytes" for direction in ("up", "down") for k
 _BYTES += ("up_payload_bytes", "down_payload_bytes")
 # steps of this round that were timed, and the mean seconds of each phase of them
 _PHASES = ("timed_steps", *(f"{phase}_seconds" for phase in PHASES))
+_UNSHOWN = 4096  # rows that are kept for a board that cannot be written; metrics.csv has them all
 COLUMNS = (*_ROUND, *_SIZE, *_BYTES, *_PHASES)
 
 
@@ -66,6 +69,10 @@ class Board(Protocol):
         """Rounds after so many never happened."""
         ...
 
+    def sync(self) -> None:
+        """Make what was added durable. Raises OSError."""
+        ...
+
     def close(self) -> None:
         """Nothing more comes."""
         ...
@@ -85,9 +92,12 @@ def open_board(folder: Path) -> Board:
 class Table:
     """Rows into an open file, which may hold some already, and to a board if there is one."""
 
-    def __init__(self, file: IO[str], board: Board | None = None) -> None:
+    def __init__(self, file: GrowingFile, board: Board | None = None) -> None:
         self._file = file
         self._board = board
+        self._shown = 0  # rows that the board has
+        self._unshown: deque[Row] = deque(maxlen=_UNSHOWN)
+        self._broken = False  # the board is to begin again behind the rows that it has
         self._pending: Row | None = None
         self._writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         self.begin_again()
@@ -95,13 +105,13 @@ class Table:
     def begin_again(self) -> None:
         """Go on from what the file holds now, read from its beginning."""
         self._pending = None
-        self._file.seek(0)
-        lines = sum(1 for _ in self._file)
+        lines = self._file.lines()
         if not lines:
             self._writer.writeheader()
-            self._file.flush()
+        self._unshown.clear()
+        self._shown = max(lines - 1, 0)
         if self._board is not None:
-            self._board.back(max(lines - 1, 0))
+            self._board.back(self._shown)
 
     def ended(self, row: Row) -> None:
         """A round is over; its evaluation may follow."""
@@ -119,6 +129,20 @@ class Table:
         if row is None:
             return
         self._writer.writerow({name: "" if value is None else value for name, value in row.items()})
-        self._file.flush()
         if self._board is not None:
-            self._board.add(row)
+            self._unshown.append(row)
+            self._show(self._board)
+
+    def _show(self, board: Board) -> None:
+        """Rows that a full disk kept from the board come later, and once."""
+        try:
+            if self._broken:
+                board.back(self._shown)
+                self._broken = False
+            while self._unshown:
+                board.add(self._unshown[0])
+                self._unshown.popleft()
+                self._shown += 1
+        except OSError:
+            self._broken = True
+            raise

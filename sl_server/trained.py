@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, Refused, WireError
 from sl_common.network import Network, trained
 from sl_common.tensors import State, digest
+from sl_server.weight_set import read_weights_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -51,14 +52,13 @@ def read_run(directory: Path, warn: Callable[[str], None], device: str = "cpu") 
     """What a run left. Raises ConfigError if that is no network that its `config.json` describes."""
     config = config_of(directory)
     network = Network.build(config)
-    lower = directory / "lower.safetensors"
-    state = read_weights(lower) if lower.exists() else None
+    states = read_weights_of(directory)
     try:
-        if state is not None:
-            trained(network.lower, state, str(lower))
+        if "lower" in states:
+            trained(network.lower, states["lower"], str(directory / "lower.safetensors"))
         heads = {
-            shard: trained(copy.deepcopy(network.head), read_weights(path), str(path)).to(device)
-            for shard, path in _heads(directory).items()
+            shard: trained(copy.deepcopy(network.head), states[part], str(directory / f"{part}.safetensors")).to(device)
+            for shard, part in _heads(states).items()
         }
     except WireError as error:
         raise ConfigError(f"{directory}: {error}") from error
@@ -68,15 +68,15 @@ def read_run(directory: Path, warn: Callable[[str], None], device: str = "cpu") 
         )
     if not (directory / "summary.json").exists():
         warn(f"{directory}: the run is not over; these are the weights of its last evaluation")
-    return Trained(config=config, network=network, lower=state, heads=heads)
+    return Trained(config=config, network=network, lower=states.get("lower"), heads=heads)
 
 
-def _heads(directory: Path) -> dict[int | None, Path]:
-    one = directory / "head.safetensors"
-    if one.exists():
-        return {None: one}
-    found = {path.stem.removeprefix("head-"): path for path in directory.glob("head-*.safetensors")}
-    return {shard: found[str(shard)] for shard in sorted(int(text) for text in found if text.isdecimal())}
+def _heads(parts: Collection[str]) -> dict[int | None, str]:
+    """Parts by shard."""
+    if "head" in parts:
+        return {None: "head"}
+    shards = (part.removeprefix("head-") for part in parts if part.startswith("head-"))
+    return {shard: f"head-{shard}" for shard in sorted(int(text) for text in shards if text.isdecimal())}
 
 
 def config_of(directory: Path) -> RunConfig:

@@ -324,7 +324,8 @@ def test_simulate_writes_the_run_directory(simulated: tuple[Process, Path]) -> N
     process, out = simulated
     assert process.code == 0, process.err
     assert {path.name for path in out.iterdir()} == {
-        "config.json", "metrics.jsonl", "metrics.csv", "digests.log", "summary.json", "lower.safetensors", "head.safetensors"
+        "config.json", "metrics.jsonl", "metrics.csv", "digests.log", "summary.json", "lower.safetensors", "head.safetensors",
+        "weights.json", ".lock",
     }  # fmt: skip
     summary = read_json(out / "summary.json")
     assert summary.keys() == SUMMARY_KEYS

@@ -33,6 +33,7 @@ from sl_server.export import export_run
 from sl_server.microbatch import MicroBatching
 from sl_server.tokens import Tokens
 from sl_server.trained import read_run
+from sl_server.weight_set import write_weights
 
 SMALL = {"model__name": "cnn", "model__args": "{ channels = [4, 8], hidden = 16 }", "run__rounds": 1}
 KEEP = {"protocol__merge": '{ kind = "keep" }'} | SMALL
@@ -461,22 +462,19 @@ def test_what_is_counted_is_what_was_sent(shared: Path) -> None:
 
 def test_a_directory_that_cannot_answer(shared: Path, tmp_path: Path) -> None:
     warned: list[str] = []
+    lower, head = load_file(shared / "lower.safetensors"), load_file(shared / "head.safetensors")
     with pytest.raises(ConfigError, match=r"not a run directory"):
         read_run(tmp_path, warned.append)
     (tmp_path / "config.json").write_bytes((shared / "config.json").read_bytes())
     with pytest.raises(ConfigError, match=r"no head\.safetensors here: weights are written when a run evaluates"):
         read_run(tmp_path, warned.append)
-    (tmp_path / "head.safetensors").write_bytes((shared / "lower.safetensors").read_bytes())
+    write_weights(tmp_path, {"head": lower}, 1)
     with pytest.raises(ConfigError, match=r"head\.safetensors do not fit this model"):
         read_run(tmp_path, warned.append)
-    (tmp_path / "head.safetensors").write_bytes((shared / "head.safetensors").read_bytes())
-    (tmp_path / "lower.safetensors").write_bytes((shared / "head.safetensors").read_bytes())
+    write_weights(tmp_path, {"lower": head, "head": head}, 1)
     with pytest.raises(ConfigError, match=r"lower\.safetensors do not fit this model"):
         read_run(tmp_path, warned.append)
-    (tmp_path / "lower.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ConfigError, match=r"lower\.safetensors: "):
-        read_run(tmp_path, warned.append)
-    (tmp_path / "lower.safetensors").unlink()
+    write_weights(tmp_path, {"head": head}, 1)
     assert warned == []
     assert read_run(tmp_path, warned.append).lower is None
     assert warned == [f"{tmp_path}: the run is not over; these are the weights of its last evaluation"]

@@ -40,6 +40,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_file(path: Path) -> None:
+    """Make what others wrote to a file durable. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def make_folder(folder: Path) -> None:
     """Create a folder with its parents, durably; nothing happens to one that is there. Raises OSError."""
     made = [one for one in (folder, *folder.parents) if not one.exists()]

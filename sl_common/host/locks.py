@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sl_common.errors import ConfigError
-from sl_common.host.files import make_folder, write_atomically
+from sl_common.host.files import make_folder, sync_folder, write_atomically
 from sl_common.host.text import printable
 
 LOCK = ".lock"  # what the operating system locks; empty, and never removed
@@ -25,12 +25,14 @@ HOLDER = ".lock.holder"  # who holds it, as JSON; may be that of a process that 
 def sole_writer(folder: Path, what: str) -> Iterator[None]:
     """Hold a folder, made if it is not there, until the end of the block or of the process.
 
+    A folder that was made here and has nothing in it at the end is removed.
     `what` names the option or use in errors, as in "--out". Raises ConfigError, naming the holder, if another process has it, or if it
     cannot be locked.
     """
+    made = not folder.exists()
     try:
         make_folder(folder)
-        lock = FileLock(folder / LOCK, timeout=0, mode=0o644)
+        lock = FileLock(folder / LOCK, timeout=0, mode=0o644, thread_local=False)
         lock.acquire()
     except Timeout:
         raise ConfigError(f"{what} {folder}: in use by {_holder(folder)}") from None
@@ -43,7 +45,19 @@ def sole_writer(folder: Path, what: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             (folder / HOLDER).unlink(missing_ok=True)
+            if made:
+                remove_held(folder)
         lock.release()
+
+
+def remove_held(folder: Path) -> None:
+    """Remove a folder that this process holds, with its lock, unless something else is in it. Raises OSError."""
+    if not {path.name for path in folder.iterdir()} <= {HOLDER, LOCK}:
+        return
+    for name in (HOLDER, LOCK):
+        (folder / name).unlink(missing_ok=True)
+    folder.rmdir()
+    sync_folder(folder.parent)
 
 
 def _this_process() -> dict[str, object]:

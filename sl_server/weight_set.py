@@ -1,0 +1,173 @@
+"""The weights of one evaluation: several files that belong together, whenever their writer was killed or a reader comes.
+
+Law: `weights.json` names the files with their digests. New files lie beside the old ones under hidden names until it is replaced, and
+only then take their places. A reader takes each file from wherever the digest is the right one, or none at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from sl_common.errors import ConfigError
+from sl_common.host.files import sync_folder, write_atomically
+from sl_common.tensors import State
+
+MANIFEST = "weights.json"
+_PLAIN = ("lower.safetensors", "head.safetensors", "head-*.safetensors")
+_NEW = ".new"  # how the hidden name of a file ends that has not taken its place yet
+_DIGEST = re.compile("[0-9a-f]{64}")
+_TRIES = 20  # to read a set whose writer is at work
+_PAUSE_S = 0.05
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listed:
+    """One file of a set, as the manifest has it."""
+
+    file: str
+    nbytes: int
+    sha256: str
+
+    def new(self, folder: Path) -> Path:
+        """The file before it takes its place."""
+        return folder / f".{self.file}.{self.sha256[:16]}{_NEW}"
+
+    def read(self, folder: Path) -> bytes | None:
+        """The bytes with this digest, from whichever of its two places; None if they are in neither."""
+        for path in (folder / self.file, self.new(folder), folder / self.file):  # it may move in between
+            with contextlib.suppress(FileNotFoundError):
+                data = path.read_bytes()
+                if len(data) == self.nbytes and hashlib.sha256(data).hexdigest() == self.sha256:
+                    return data
+        return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightSet:
+    """What belongs together: part -> file. `round`: how many rounds were over, None if that is not known."""
+
+    round: int | None
+    files: Mapping[str, Listed]
+
+    def to_json(self) -> bytes:
+        """As the manifest holds it."""
+        files = {part: asdict(listed) for part, listed in self.files.items()}
+        return json.dumps({"round": self.round, "files": files}, indent=2).encode() + b"\n"
+
+
+def write_weights(folder: Path, states: Mapping[str, State], rounds: int | None) -> None:
+    """Replace the set by these parts as PART.safetensors, durably. Raises OSError, with the old set as it was."""
+    data = {name: save({k: t.detach().cpu().contiguous() for k, t in state.items()}) for name, state in states.items()}
+    new = WeightSet(round=rounds, files={name: _listed(name, content) for name, content in data.items()})
+    try:
+        for name, content in data.items():
+            write_atomically(new.files[name].new(folder), content)
+        write_atomically(folder / MANIFEST, new.to_json())  # from here on it is the new set that counts
+    except OSError:
+        with contextlib.suppress(OSError):
+            put_in_place(folder)  # a full disk needs the room
+        raise
+    put_in_place(folder)
+
+
+def put_in_place(folder: Path) -> None:
+    """Finish what a writer began: files of the set take their places, others are removed. Raises OSError."""
+    found = _manifest(folder)
+    if found is None:
+        return
+    for listed in found.files.values():
+        with contextlib.suppress(FileNotFoundError):
+            listed.new(folder).replace(folder / listed.file)
+    names = {listed.file for listed in found.files.values()}
+    old = [path for pattern in _PLAIN for path in folder.glob(pattern) if path.name not in names]
+    for path in (*old, *folder.glob(f".*{_NEW}")):
+        path.unlink(missing_ok=True)
+    sync_folder(folder)
+
+
+def parts_of(folder: Path) -> Collection[str]:
+    """The parts that a run's directory has weights of. Raises ConfigError if it cannot be told which files belong together."""
+    return _set_of(folder).files.keys()
+
+
+def read_weights_of(folder: Path, wanted: Collection[str] | None = None) -> dict[str, dict[str, Tensor]]:
+    """State dicts by part, all of one evaluation, also beside a run that writes the next one; parts that are not there are left out.
+
+    Raises ConfigError if there is no such set.
+    """
+    for _ in range(_TRIES):
+        found = _set_of(folder)
+        parts = [part for part in found.files if wanted is None or part in wanted]
+        try:
+            data = {part: _bytes_of(folder, found.files[part]) for part in parts}
+        except OSError as error:
+            raise ConfigError(f"{error.filename or folder}: {error.strerror or error}") from error
+        broken = [found.files[part].file for part, content in data.items() if content is None]
+        if not broken:
+            return {part: _state(folder / found.files[part].file, data[part] or b"") for part in parts}
+        time.sleep(_PAUSE_S)
+    names = ", ".join(listed.file for listed in found.files.values())
+    raise ConfigError(
+        f"{folder}: a mixed set of weights: {MANIFEST} lists {names} as they were after round {found.round}, and "
+        f"{' and '.join(broken)} is missing or another file; resume the run, or give --lower and --head"
+    )
+
+
+def _listed(part: str, content: bytes) -> Listed:
+    return Listed(file=f"{part}.safetensors", nbytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def _bytes_of(folder: Path, listed: Listed) -> bytes | None:
+    return listed.read(folder) if listed.sha256 else (folder / listed.file).read_bytes()
+
+
+def _state(path: Path, content: bytes) -> dict[str, Tensor]:
+    try:
+        state: dict[str, Tensor] = load(content)
+    except SafetensorError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return state
+
+
+def _manifest(folder: Path) -> WeightSet | None:
+    """None if there is none. Raises OSError, ConfigError."""
+    path = folder / MANIFEST
+    try:
+        found = json.loads(path.read_bytes())
+        files = {str(part): Listed(**fields) for part, fields in found["files"].items()}
+        for part, one in files.items():
+            if "/" in part or one.file != f"{part}.safetensors" or not _DIGEST.fullmatch(one.sha256):
+                raise ValueError(f"{part!r} is not a file of this directory with a digest")
+        return WeightSet(round=found["round"], files=files)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a list of weights: {error}") from error
+
+
+def _set_of(folder: Path) -> WeightSet:
+    """Without a manifest only a run that is over is taken: its summary was written after all of its weights, in older versions too."""
+    try:
+        found = _manifest(folder)
+    except OSError as error:
+        raise ConfigError(f"{error.filename or folder}: {error.strerror or error}") from error
+    if found is not None:
+        return found
+    plain = sorted(path for pattern in _PLAIN for path in folder.glob(pattern))
+    if plain and not (folder / "summary.json").exists():
+        raise ConfigError(
+            f"{folder}: there is no {MANIFEST} and the run is not over: {', '.join(path.name for path in plain)} may be of "
+            "different evaluations; resume the run, or give --lower and --head"
+        )
+    return WeightSet(round=None, files={path.stem: Listed(file=path.name, nbytes=0, sha256="") for path in plain})
