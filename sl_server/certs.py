@@ -7,7 +7,6 @@ certificates, which is replaced whole.
 from __future__ import annotations
 
 import ipaddress
-import os
 import secrets
 import socket
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID as Use
 from cryptography.x509.oid import NameOID
 
 from sl_common.errors import ConfigError
-from sl_common.host.files import write_atomically
+from sl_common.host.files import create_atomically, remove_parts, write_atomically
+from sl_common.host.locks import sole_writer
 from sl_common.names import is_name
 from sl_server.crl import CA_DAYS, SLACK, make_list
 
@@ -160,37 +160,56 @@ class Folder:
         return self.cert(REVOKED)
 
     def fill(self, clients: Sequence[str], hosts: Sequence[str], days: int, *, add: bool) -> Iterator[Written]:
-        """Make what is wanted; nothing is written if a file is in the way. With `add`, by the authority that is there."""
+        """Make what is wanted; nothing is written if a file is in the way. With `add`, by the authority that is there.
+
+        A command that is killed leaves no certificate without its key, and no authority before all else that it was to make.
+        """
         _check(clients)
+        if add and not self.cert("ca").exists():
+            raise ConfigError(f"--add: there is no {self.cert('ca')} to sign with; leave --add out to make one")
+        with sole_writer(self._path, "certs", keep=False):
+            yield from self._fill(clients, hosts, days, add=add)
+
+    def _fill(self, clients: Sequence[str], hosts: Sequence[str], days: int, *, add: bool) -> Iterator[Written]:
         old = [name for name in RESERVED if add and self.cert(name).exists()]
         new = [name for name in (*RESERVED, *clients) if name not in old]
-        if add and "ca" not in old:
-            raise ConfigError(f"--add: there is no {self.cert('ca')} to sign with; leave --add out to make one")
+        self._look_for_room(new, add=add)
+        ca = self._authority("--add") if add else make_ca(max(days, CA_DAYS))
+        made = {name: ca if name == "ca" else self._issue(ca, name, hosts, days) for name in new}
+        try:
+            remove_parts(self._path)
+            if not self.revoked.exists():
+                create_atomically(self.revoked, make_list(ca.certificate, ca.key), mode=0o644)
+                yield Written(path=self.revoked, what="to the server, for --revoked: nobody is locked out yet")
+            for name, issued in reversed(
+                made.items()
+            ):  # the authority's certificate is the last: without it the rest is of no use
+                create_atomically(self.key(name), issued.key_pem, mode=0o600)
+                yield Written(path=self.key(name), what=_whose(name))
+                create_atomically(self.cert(name), issued.cert_pem, mode=0o644)
+                yield Written(path=self.cert(name), what=_what(name))
+        except OSError as error:
+            raise ConfigError(f"{error.filename or self._path}: {error.strerror or error}") from error
+
+    def _look_for_room(self, new: Sequence[str], *, add: bool) -> None:
         files = [path for name in new for path in (self.cert(name), self.key(name))]
         files += [] if add else [self.revoked]
         for path in (path for path in files if path.exists()):
             hint = (
                 "" if add or not self.cert("ca").exists() else "; --add makes further clients with the authority there"
             )
+            whole = path.with_suffix(".pem") if add else self.cert("ca")
+            if not whole.exists():
+                hint = f"; there is no {whole}, as if a command that was to make both had been cut short"
             raise ConfigError(f"{path} exists and is not overwritten: choose another folder or remove it{hint}")
-        ca = self._authority("--add") if add else make_ca(max(days, CA_DAYS))
-        made = {name: ca if name == "ca" else self._issue(ca, name, hosts, days) for name in new}
-        try:
-            self._path.mkdir(parents=True, exist_ok=True)
-            for name, issued in made.items():
-                _write(self.cert(name), issued.cert_pem, 0o644)
-                yield Written(path=self.cert(name), what=_what(name))
-                _write(self.key(name), issued.key_pem, 0o600)
-                yield Written(path=self.key(name), what=_whose(name))
-            if not self.revoked.exists():
-                _write(self.revoked, make_list(ca.certificate, ca.key), 0o644)
-                yield Written(path=self.revoked, what="to the server, for --revoked: nobody is locked out yet")
-        except OSError as error:
-            raise ConfigError(f"{error.filename or self._path}: {error.strerror or error}") from error
 
     def revoke(self, clients: Sequence[str]) -> list[Written]:
         """Put the certificates that these clients have here on the list. Raises ConfigError, with nothing changed."""
         ca = self._authority("--revoke")
+        with sole_writer(self._path, "certs", keep=False):
+            return self._revoke(ca, clients)
+
+    def _revoke(self, ca: Issued, clients: Sequence[str]) -> list[Written]:
         try:
             shown = {name: x509.load_pem_x509_certificate(self.cert(name).read_bytes()) for name in clients}
             old = x509.load_pem_x509_crl(self.revoked.read_bytes()) if self.revoked.exists() else None
@@ -233,11 +252,6 @@ def _check(clients: Sequence[str]) -> None:
             raise ConfigError(f"--name {name[:80]!r}: a client's name has 1 to 64 printable characters without '/'")
         if name in (*RESERVED, REVOKED) or name in clients[:number]:
             raise ConfigError(f"--name {name!r} is taken: its files would be those of another")
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(data)
 
 
 def _what(name: str) -> str:

@@ -75,7 +75,7 @@ def certs(
             raise ConfigError("--revoke goes alone: without --clients, --name, --host and --add")
         _say_revoked(here.revoke(revoke), here.revoked, as_json=as_json)
         return
-    written = list(here.fill(wanted, hosts or [], days, add=add))
+    written = list(here.fill(wanted, hosts or [], days, add=add))[::-1]  # the authority first
     if as_json:
         typer.echo(json.dumps({"files": [{"path": str(one.path), "what": one.what} for one in written]}))
         return

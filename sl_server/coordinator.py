@@ -92,7 +92,7 @@ class Coordinator:
         self.config = config
         self.network = network
         self.protocol = config.protocol
-        self.roster = Roster(config.shards, config.sharded)
+        self.roster = Roster(config.shards, config.sharded, 2 * config.server.limits.sessions)
         self.bank = self._new_bank(device, alone or nullcontext())
         self.recordings = Recordings(config.codec, config.server.recordings, spill)
         self.alignments = Alignments(config, self.bank, self.recordings)

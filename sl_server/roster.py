@@ -29,11 +29,16 @@ class Member:
 
 class Roster:
     """Names keep their shard for the run. A new name gets the lowest shard that nobody has, or else the lowest one whose client
-    is gone: a device that is replaced by another must not leave its data without a client."""
+    is gone: a device that is replaced by another must not leave its data without a client.
 
-    def __init__(self, shards: int, sharded: bool) -> None:
+    So there are never more names than shards, and a checkpoint does not grow with all who ever came.
+    """
+
+    def __init__(self, shards: int, sharded: bool, names: int) -> None:
+        """`names`: so many are kept where clients have data of their own, and every new name brings another shard."""
         self.shards = shards
         self._sharded = sharded
+        self._most = shards if sharded else max(shards, names)
         self._members: dict[str, Member] = {}
         self._by_shard: dict[int, Member] = {}  # the last that had it
 
@@ -75,17 +80,19 @@ class Roster:
             holder = self._by_shard.get(shard)
             if holder is not None and holder.here:
                 raise Refused("shard", f"shard {shard + 1} belongs to client {holder.name!r}")
+            if holder is None and len(self._by_shard) >= self._most:
+                raise Refused(
+                    "full", f"{self._most} shards of this run had a client already, shard {shard + 1} is not among them"
+                )
         return name or self._free_name(shard), shard
 
     def _free_shard(self) -> int:
-        taken = {m.shard: m.here for m in self._members.values()}
-        shard = next(n for n in range(len(taken) + 1) if n not in taken)
-        if not self._sharded or shard < self.shards:
-            return shard
-        left = [n for n, here in sorted(taken.items()) if not here]
-        if not left:
-            raise Refused("full", f"all {self.shards} shards of this run have a client; data.shards would make room")
-        return left[0]
+        if len(self._by_shard) < self._most:
+            return next(n for n in range(len(self._by_shard) + 1) if n not in self._by_shard)
+        gone = [n for n, member in self._by_shard.items() if not member.here]
+        if not gone:
+            raise Refused("full", f"all {self._most} shards of this run have a client; data.shards would make room")
+        return min(gone)
 
     def join(self, name: str, shard: int) -> Member:
         """A new life: it holds no weights, but the shard's loader goes on where the last life was."""

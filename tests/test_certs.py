@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from crashes import copied, every_crash
 from typer.testing import CliRunner
 
 from sl_common.errors import ConfigError
+from sl_common.host.locks import sole_writer
 from sl_server import certs
 from sl_server.cli import app
 
@@ -122,6 +124,51 @@ def test_further_clients_and_a_new_server_by_the_same_authority(tmp_path: Path) 
     }
 
 
+@pytest.mark.parametrize("add", [False, True])
+def test_a_command_that_is_killed_leaves_pairs_or_is_told_of(tmp_path: Path, add: bool) -> None:
+    """At every write and rename: no certificate without its key, no authority without the rest, and the next command says what lies there."""
+    out, before = tmp_path / "out", tmp_path / "before"
+    if add:
+        certs_of(before, "--clients", 1)
+    before.mkdir(exist_ok=True)
+    name = "late" if add else "c0"
+
+    def act() -> None:
+        list(certs.Folder(out).fill([name], [], 30, add=add))
+
+    told = 0
+    for _ in every_crash(act, lambda: copied(before, out)):
+        for path in out.glob("*.pem"):
+            assert path.stem == "revoked" or path.with_suffix(".key").exists()
+        if add or (out / "ca.pem").exists():
+            assert {"ca.key", "revoked.pem", "server.pem", "server.key"} <= set(files(out))
+        left = sorted(path.name for path in out.glob("[!.]*") if not (before / path.name).exists())
+        if not left:
+            act()
+            assert not list(out.glob(".*"))
+            assert verified(out, name).endswith(": OK\n")
+            continue
+        told += 1
+        cut_short = (
+            "" if (out / "late.pem" if add else out / "ca.pem").exists() else ".*as if a command .* had been cut short"
+        )
+        with pytest.raises(ConfigError, match=rf"({'|'.join(left)}) exists and is not overwritten: .*{cut_short}"):
+            act()
+    assert told
+
+
+def test_two_revocations_at_once_are_both_on_the_list(tmp_path: Path) -> None:
+    """One is refused while the other is at it, and nothing is lost."""
+    certs_of(tmp_path, "--clients", 2)
+    with sole_writer(tmp_path, "certs", keep=False), pytest.raises(ConfigError, match="in use by process"):
+        certs_of(tmp_path, "--revoke", "c0")
+    certs_of(tmp_path, "--revoke", "c0")
+    certs_of(tmp_path, "--revoke", "c1")
+    listed = certs.x509.load_pem_x509_crl((tmp_path / "revoked.pem").read_bytes())
+    assert len(list(listed)) == 2
+    assert not list(tmp_path.glob(".*"))
+
+
 MISTAKES = {
     "no authority": (("--add", "--clients", 1), r"--add: there is no .*ca\.pem to sign with"),
     "reserved": (("--name", "server"), "--name 'server' is taken"),
@@ -171,13 +218,12 @@ def test_a_key_is_never_readable_by_others(tmp_path: Path, monkeypatch: pytest.M
 
     before = os.umask(0)
     try:
-        monkeypatch.setattr(certs.os, "open", watching)
+        monkeypatch.setattr(os, "open", watching)
         certs_of(tmp_path, "--clients", 1)
     finally:
         os.umask(before)
-    assert {name: mode for name, mode in seen.items() if name.endswith(".key")} == dict.fromkeys(
-        ("ca.key", "server.key", "c0.key"), (0o600, 0)
-    )
+    keys = {name.removeprefix(".").rsplit(".", 2)[0]: mode for name, mode in seen.items() if ".key." in name}
+    assert keys == dict.fromkeys(("ca.key", "server.key", "c0.key"), (0o600, 0))
 
 
 @pytest.mark.parametrize("link", [True, False])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from crashes import every_crash
 
 from sl_common.errors import ConfigError
 from sl_common.host.backoff import Backoff
-from sl_common.host.files import make_folder, write_atomically
+from sl_common.host.files import create_atomically, make_folder, remove_parts, write_atomically
 from sl_common.host.locks import sole_writer
 from sl_common.host.text import MAX_LINES, printable, printable_lines
 from sl_common.names import is_name
@@ -42,6 +44,34 @@ def test_links_laid_out_beforehand_are_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "victim").read_bytes() == b"precious"
     assert (tmp_path / "one").read_bytes() == b"data"
     assert not (tmp_path / "one").is_symlink()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_takes_no_name_that_is_there(tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a file system without hard links, and where the name is a link that leads nowhere."""
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(errno.EPERM, "no links here")))
+    create_atomically(tmp_path / "one", b"first", mode=0o600)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("one", "link"):
+        with pytest.raises(FileExistsError) as raised:
+            create_atomically(tmp_path / name, b"second")
+        assert raised.value.filename == str(tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == b"first"
+    assert (tmp_path / "one").stat().st_mode & 0o777 == 0o600
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "one"]
+
+
+def test_a_file_is_the_old_or_the_new_one_at_any_crash(tmp_path: Path) -> None:
+    """And what a killed writer left is no file of that name."""
+    path = tmp_path / "one"
+
+    def begin_again() -> None:
+        remove_parts(tmp_path)
+        path.write_bytes(b"old")
+
+    seen = [path.read_bytes() for _ in every_crash(lambda: write_atomically(path, b"new"), begin_again)]
+    assert seen == [b"old", b"old", b"new"], "before the file's fsync, before the rename, before the folder's fsync"
 
 
 def test_permissions_are_asked_for_at_creation(tmp_path: Path) -> None:

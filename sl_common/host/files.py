@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PART = ".part"  # how the name of a file that is not whole yet ends
@@ -16,6 +19,34 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     The bytes are written under a name that nobody can foresee, which must not exist (no link is followed), and renamed. `mode`: the new
     file's permissions before the umask. Raises OSError with the old file as it was and nothing left behind.
     """
+    with _part(path, data, mode) as part:
+        part.replace(path)
+    sync_folder(path.parent)
+
+
+def create_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """As `write_atomically`, but raises FileExistsError if anything has this name, a link that leads nowhere included."""
+    with _part(path, data, mode) as part:
+        try:
+            path.hardlink_to(part)
+            part.unlink()
+        except FileExistsError as error:
+            raise FileExistsError(error.errno, error.strerror, str(path)) from error
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+            part.replace(path)
+    sync_folder(path.parent)
+
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # on file systems that have no hard links
+
+
+@contextmanager
+def _part(path: Path, data: bytes, mode: int) -> Iterator[Path]:
+    """The bytes under another name, durable; whatever goes wrong then, an OSError leaves nothing of it."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PART}")
     try:
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
@@ -23,12 +54,11 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+        yield part
     except OSError:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)  # a full disk needs the room
         raise
-    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -22,11 +22,12 @@ HOLDER = ".lock.holder"  # who holds it, as JSON; may be that of a process that 
 
 
 @contextmanager
-def sole_writer(folder: Path, what: str) -> Iterator[None]:
+def sole_writer(folder: Path, what: str, *, keep: bool = True) -> Iterator[None]:
     """Hold a folder, made if it is not there, until the end of the block or of the process.
 
     A folder that was made here and has nothing in it at the end is removed.
-    `what` names the option or use in errors, as in "--out". Raises ConfigError, naming the holder, if another process has it, or if it
+    `keep`: leave the empty file of the lock in a folder that holds other files; where that is removed, three processes that come within
+    one moment may not all see each other. `what` names the option or use in errors, as in "--out". Raises ConfigError, naming the holder, if another process has it, or if it
     cannot be locked.
     """
     made = not folder.exists()
@@ -45,6 +46,8 @@ def sole_writer(folder: Path, what: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             (folder / HOLDER).unlink(missing_ok=True)
+            if not keep:
+                (folder / LOCK).unlink(missing_ok=True)
             if made:
                 remove_held(folder)
         lock.release()
