@@ -33,6 +33,7 @@ below_min = "end"
 checkpoints = "round"
 rejoin_s = 7
 on_lost = "redo"
+redo_limit = 5
 [model]
 name = "mlp"
 cut = "hidden1"
