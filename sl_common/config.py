@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from sl_common.bounded import check, read_json, read_toml
 from sl_common.codec import Link
 from sl_common.errors import ConfigError
 from sl_common.explain import did_you_mean, explain
@@ -256,21 +257,15 @@ class RunConfig(Value):
     @classmethod
     def from_json(cls, text: str) -> RunConfig:
         """Raises ConfigError naming the key."""
-        try:
-            raw = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"the configuration is not JSON: {error}") from error
-        return _validate(raw)
+        return _validate(read_json(text))
 
     @classmethod
     def from_toml(cls, text: str, overrides: Sequence[str] = ()) -> RunConfig:
         """The file's text, and `a.b=c` overrides that win over it. Raises ConfigError naming the key and its closest match."""
-        try:
-            raw = tomllib.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"not TOML: {error}") from error
+        raw = read_toml(text)
         for override in overrides:
             raw = deep_merge(raw, _parse_override(override))
+        check(raw)
         return _validate(_with_preset(raw))
 
 
@@ -296,11 +291,12 @@ def _parse_override(text: str) -> dict[str, Any]:
         raise ConfigError(f"--set {text!r}: write it as key.subkey=value")
     try:
         parsed = tomllib.loads(f"{key} = {value}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         try:
             parsed = tomllib.loads(f"{key} = {json.dumps(value)}")  # a bare word is a string
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"--set {text!r}: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"--set {text[:200]!r}: {str(error)[:200]}") from error
+    check(parsed)
     return parsed
 
 

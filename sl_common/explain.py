@@ -11,26 +11,26 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 Path = Sequence[str | int]
-MAX_TOLD = 50  # errors
+MAX_TOLD = 20  # keys that are explained; a configuration with more of them wrong has something else wrong
 MAX_KEY = 80  # characters
+_WORD = 64  # characters of a word that is compared with those that are known
 
 
 def explain(error: ValidationError, raw: object, model: type[BaseModel]) -> str:
     """One line a key. `raw` is what was validated, which tells real keys from the names of a union's members."""
     schema = _schema(model)
     lines: dict[str, list[str]] = {}
-    found = error.errors(include_url=False)
-    for detail in found[:MAX_TOLD]:
+    for detail in error.errors(include_url=False)[:MAX_TOLD]:
         subject, message = _line(detail, raw, schema)
         lines.setdefault(subject, []).append(message)
-    more = [f"and {len(found) - MAX_TOLD} more"] if len(found) > MAX_TOLD else []
+    more = [f"… and {error.error_count() - MAX_TOLD} more"] if error.error_count() > MAX_TOLD else []
     told = [": ".join(filter(None, (subject, "; or ".join(messages)))) for subject, messages in lines.items()]
     return "\n".join([*told, *more])
 
 
 def did_you_mean(word: object, known: Iterable[str], cutoff: float = 0.6) -> str:
     """`, did you mean 'x'?`, or nothing if no known word is close."""
-    near = get_close_matches(str(word), list(known), n=1, cutoff=cutoff)
+    near = get_close_matches(str(word)[:_WORD], list(known), n=1, cutoff=cutoff)
     return f", did you mean {near[0]!r}?" if near else ""
 
 

@@ -70,7 +70,8 @@ def _add(tensors: dict[str, Tensor], tensor: Tensor) -> str:
     return name
 
 
-def _deep(node: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _deep(node: Any, tensors: dict[str, Tensor]) -> Any:
+    """The tree again. Each tensor is in it once: or one of a megabyte, named a thousand times, would take a gigabyte."""
     if isinstance(node, list):
         return [_deep(one, tensors) for one in node]
     if not isinstance(node, dict):
@@ -78,9 +79,9 @@ def _deep(node: Any, tensors: Mapping[str, Tensor]) -> Any:
     ((kind, value),) = node.items()
     match kind:
         case "t":
-            return tensors[value].clone()  # in memory of its own, aligned as any tensor
+            return tensors.pop(value).clone()  # in memory of its own, aligned as any tensor
         case "b":
-            return tensors[value].to(torch.uint8).numpy().tobytes()
+            return tensors.pop(value).to(torch.uint8).numpy().tobytes()
         case "u":
             return tuple(_deep(one, tensors) for one in value)
         case "d":

@@ -133,5 +133,5 @@ def outcome(run_directory: Path) -> str:
         evaluation = summary["evaluation"]
         accuracy = "" if evaluation is None else f", accuracy {100 * evaluation['accuracy']:.2f} %"
         return f"{summary['reason']}{accuracy}, weights {summary['weights_sha256'][:16]}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error

@@ -18,6 +18,7 @@ from sl_common.host.text import printable_lines
 
 _FAILED = re.compile(rb"\] Handshake failed with error [^:]*(?::.*OPENSSL_internal:(\w+)(?:: (.*))?)?$")
 _NAME = re.compile(rb"\] No match found for server name: (.*)$")
+_MAX_LINE = 4096  # bytes that are looked at: the patterns go back and forth
 _MINE = b"ssl_transport_security"  # the source file that says either
 _BROKE_OFF = "it may not trust --cert: another CA, a date, a name it is not for"
 _CAUSES = {
@@ -30,7 +31,7 @@ _CAUSES = {
 
 def read_line(line: bytes) -> tuple[str, Refused] | None:
     """Who was refused, and why; None for a line that says something else."""
-    line = line.rstrip()
+    line = line[:_MAX_LINE].rstrip()
     if _MINE not in line:
         return None
     if name := _NAME.search(line):

@@ -70,12 +70,14 @@ def _read(path: Path) -> _Kept:
     if not lines:
         raise ConfigError(f'--tokens {path}: there is nobody in it; write a line id = "token" for each client')
     digests: dict[str, bytes] = {}
+    seen: set[bytes] = set()
     for name, token in lines.items():
         _check(f"--tokens {path}: {name!r}", name, token)
         digest = _digest(token)
-        if digest in digests.values():
+        if digest in seen:
             raise ConfigError(f"--tokens {path}: {name!r} has the token of another client; each needs its own")
         digests[name] = digest
+        seen.add(digest)
     return _Kept(digests=digests, short=tuple(name for name, token in lines.items() if len(token) < SHORT))
 
 

@@ -20,7 +20,6 @@ from sl_common.errors import ConfigError, DataError
 from sl_common.tree import MAGIC, dumps, loads
 from sl_server.certs import Folder
 from sl_server.checkpoint import Checkpoints
-from sl_server.eventlog import replay
 from sl_server.handshakes import read_line
 from sl_server.revoked import Revoked
 from sl_server.simulate import Simulation
@@ -60,13 +59,18 @@ def papers() -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder() / "certs").iterdir()}
 
 
-def config_file(rng: random.Random) -> str:
-    """What is taken is a value that survives being written down."""
+def _text(rng: random.Random) -> tuple[bytes, list[str]]:
+    """A file, and what is said on the command line."""
     overrides = [
         f"{rng.choice(('run', 'server.limits', 'x', ''))}.{rng.choice(('seed', 'name', ''))}={rng.choice(('1', 'x', ''))}"
     ]
+    return rewritten(rng.choice(TEXTS), rng).encode(errors="replace"), overrides if rng.random() < 0.2 else []
+
+
+def _config_file(data: bytes, overrides: list[str]) -> str:
+    """What is taken is a value that survives being written down."""
     try:
-        config = RunConfig.from_toml(rewritten(rng.choice(TEXTS), rng), overrides if rng.random() < 0.2 else ())
+        config = RunConfig.from_toml(data.decode(), overrides)
     except ConfigError:
         return "config error"
     assert RunConfig.from_json(config.to_json()) == config
@@ -89,21 +93,26 @@ def _damaged_tree(rng: random.Random) -> bytes:
     return _resealed(data[:START] + len(head).to_bytes(8, "little") + head + data[START + 8 + length :], rng)
 
 
-def checkpoint(rng: random.Random) -> str:
+def _checkpoint(data: bytes, _: None) -> str:
     """As bytes."""
     try:
-        loads(_damaged_tree(rng))
+        loads(data)
     except DataError:
         return "data error"
     return "read"
 
 
-def resumed(rng: random.Random) -> str:
-    """As files of a run directory, of which the older one may be whole."""
+def _run_directory(rng: random.Random) -> tuple[bytes, Path]:
+    """Files, of which the older one may be whole."""
     where = folder() / "resumed"
     where.mkdir(exist_ok=True)
     (where / "checkpoint-00000001.tree").write_bytes(tree() if rng.random() < 0.5 else _damaged_tree(rng))
-    (where / "checkpoint-00000002.tree").write_bytes(_damaged_tree(rng))
+    newest = _damaged_tree(rng)
+    (where / "checkpoint-00000002.tree").write_bytes(newest)
+    return newest, where
+
+
+def _resumed(_: bytes, where: Path) -> str:
     try:
         Checkpoints(where).newest(lambda _text: None)
     except ConfigError:
@@ -111,13 +120,20 @@ def resumed(rng: random.Random) -> str:
     return "read"
 
 
-def snapshot(rng: random.Random) -> str:
-    """A client's, from --state."""
-    told: list[str] = []
+def _kept(rng: random.Random) -> tuple[bytes, None]:
+    """A client's snapshots, for --state."""
     if not (folder() / "state").exists():
-        find_past(folder() / "state", "run", "c0", told.append)
+        find_past(folder() / "state", "run", "c0", lambda _text: None)
     (where,) = (folder() / "state").iterdir()
-    (where / f"snapshot-{rng.choice(('00000003', '00000000', 'x', ''))}.tree").write_bytes(_damaged_tree(rng))
+    data = _damaged_tree(rng)
+    for path in where.iterdir():
+        path.unlink()
+    (where / f"snapshot-{rng.choice(('00000003', '00000000', 'x', ''))}.tree").write_bytes(data)
+    return data, None
+
+
+def _snapshot(_data: bytes, _: None) -> str:
+    told: list[str] = []
     find_past(folder() / "state", "run", "c0", told.append)
     return "left out" if told else "read"
 
@@ -125,31 +141,41 @@ def snapshot(rng: random.Random) -> str:
 def _file(name: str, good: Callable[[], bytes], load: Callable[[Path], object]) -> Target:
     """A file of its own for each input, since what was read is watched."""
 
-    def once(rng: random.Random) -> str:
+    def make(rng: random.Random) -> tuple[bytes, Path]:
         path = folder() / name
-        path.write_bytes(mutated(good(), rng))
+        data = mutated(good(), rng)
+        path.write_bytes(data)
+        return data, path
+
+    def read(_data: bytes, path: Path) -> str:
         try:
             load(path)
         except ConfigError:
             return "config error"
         return "taken"
 
-    return once
+    return Target(make, read)
 
 
 def _tokens() -> bytes:
     return "".join(f'"c{n}" = "{"0123456789abcdef" * 2}{n}"\n' for n in range(3)).encode()
 
 
-def authorization(rng: random.Random) -> str:
+def _shown(rng: random.Random) -> tuple[bytes, bytes]:
     """What a client shows as its token, and what gRPC logs of a handshake."""
+    line = b"I1 ssl_transport_security.cc:2563] Handshake failed with error SSL_ERROR_SSL: error:1:SSL routines:OPENSSL_internal:X"
+    again = rng.choice((b"] Handshake failed with error ", b":", b"OPENSSL_internal:", b"OPENSSL_internal:X: "))
+    if rng.random() < 0.02:
+        line += again * rng.choice((10, 1000, 5000))
+    return mutated(b"Bearer " + b"0123456789abcdef" * 2 + b"1", rng), mutated(line, rng)
+
+
+def _authorization(text: bytes, line: bytes) -> str:
     path = folder() / "good-tokens"
     if not path.exists():
         path.write_bytes(_tokens())
         _TOKENS.append(Tokens(path))
-    text = mutated(b"Bearer " + b"0123456789abcdef" * 2 + b"1", rng)
-    line = b"I1 ssl_transport_security.cc:2563] Handshake failed with error SSL_ERROR_SSL: error:1:SSL routines:OPENSSL_internal:X"
-    read_line(mutated(line, rng))
+    read_line(line)
     return "owned" if _TOKENS[0].owner(text.decode("utf-8", "surrogateescape")) else "nobody's"
 
 
@@ -164,25 +190,13 @@ def _certificate(path: Path) -> object:
     return CertificateFiles(cert=path, key=folder() / "certs" / "server.key", client_ca=path).read()
 
 
-def event_file(rng: random.Random) -> str:
-    """A recorded run's file from its beginning on; what follows the configuration is the event log's target."""
-    path = folder() / "events.log"
-    text = make_config("splitfed_v1").to_json().encode()
-    path.write_bytes(mutated(len(text).to_bytes(4, "little") + text, rng))
-    try:
-        replay(path)
-    except ConfigError:
-        return "config error"
-    return "read"
-
-
 TARGETS: dict[str, Target] = {
-    "config file": config_file,
-    "checkpoint": checkpoint,
-    "run directory": resumed,
-    "client's snapshot": snapshot,
+    "config file": Target(_text, _config_file),
+    "checkpoint": Target(lambda rng: (_damaged_tree(rng), None), _checkpoint),
+    "run directory": Target(_run_directory, _resumed),
+    "client's snapshot": Target(_kept, _snapshot),
     "tokens": _file("tokens", _tokens, Tokens),
-    "token shown": authorization,
+    "token shown": Target(_shown, _authorization),
     "certificate": _file("cert.pem", _paper("server.pem"), _certificate),
     "private key": _file(
         "key.pem",

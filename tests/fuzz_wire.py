@@ -1,15 +1,19 @@
 """What comes over the network, into everything that reads it: endpoints, greetings, a run's sessions, probes, event logs.
 
-A target takes one input and says how it ended; whatever but the typed refusal comes out of it is a finding.
+A target makes an input, and reads it and says how it ended; whatever but the typed refusal comes out of it is a finding, and so is an
+input that costs more than its budget.
 """
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Literal
 
-from mutations import misfiled, mutated
+from mutations import misfiled, mutated, swollen_text, swollen_tree
 from world import make_config
 
 from sl_common.config import RunConfig
@@ -21,7 +25,15 @@ from sl_server.coordinator import Coordinator
 from sl_server.sessions import Sessions
 from sl_server.simulate import Simulation
 
-Target = Callable[[random.Random], str]
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`make`: the hostile bytes, and what else the reading needs. `read` may be done again with the same."""
+
+    make: Callable[[random.Random], tuple[bytes, Any]]
+    read: Callable[[bytes, Any], str]
+
+
 LIMIT = 1 << 16
 FRAMES = {"up": pb.ClientFrame, "down": pb.ServerFrame}
 CODED = {
@@ -70,18 +82,25 @@ def wrong(frame: bytes, direction: str, rng: random.Random) -> bytes:
     return bytes(message.SerializeToString())
 
 
-def endpoint(rng: random.Random) -> str:
-    """A stretch of a conversation from its beginning on, with one frame wrong, into a fresh endpoint."""
+def _stretch(rng: random.Random) -> tuple[bytes, tuple[str, str, int]]:
+    """A stretch of a conversation from its beginning on, with one frame wrong."""
     direction, name = rng.choice(("up", "down")), rng.choice(("plain", "coded"))
     frames = talk(name)[direction]
     until = rng.randint(1, min(6, len(frames)))
-    side = "server" if direction == "up" else "client"
+    return wrong(frames[until - 1], direction, rng), (direction, name, until)
+
+
+def _endpoint(data: bytes, rest: tuple[str, str, int]) -> str:
+    """Into a fresh one."""
+    direction, name, until = rest
+    frames = talk(name)[direction]
+    side: Literal["server", "client"] = "server" if direction == "up" else "client"
     end = Endpoint(side, link=config_of(name).codec, limit_bytes=LIMIT, draw=config_of(name).draw_of(0))
     end.sent = 1 << 20  # what the frames acknowledge
     try:
         for frame in frames[: until - 1]:
             end.feed(frame)
-        received = end.feed(wrong(frames[until - 1], direction, rng))
+        received = end.feed(data)
         for frame in frames[until : until + 2]:
             end.feed(frame)
     except WireError:
@@ -99,8 +118,8 @@ OPENINGS = (
 )
 
 
-def greeting(rng: random.Random) -> str:
-    """The first frame of either side."""
+def _opening(rng: random.Random) -> tuple[bytes, bool]:
+    """The first frame of either side, and whether it is the client's."""
     frame = rng.choice(OPENINGS)
     if rng.random() < 0.5:
         message = (pb.ClientFrame if frame is HELLO else pb.ServerFrame).FromString(frame)
@@ -108,8 +127,12 @@ def greeting(rng: random.Random) -> str:
         data = message.SerializeToString()
     else:
         data = mutated(frame, rng, OPENINGS)
+    return data, frame is HELLO
+
+
+def _greeting(data: bytes, is_hello: bool) -> str:
     try:
-        (Hello.from_frame if frame is HELLO else read_answer)(data)
+        (Hello.from_frame if is_hello else read_answer)(data)
     except WireError:
         return "wire error"
     return "taken"
@@ -118,30 +141,50 @@ def greeting(rng: random.Random) -> str:
 PING = probe.ping(50, 40)
 
 
-def ping(rng: random.Random) -> str:
-    """What `sl-client doctor` sends."""
+def _ping(data: bytes, is_answer: bool) -> str:
+    """What `sl-client doctor` sends, or is answered."""
     try:
-        assert len(probe.answer(mutated(PING, rng))) < probe.MAX_PAYLOAD + 100
-    except ValueError:
+        if is_answer:
+            probe.read(data)
+        else:
+            assert len(probe.answer(data)) < probe.MAX_PAYLOAD + 100
+    except (ValueError, WireError):
         return "refused"
     return "answered"
 
 
-def event_log(rng: random.Random) -> str:
-    """A recorded run's file."""
+def _record(rng: random.Random) -> tuple[bytes, None]:
+    """A stretch of a recorded run's file."""
     data = events("plain")
     start = rng.choice((0, 0, rng.randrange(len(data))))
+    return mutated(data[start : start + rng.choice((400, 4000))], rng), None
+
+
+def _event_log(data: bytes, _: None) -> str:
     try:
-        read = list(eventlog.load(mutated(data[start : start + rng.choice((400, 4000))], rng)))
+        read = list(eventlog.load(data))
     except WireError:
         return "wire error"
     return "read" if read else "nothing in it"
 
 
-def configuration(rng: random.Random) -> str:
-    """What a server hands to a client."""
+def _handed_out(rng: random.Random) -> tuple[bytes, None]:
+    """A configuration as a server hands it to a client."""
+    good = config_of("coded").to_json()
+    chance = rng.random()
+    if chance < 0.04:
+        tree = json.loads(good)
+        swollen_tree(tree, rng)
+        return json.dumps(tree).encode(), None
+    if chance < 0.08:
+        at = rng.choice((0, 1, len(good) - 1, good.index(":", rng.randrange(len(good) // 2)) + 1))
+        return (good[:at] + swollen_text(rng) + good[at:]).encode(errors="replace"), None
+    return mutated(good.encode(), rng), None
+
+
+def _configuration(data: bytes, _: None) -> str:
     try:
-        RunConfig.from_json(mutated(config_of("coded").to_json().encode(), rng).decode(errors="replace"))
+        RunConfig.from_json(data.decode(errors="replace"))
     except ConfigError:
         return "config error"
     return "taken"
@@ -160,17 +203,15 @@ class Run:
         """It is where the recorded conversation begins."""
         return self.sessions.coordinator.rests == 0 and self.sessions.coordinator.ended is None
 
-    def once(self, rng: random.Random) -> str:
+    def once(self, data: bytes, resume: bool, received: int, bad: int) -> str:
         """A life: some valid frames, a wrong one, and what followed; the coordinator works in between as the engine lets it."""
         self.lives += 1
-        resume, received = rng.random() < 0.1, rng.choice((0, 0, 0, 3))
         hello = Hello(life=self.lives.to_bytes(16, "little"), client="evil", resume=resume, received=received)
         frames = talk("plain")["up"]
-        bad = rng.randrange(min(8, len(frames)))
         try:
             session = self.sessions.open(hello).session
             for number, frame in enumerate(frames[: bad + 3]):
-                self.sessions.feed(session, wrong(frame, "up", rng) if number == bad else frame)
+                self.sessions.feed(session, data if number == bad else frame)
                 while (said := self.sessions.advance()) is not None:
                     for _client, message in said:
                         session.endpoint.pack(message)
@@ -187,18 +228,25 @@ class Run:
 _RUNS: list[Run] = []
 
 
-def session(rng: random.Random) -> str:
+def _life(rng: random.Random) -> tuple[bytes, tuple[bool, int, int]]:
+    """A wrong frame, and where in a life of what kind it comes."""
+    frames = talk("plain")["up"]
+    bad = rng.randrange(min(8, len(frames)))
+    return wrong(frames[bad], "up", rng), (rng.random() < 0.1, rng.choice((0, 0, 0, 3)), bad)
+
+
+def _session(data: bytes, rest: tuple[bool, int, int]) -> str:
     """A client of a run, down to the coordinator."""
     if not _RUNS or not _RUNS[0].fresh:
         _RUNS[:] = [Run()]
-    return _RUNS[0].once(rng)
+    return _RUNS[0].once(data, *rest)
 
 
 TARGETS: dict[str, Target] = {
-    "endpoint": endpoint,
-    "session": session,
-    "greeting": greeting,
-    "probe": ping,
-    "event log": event_log,
-    "handed-out config": configuration,
+    "endpoint": Target(_stretch, _endpoint),
+    "session": Target(_life, _session),
+    "greeting": Target(_opening, _greeting),
+    "probe": Target(lambda rng: (mutated(PING, rng), rng.random() < 0.3), _ping),
+    "event log": Target(_record, _event_log),
+    "handed-out config": Target(_handed_out, _configuration),
 }

@@ -1,4 +1,7 @@
-"""Valid things made slightly wrong: bytes, protobuf fields and text, all drawn from one seeded generator."""
+"""Valid things made slightly wrong: bytes, protobuf fields and text, all drawn from one seeded generator.
+
+Now and then one is made to cost: numbers that go on, lengths that lie, messages within messages, one thing said half a million times.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,54 @@ _INTEGERS = {
 }
 
 
+LENGTHS = (9, 10, 11, 64, 1000)
+HUGE = (1 << 14, 1 << 17, 1 << 18, 1 << 20)
+SMALLEST = (b"", b"\x1a\x00", b"\xa0\x06\x00", b"\x08\x01", b"\x1a\x03\xa0\x06\x00")  # of a protobuf message's contents
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def swollen(rng: random.Random) -> bytes:
+    """What costs a careless reader of bytes more than it cost to send."""
+    many = rng.choice(HUGE) if rng.random() < 0.1 else rng.choice(LENGTHS)
+    tag = bytes([rng.randrange(1, 20) << 3 & 0x7F | rng.choice((0, 2, 2))])
+    match rng.randrange(6):
+        case 0:  # a number, or a length, that goes on
+            return tag + rng.choice((b"\xff", b"\x80")) * many + rng.choice((b"", b"\x01", b"\x7f"))
+        case 1:  # a length that lies
+            return tag + _varint(rng.choice(NUMBERS)) + bytes(rng.choice((0, 1, 100)))
+        case 2:  # groups in groups
+            return b"\x0b" * many + rng.choice((b"", b"\x0c" * many))
+        case 3:  # messages in messages
+            data = b""
+            for _ in range(min(many, 200)):
+                data = tag[:0] + bytes([tag[0] & 0x78 | 2]) + _varint(len(data)) + data
+            return data
+        case 4:  # one field again and again
+            content = rng.choice(SMALLEST)
+            one = bytes([tag[0] & 0x78 | 2]) + _varint(len(content)) + content
+            return one * (many // len(one) + 1)
+        case _:  # a header whose list has nothing in it, again and again
+            content = rng.choice(SMALLEST)
+            one = bytes([rng.choice((3, 6, 7, 9, 10)) << 3 | 2]) + _varint(len(content)) + content
+            many_of_them = one * (many // len(one) + 1)
+            return bytes([rng.randrange(3, 14) << 3 | 2]) + _varint(len(many_of_them)) + many_of_them
+
+
 def mutated(data: bytes, rng: random.Random, others: Sequence[bytes] = ()) -> bytes:
     """With one to four bytes or stretches of bytes changed, lost, said twice, swapped for another's, or cut off."""
     out = bytearray(data)
+    if rng.random() < 0.04:
+        at = rng.choice((0, len(out), rng.randrange(len(out) + 1)))
+        out[at:at] = swollen(rng)
+        if rng.random() < 0.7:  # and nothing else, or it is refused for that
+            return bytes(out)
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(out) + 1)
         until = min(len(out), at + rng.choice((0, 1, 1, 2, 4, 16, 200)))
@@ -145,9 +193,45 @@ VALUES = (
 )
 
 
+def swollen_text(rng: random.Random) -> str:
+    """What costs a careless reader of JSON or TOML more than it cost to write."""
+    many = rng.choice((1 << 14, 100_000, 300_000)) if rng.random() < 0.2 else rng.choice((100, 2000, 5000))
+    what = rng.choice(("9", "[", '{"a":', "{a=", "a.", '"\\u0061', "0,", "-", " ", "x", "é", "[[a]]\n", "1e9", "_1"))
+    text = what * (many // len(what))
+    keys = "".join(f'"k{n}": {n}, ' for n in range(many // 15))
+    return rng.choice((text, text, f"[{text}]", f'"{text}"', f"{{{keys}}}", "{" + keys.replace(":", " =") + "}"))
+
+
+def swollen_tree(tree: dict[str, Any], rng: random.Random) -> None:
+    """One value, or a table somewhere, becomes more than anybody needs."""
+    node, many = tree, rng.choice((40, 300, 3000, 20_000))
+    while (below := [value for value in node.values() if isinstance(value, dict)]) and rng.random() < 0.7:
+        node = rng.choice(below)
+    key = rng.choice(list(node) or ["x"])
+    match rng.randrange(5):
+        case 0:
+            node.update((f"{key}{n}", n) for n in range(many))
+        case 1:
+            node[key] = list(range(many))
+        case 2:
+            deep: Any = 1
+            for _ in range(min(many, 900)):
+                deep = rng.choice(([deep], {key: deep}))
+            node[key] = deep
+        case 3:
+            node[key] = 10 ** min(many, 4000)
+        case _:
+            node[key] = rng.choice(("x", "é", "average, ")) * many
+
+
 def rewritten(text: str, rng: random.Random) -> str:
     """A TOML text with values, keys, lines or single characters changed."""
     lines = text.splitlines()
+    if rng.random() < 0.04:
+        at = rng.randrange(len(lines) + 1)
+        key = lines[at].partition("=")[0] if at < len(lines) else ""
+        lines.insert(at, rng.choice((f"{key}= {swollen_text(rng)}", swollen_text(rng))))
+        return "\n".join(lines)
     for _ in range(rng.randint(1, 3)):
         at = rng.randrange(len(lines) + 1)
         line = lines[at] if at < len(lines) else ""

@@ -19,6 +19,7 @@ from sl_common.errors import DataError
 from sl_common.partition import Indices
 
 _CHUNK = 1 << 20
+_MORE = 1 << 22  # bytes too many that are counted
 _Stream = BufferedReader | gzip.GzipFile
 
 
@@ -48,6 +49,8 @@ def _read(file: _Stream, path: Path, dims: int, rows: Indices | None) -> tuple[n
         raise DataError(f"{path}: cut short: the header is {size} bytes, the file holds {len(header)}")
     shape: tuple[int, ...] = struct.unpack(f">{dims}I", header[4:])
     promised = math.prod(shape)
+    if shape[0] and not promised:
+        raise DataError(f"{path}: promises {shape[0]} rows of nothing {shape}")
     if rows is None:
         body = _take(file, promised)
         found = len(body)
@@ -56,8 +59,10 @@ def _read(file: _Stream, path: Path, dims: int, rows: Indices | None) -> tuple[n
     if found < promised:
         raise DataError(f"{path}: cut short: the header promises {promised} bytes {shape}, the file holds {found}")
     if extra := _drain(file):
+        least = "" if extra < _MORE else "at least "
         raise DataError(
-            f"{path}: {extra} bytes too many: the header promises {promised} {shape}, the file holds {promised + extra}"
+            f"{path}: {least}{extra} bytes too many: the header promises {promised} {shape}, "
+            f"the file holds {least}{promised + extra}"
         )
     count = shape[0] if rows is None else int(np.searchsorted(rows, shape[0]))
     return np.frombuffer(body, dtype=np.uint8).reshape(count, *shape[1:]), shape[0]
@@ -73,7 +78,7 @@ def _pick(file: _Stream, shape: tuple[int, ...], rows: Indices) -> tuple[bytearr
         found += len(taken)
         if len(taken) < min(block, shape[0] - first) * row:
             break
-        inside = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + block)] - first
+        inside = rows[np.searchsorted(rows, first) : np.searchsorted(rows, min(first + block, shape[0]))] - first
         picked += np.frombuffer(taken, np.uint8).reshape(-1, row)[inside].tobytes()
     return picked, found
 
@@ -90,7 +95,8 @@ def _take(file: _Stream, size: int) -> bytearray:
 
 
 def _drain(file: _Stream) -> int:
+    """How many bytes follow, counted up to a few: a small file may unpack to gigabytes."""
     extra = 0
-    while chunk := file.read1(_CHUNK):
+    while extra < _MORE and (chunk := file.read1(_CHUNK)):
         extra += len(chunk)
     return extra

@@ -29,6 +29,7 @@ from sl_common.errors import WireError
 from sl_common.value import Value
 
 _PARAMS = struct.Struct("<QB")
+_WIDE = 1 << 9  # elements of a row from which it is worth a table of its own
 _TINY = np.float32(1e-30)  # below it L/T overflows
 
 
@@ -122,18 +123,36 @@ class Mask(Value):
         at = self._marked(codes, rows, width, k)
         smallest = np.maximum(kept.reshape(rows, k).min(axis=1), 0)
         out = np.empty(rows * width, np.float32)
-        table = np.zeros(256, np.float32)
-        for row in range(rows):
-            levels = np.arange((1 << self.b) - 1) * np.float64(smallest[row]) / ((1 << self.b) - 1)
-            table[: len(levels)] = levels
-            for start in range(row * width, (row + 1) * width, BLOCK):
-                stop = min(start + BLOCK, (row + 1) * width)
-                np.take(table, codes[start:stop], out=out[start:stop], mode="clip")
+        (self._narrow if width < _WIDE else self._wide)(codes.reshape(rows, width), smallest, out.reshape(rows, width))
         out[at] = kept
         if signed:
             negative = unpack(rest[packed_nbytes(rows * width, self.b) :], 1, rows * width)
             np.negative(out, out=out, where=negative.view(np.bool_))
         return from_float32(out, layout)
+
+    def _wide(self, codes: Bytes, smallest: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """(R, d) codes, (R,) thresholds -> (R, d) values, one row after another."""
+        table = np.zeros(256, np.float32)
+        for row in range(len(codes)):
+            table[: 1 << self.b] = self._table(smallest[row : row + 1])[0]
+            for start in range(0, codes.shape[1], BLOCK):
+                here = np.s_[row, start : start + BLOCK]
+                np.take(table, codes[here], out=out[here], mode="clip")
+
+    def _narrow(self, codes: Bytes, smallest: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """The same where rows are many and short: as many at once as the cache holds, since a peer chooses how many there are."""
+        step = max(1, BLOCK >> max(self.b, 3))
+        for top in range(0, len(codes), step):
+            tables = self._table(smallest[top : top + step])
+            places = codes[top : top + step] + (np.arange(len(tables)) << self.b)[:, None]
+            np.take(tables.reshape(-1), places, out=out[top : top + step], mode="clip")
+
+    def _table(self, smallest: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(R,) thresholds -> (R, 2^b): the value of each code; that of a kept element, which stands elsewhere, is 0."""
+        highest = (1 << self.b) - 1
+        tables = np.zeros((len(smallest), highest + 1), np.float32)
+        tables[:, :highest] = np.arange(highest) * smallest.astype(np.float64)[:, None] / highest
+        return tables
 
     def _marked(self, codes: Bytes, rows: int, width: int, k: int) -> Positions:
         at = np.flatnonzero(codes == (1 << self.b) - 1)

@@ -20,6 +20,7 @@ from sl_common.errors import WireError
 
 Precision = Literal["float32", "float16"]
 _PARAMS = struct.Struct("<Q")
+_AT_ONCE = 1 << 13  # indices, a multiple of 8 so that each stretch begins with a byte
 _TOP16 = np.float32(65504)
 
 
@@ -70,16 +71,26 @@ def write_positions(at: Positions, rows: int, width: int, k: int) -> Bytes:
     return np.packbits(bits.reshape(-1), bitorder="little")
 
 
+def _read_indices(data: Bytes, count: int, bits: int) -> Positions:
+    """(count,) numbers of so many bits each; some at a time, since 64 bytes of scratch go with each."""
+    found = np.empty(count, np.intp)
+    for start in range(0, count, _AT_ONCE):
+        stop = min(start + _AT_ONCE, count)
+        packed = data[start * bits // 8 : packed_nbytes(stop, bits)]
+        planes = np.zeros((stop - start, 64), np.uint8)
+        plane = np.unpackbits(packed, count=(stop - start) * bits, bitorder="little")
+        planes[:, :bits] = plane.reshape(stop - start, bits)
+        found[start:stop] = np.packbits(planes, axis=1, bitorder="little").view("<u8").reshape(-1)
+    return found
+
+
 def read_positions(kind: str, data: Bytes, rows: int, width: int, k: int) -> Positions:
     """The positions again. Raises WireError unless there are k in each row, ascending and inside it."""
     if _is_bitmap(rows, width, k):
         at = np.flatnonzero(np.unpackbits(data, count=rows * width, bitorder="little"))
         within = at % max(width, 1)
     else:
-        plane = np.unpackbits(data, count=rows * k * index_bits(width), bitorder="little")
-        bits = np.zeros((rows * k, 64), np.uint8)
-        bits[:, : index_bits(width)] = plane.reshape(rows * k, -1)
-        within = np.packbits(bits, axis=1, bitorder="little").view("<u8").reshape(-1).astype(np.intp)
+        within = _read_indices(data, rows * k, index_bits(width))
         at = within + np.repeat(np.arange(rows) * width, k)
     if (
         len(at) != rows * k

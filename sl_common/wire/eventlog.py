@@ -14,6 +14,7 @@ from sl_common.messages import Advanced, Aligned, Joined, Left, Logged, Restored
 from sl_common.proto import split_pb2 as pb
 from sl_common.tensors import aligned_buffer
 from sl_common.wire import translate
+from sl_common.wire.fields import check_entries
 
 _LENGTHS = struct.Struct("<III")  # bytes of the client's name, of the header, and how many tensors follow
 _NBYTES = struct.Struct("<Q")
@@ -75,6 +76,7 @@ def _load_one(view: memoryview) -> tuple[str, Logged, memoryview]:
     if bytes(header[:1]) == b"{":
         fields = json.loads(bytes(header))
         return client, _OWN[fields.pop("event")](**fields), view
+    check_entries(bytes(header[1:]), translate.MAX_TENSORS + translate.MAX_OTHERS)
     frame = (pb.ServerFrame if bytes(header[:1]) == b"S" else pb.ClientFrame).FromString(bytes(header[1:]))
     field = frame.WhichOneof("header")
     if field is None:

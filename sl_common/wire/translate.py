@@ -298,6 +298,12 @@ def _to_welcome(h: pb.Welcome, _: list[Tensor]) -> Welcome:
     return Welcome(config=h.config, client=h.client, shard=h.shard, shards=h.shards, run=h.run)
 
 
+def _to_offer(h: pb.Offer, _: list[Tensor]) -> Offer:
+    if len(h.lower_sha256) not in (0, 32):
+        raise WireError(f"offer.lower_sha256 has {len(h.lower_sha256)} bytes, must have 32 or none")
+    return Offer(config=h.config, lower_sha256=h.lower_sha256)
+
+
 def _to_aligned(h: pb.Aligned, t: list[Tensor]) -> Aligned:
     return Aligned(round=h.round, wave=h.wave, weights=_unflatten(h, t), before=h.before, after=h.after)
 
@@ -313,7 +319,7 @@ _messages: dict[str, Callable[[Any, list[Tensor]], Message]] = {
     "aligned": _to_aligned,
     "late": lambda h, _: Late(round=h.round, wave=h.wave),
     "bye": lambda h, _: Bye(reason=h.reason[:MAX_SENTENCE], finished=h.finished),
-    "offer": lambda h, _: Offer(config=h.config, lower_sha256=h.lower_sha256),
+    "offer": _to_offer,
     "fetch": lambda *_: Fetch(),
     "lower": lambda h, t: Lower(weights=_unflatten(h, t)),
     "query": lambda h, t: Query(step=h.step, z=t[0]),

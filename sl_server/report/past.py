@@ -86,6 +86,14 @@ _EVENTS = {
 }
 
 
+class _Summary(BaseModel):
+    """What is computed with, of a summary."""
+
+    seconds: float
+    bytes: Bytes
+    payload_bytes: Bytes
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PastRun:
     """One run, over or not."""
@@ -170,7 +178,7 @@ def _parsed(path: Path, text: str) -> Iterator[Line]:
             found = json.loads(row)
             if found["event"] in _EVENTS:  # there are more than are shown
                 yield _KNOWN.validate_python(found)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"not an event: {row[:60]!r}"
             raise ConfigError(f"{path}, line {number}: {what}") from error
 
@@ -179,10 +187,13 @@ def _summary(path: Path, missing: list[str]) -> Mapping[str, Any] | None:
     try:
         summary = json.loads(path.read_text())
         if {"seconds", "bytes", "payload_bytes", "weights_sha256", "reason", "finished"} <= summary.keys():
-            return dict(summary)
+            return dict(summary) | _Summary.model_validate(summary).model_dump()
     except FileNotFoundError:
         missing.append("summary.json is not there yet: the run goes on, or was cut short; its numbers are those so far")
         return None
-    except (OSError, ValueError, AttributeError) as error:
+    except ValidationError as error:
+        key, what = error.errors()[0]["loc"], error.errors()[0]["msg"]
+        raise ConfigError(f"{path}: {'.'.join(map(str, key))[:80]}: {what}") from error
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
     raise ConfigError(f"{path}: not the summary of a run")
