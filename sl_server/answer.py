@@ -53,14 +53,14 @@ async def _serve(
     )
     server = None
     with contextlib.ExitStack() as stack:
-        stack.callback(metrics.close)
+        stack.callback(metrics.scrapes.close)
         if door.certificates is not None:
             stack.enter_context(handshakes.heard(inference.refused))
         try:
             server, port = await service.start(inference, listen, door, "Infer")
             _announce(show, f"{listen.rpartition(':')[0]}:{port}", door, trained)
             if metrics_at is not None:
-                at = metrics.serve(*metrics_at)
+                at = metrics.scrapes.serve(*metrics_at, inference.health)
                 show.say("metrics", f"metrics at http://{metrics_at[0]}:{at}/metrics", port=at)
             interrupted = _on_signals(loop, inference, show)
             inference.start()

@@ -29,6 +29,7 @@ from sl_common.wire import Frame, Hello, Refusal
 from sl_common.wire.outgoing import Outgoing
 from sl_server.alignments import Job
 from sl_server.coordinator import Coordinator
+from sl_server.health import OVER, Health
 from sl_server.identity import Identity, admit
 from sl_server.ledger import Ledger
 from sl_server.meter import Clock, Meter, Span
@@ -150,6 +151,7 @@ class Engine:
             }
         )
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.health = Health(self._thread)
 
     # --- called from any thread
 
@@ -200,11 +202,13 @@ class Engine:
 
     def stop(self, reason: str) -> None:
         """End the run early; clients are told."""
+        self.health.ends("stopping: the run ends early")
         self._inbox.put(lambda: self.coordinator.stop(reason))
 
     def drain(self) -> None:
         """Finish the wave that is under way if its clients are there, keep what there is, and end; they are not told that the run
         is over."""
+        self.health.ends("stopping, to be resumed")
         self._inbox.put(lambda: setattr(self, "_draining", True))
 
     # --- the loop
@@ -222,6 +226,7 @@ class Engine:
         except Exception as error:  # a bug, or training that diverged: say so to everybody and end
             self._fail(error)
         finally:
+            self.health.ends(OVER)
             self._on_end()
 
     def _take_events(self, wait_s: float) -> None:
@@ -369,6 +374,7 @@ class Engine:
             return True
         if self.coordinator.ended is None or self.coordinator.advance_pending:
             return False
+        self.health.ends(OVER)
         now = time.monotonic()
         self._ended_at = self._ended_at or now
         patience = LINGER_S if self.coordinator.ended.finished else HURRY_S

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from wsgiref.simple_server import WSGIServer
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from sl_common import __version__
-from sl_common.errors import ConfigError
 from sl_server.ledger import Ledger
 from sl_server.metrics import REASONS
 from sl_server.run_series import LedgerCollector
+from sl_server.scrapes import Scrapes
 
 PHASES = ("client_forward", "encode", "wire", "decode", "queue_wait", "server_compute")
 _BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1, 2, 4, 8)
@@ -50,21 +48,11 @@ class InferMetrics:
         for reason in REASONS:
             self._rejected.labels(reason)
         Gauge("sl_build_info", "Always 1", ("version",), registry=self.registry).labels(__version__).set(1)
-        self._server: WSGIServer | None = None
+        self.scrapes = Scrapes(self.text)
 
-    def serve(self, host: str, port: int) -> int:
-        """Answer scrapes at http://host:port/metrics; returns the port. Raises ConfigError if it is taken."""
-        try:
-            self._server, _ = start_http_server(port, host, registry=self.registry)
-        except OSError as error:
-            raise ConfigError(f"--metrics {host}:{port}: {error.strerror or error}") from error
-        return self._server.server_port
-
-    def close(self) -> None:
-        """Stop answering."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+    def text(self) -> bytes:
+        """All of them in Prometheus' text format."""
+        return generate_latest(self.registry)
 
     def observe(self, phase: str, seconds: float) -> None:
         """One phase of one query."""

@@ -24,6 +24,7 @@ from sl_common.wire import Hello, Refusal
 from sl_server.askers import Asker, Askers, offer_of
 from sl_server.engine import FRAME_COSTS, UNREAD, Stream
 from sl_server.forward import Waiting, compute
+from sl_server.health import Health
 from sl_server.identity import Identity
 from sl_server.infer_meter import InferMeter, Spent
 from sl_server.infer_metrics import InferMetrics
@@ -63,6 +64,7 @@ class Inference:
         self._draining = False
         self.failure: str | None = None
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self.health = Health(self._thread)
 
     # --- called from any thread
 
@@ -109,6 +111,7 @@ class Inference:
 
     def drain(self) -> None:
         """Answer what is waiting, then end all streams and the loop."""
+        self.health.ends("stopping")
         self._inbox.put(lambda: setattr(self, "_draining", True))
 
     # --- the loop
@@ -127,6 +130,7 @@ class Inference:
         finally:
             for asker in self._askers:
                 asker.stream.close()
+            self.health.ends()
             self._on_end()
 
     def _take_events(self, wait_s: float | None) -> None:

@@ -166,14 +166,6 @@ class Metrics:
         """All of them in Prometheus' text format."""
         return generate_latest(self.registry) + self.clients.text().encode()
 
-    def serve(self, host: str, port: int) -> int:
-        """Answer scrapes at http://host:port/metrics; returns the port. Raises ConfigError if it is taken."""
-        return self.scrapes.serve(host, port)
-
-    def close(self) -> None:
-        """Stop answering."""
-        self.scrapes.close()
-
     def observe(self, phase: str, seconds: float) -> None:
         """One phase of one step."""
         self._phases[phase].observe(max(0.0, seconds))

@@ -113,7 +113,7 @@ async def _serve(
         server, port = await service.start(engine, listen, door)
         _announce(show, f"{listen.rpartition(':')[0]}:{port}", door, config.run.clients)
         if metrics_at is not None:
-            at = metrics.serve(*metrics_at)
+            at = metrics.scrapes.serve(*metrics_at, engine.health)
             show.say("metrics", f"metrics at http://{metrics_at[0]}:{at}/metrics", port=at)
         for text in config.cautions:
             show.warn(text)
@@ -135,7 +135,7 @@ async def _serve(
         raise
     finally:
         show.stop()
-        metrics.close()
+        metrics.scrapes.close()
         if server is not None:
             await server.stop(grace=0)
         ears.close()

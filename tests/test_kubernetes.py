@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
+from asking import got
 
 from sl_common.config import RunConfig
+from sl_server.health import Health
+from sl_server.scrapes import Scrapes
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "deploy" / "kubernetes"
@@ -62,6 +66,17 @@ def test_names_and_labels_agree() -> None:
     assert all((BASE / file).exists() for file in generated["files"])
     images = {image["name"] for image in KUSTOMIZATION["images"]}
     assert images == {pod(kind)["containers"][0]["image"] for kind in ("StatefulSet", "Job")}
+
+
+def test_probes_ask_for_pages_that_there_are() -> None:
+    (container,) = pod("StatefulSet")["containers"]
+    asked = {name: container[f"{name}Probe"]["httpGet"] for name in ("readiness", "liveness")}
+    assert {get["port"] for get in asked.values()} <= {port["name"] for port in container["ports"]}
+    assert {name: get["path"] for name, get in asked.items()} == {"readiness": "/readyz", "liveness": "/healthz"}
+    scrapes, health = Scrapes(lambda: b""), Health(threading.Thread())
+    port = scrapes.serve("127.0.0.1", 0, health)
+    assert {got(port, get["path"])[0] for get in asked.values()} == {200, 503}  # it lives, and is starting
+    scrapes.close()
 
 
 def test_every_mount_has_its_volume() -> None:
