@@ -547,4 +547,4 @@ def test_keys_of_another_machine_are_quoted_and_their_number_is_bounded() -> Non
     assert str(caught.value).isprintable()
     with pytest.raises(ConfigError) as caught:
         RunConfig.from_json("{" + ", ".join(f'"key{n}": 1' for n in range(10_000)) + "}")
-    assert str(caught.value).endswith("and … and 9980 more")
+    assert str(caught.value).endswith("… and 9980 more")
