@@ -24,6 +24,7 @@ from sl_common.errors import CutlayerError, Refused, WireError
 from sl_common.facts import AuxAligned, ClientAway, ClientBack, Fact, WentBack
 from sl_common.limits import Limits
 from sl_common.messages import Aligned
+from sl_common.pauses import PauseClock
 from sl_common.segment import Tree
 from sl_common.wire import Frame, Hello, Refusal
 from sl_common.wire.outgoing import Outgoing
@@ -136,7 +137,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._links: dict[Session, _Link] = {}
         self._by_stream: dict[Stream, _Link] = {}
-        self._started = time.monotonic()
+        self._clock = PauseClock(time.monotonic())  # of all deadlines; only the loop reads it
         self._ended_at: float | None = None
         self._next_tick = self._next_look = 0.0
         self._workers = Workers(coordinator.config.run.threads)
@@ -228,6 +229,10 @@ class Engine:
         finally:
             self.health.ends(OVER)
             self._on_end()
+
+    def _now(self) -> float:
+        """Seconds since the run began, without those in which this loop did not look: nobody is late for them."""
+        return self._clock.read(time.monotonic())
 
     def _take_events(self, wait_s: float) -> None:
         """Whatever lies in the inbox, but not more than a bounded share of it: work comes after."""
@@ -334,7 +339,7 @@ class Engine:
         self._metrics.rolled_back()
         if self._archive is not None:
             self._archive.back()
-        self.sessions.restore(copy.deepcopy(tree), time.monotonic() - self._started)
+        self.sessions.restore(copy.deepcopy(tree), self._now())
         self._rests = self.coordinator.rests
         self._on_fact(WentBack(checkpoint=self._rests))
         self._warn(f"a client was lost: back to checkpoint {self._rests}, run.on_lost = redo")
@@ -375,13 +380,13 @@ class Engine:
         if self.coordinator.ended is None or self.coordinator.advance_pending:
             return False
         self.health.ends(OVER)
-        now = time.monotonic()
-        self._ended_at = self._ended_at or now
+        now = self._now()
+        self._ended_at = now if self._ended_at is None else self._ended_at
         patience = LINGER_S if self.coordinator.ended.finished else HURRY_S
         return not self._links or now - self._ended_at > patience
 
     def _tick(self) -> None:
-        now = time.monotonic()
+        now = self._now()
         if now < self._next_tick:
             return
         self._next_tick = now + _TICK_S
@@ -390,14 +395,13 @@ class Engine:
             if link.stream is None and now - link.away_since > grace:
                 self._drop(link)
                 self.sessions.lose(link.session, f"away for more than grace_s = {grace:g} s")
-        self._look_after()
+        self._look_after(now)
         wake_at = self.coordinator.wake_at
-        if self.coordinator.timed or (wake_at is not None and now - self._started >= wake_at):
-            self.sessions.tick(now - self._started)
+        if self.coordinator.timed or (wake_at is not None and now >= wake_at):
+            self.sessions.tick(now)
 
-    def _look_after(self) -> None:
+    def _look_after(self, now: float) -> None:
         """Nobody is waited for without end."""
-        now = time.perf_counter()
         if now < self._next_look:
             return
         self._next_look = now + look_every_s(self.limits)
@@ -458,7 +462,7 @@ class Engine:
         link = self._links.get(opened.session)
         if link is None:
             clock = Clock(client=opened.session.client)
-            patience = Patience(self.coordinator.config.server.limits, time.perf_counter())
+            patience = Patience(self.coordinator.config.server.limits, self._now())
             link = _Link(session=opened.session, stream=stream, clock=clock, patience=patience)
             self._links[opened.session] = link
             self._metrics.connected(clock.client, 1)
@@ -483,7 +487,7 @@ class Engine:
         if link is None:
             return
         fed = time.perf_counter()
-        link.patience.heard(fed)
+        link.patience.heard(self._now())
         try:
             received = self.sessions.feed(link.session, data)
             stream.outgoing.check(link.session.endpoint.acknowledged)
@@ -512,7 +516,7 @@ class Engine:
         if self.coordinator.ended is not None and link.session.endpoint.settled:
             self._links.pop(link.session, None)  # it has its Bye
             return
-        link.stream, link.away_since = None, time.monotonic()
+        link.stream, link.away_since = None, self._now()
         self._metrics.away(1)
         self._on_fact(ClientAway(client=link.session.client))
 

@@ -19,6 +19,7 @@ import torch
 from sl_common.errors import CutlayerError, Refused, WireError
 from sl_common.inference import Answered, Fetch, Query, Scores
 from sl_common.limits import Limits
+from sl_common.pauses import PauseClock
 from sl_common.protocol import WaitUntil
 from sl_common.wire import Hello, Refusal
 from sl_server.askers import Asker, Askers, offer_of
@@ -59,6 +60,7 @@ class Inference:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._posted = self._taken = 0  # bytes; the event loop counts the first, our loop the second
         self._askers = Askers(trained)
+        self._clock = PauseClock(time.monotonic())  # of all deadlines; only the loop reads it
         self._waiting: list[Waiting] = []
         self._incarnation = secrets.randbits(63)
         self._draining = False
@@ -133,6 +135,10 @@ class Inference:
             self.health.ends()
             self._on_end()
 
+    def _now(self) -> float:
+        """Seconds without those in which this loop did not look: nobody is late for them."""
+        return self._clock.read(time.monotonic())
+
     def _take_events(self, wait_s: float | None) -> None:
         """Whatever lies in the inbox, but not more than a bounded share of it; None waits for the first of them."""
         with contextlib.suppress(queue.Empty):
@@ -163,7 +169,7 @@ class Inference:
             self._say(asker, Scores(step=one.query.step, scores=own))
             after = time.perf_counter()
             spent = Spent(residence=after - one.arrived, decode=one.decode_s, encode=after - before)
-            asker.answered(one.query.step, spent, after)
+            asker.answered(one.query.step, spent, self._now())
             self._meter.waited(started - one.arrived - one.decode_s)
             before = after
         self._meter.computed(len(chosen), sum(one.samples for one in chosen), computed - started)
@@ -180,7 +186,7 @@ class Inference:
         try:
             hello = Hello.from_frame(data)
             client = hello.client or client
-            asker = self._askers.let_in(stream, hello, identity, time.perf_counter())
+            asker = self._askers.let_in(stream, hello, identity, self._now())
         except (Refused, WireError) as error:
             self._refuse(stream, client, error)
             return
@@ -201,7 +207,7 @@ class Inference:
 
     def _take(self, asker: Asker, data: bytes, arrived: float) -> None:
         fed = time.perf_counter()
-        asker.patience.heard(fed)
+        asker.patience.heard(self._now())
         received = asker.endpoint.feed(data)
         asker.stream.outgoing.check(asker.endpoint.acknowledged)
         decode_s = time.perf_counter() - fed
@@ -231,7 +237,7 @@ class Inference:
 
     def _look_after(self, wait_s: float | None) -> float | None:
         """Nobody is waited for without end: how long to wait for events, with an eye on those who are here."""
-        now = time.perf_counter()
+        now = self._now()
         for asker, error in self._askers.overdue(now):
             self._expel(asker, error)
         look_s = self._askers.look_s(now)

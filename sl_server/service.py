@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from sl_common.errors import AGAIN, ConfigError, Refused
 from sl_common.limits import Limits
+from sl_common.pauses import PauseClock
 from sl_common.wire import Refusal, probe
 from sl_common.wire.endpoint import MAX_CHUNK
 from sl_common.wire.greeting import REFUSED_BY
@@ -30,6 +31,7 @@ from sl_server.stream import TrainStream
 SERVICE = "sl.v1.SplitLearning"
 MAX_MESSAGE = 2 * MAX_CHUNK
 SMOOTH_S = 0.01  # who is ahead of its rate by less is not worth a pause
+HELLO_LOOK_S = 0.5  # between two looks at how long a Hello is awaited
 RECHECK_S = 1.0  # after which a changed list of tokens or revoked certificates is noticed
 HEADERS = 64 << 10  # bytes; beyond, gRPC refuses some calls by itself, depending on its version
 PENDING = 64  # calls, at least, that gRPC may have and we have not looked at: as many as strangers may be here. It refuses more
@@ -172,10 +174,18 @@ class SplitLearning:
         self._refuse(out, error)
 
     async def _within(self, reading: object) -> object:
+        """The time in which this process was stopped does not count: what came meanwhile is still to be read."""
+        limit, clock = self._limits.hello_s, PauseClock(time.monotonic(), HELLO_LOOK_S)
+        task: asyncio.Future[object] = asyncio.ensure_future(reading)  # type: ignore[call-overload]
+        task.add_done_callback(_is_heeded)
         try:
-            return await asyncio.wait_for(reading, self._limits.hello_s)  # type: ignore[arg-type]
-        except TimeoutError:
-            raise Refused("silent", f"said nothing within server.limits.hello_s = {self._limits.hello_s:g} s") from None
+            while (left := limit - clock.read(time.monotonic())) > 0:
+                done, _ = await asyncio.wait({task}, timeout=min(left, HELLO_LOOK_S))
+                if done:
+                    return task.result()
+        finally:
+            task.cancel()
+        raise Refused("silent", f"said nothing within server.limits.hello_s = {limit:g} s")
 
     async def _take_turn(self, stream: TrainStream, identity: Identity) -> None:
         """Hellos of one proven client, or of one address, wait for each other."""
@@ -228,6 +238,12 @@ class SplitLearning:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         finally:
             self._strangers.leave(peer)
+
+
+def _is_heeded(task: asyncio.Future[object]) -> None:
+    """Or asyncio would tell of a read that failed when nobody waited for it any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _abort(context: grpc.aio.ServicerContext[bytes, bytes], error: Refused) -> None:
