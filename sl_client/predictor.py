@@ -5,7 +5,6 @@ Streams may break: what was not answered is asked again on a new one.
 
 from __future__ import annotations
 
-import random
 import secrets
 import threading
 import time
@@ -23,15 +22,17 @@ from sl_client.access import PLAINTEXT, Access
 from sl_client.carrier import Carrier, GrpcCarrier, StreamBroken, no_of
 from sl_client.lowers import Lowers, own_lower, shared_lower
 from sl_client.runner import Interrupted
+from sl_client.tries import Tries
 from sl_common import __version__
 from sl_common.codec import Link
 from sl_common.config import RunConfig
-from sl_common.errors import PeerLost, Refused, WireError
+from sl_common.errors import Refused, WireError
 from sl_common.inference import Answered, Asked, Fetch, Lower, Offer, Query, Scores
 from sl_common.network import Network, trained
 from sl_common.tensors import State
 from sl_common.wire import Endpoint, Hello, Refusal, Timing, read_answer
 
+LONGEST_S = 2.0  # between two looks for a server
 _FIRST_LIMIT = 1 << 20  # bytes of a message body before the run is known
 
 
@@ -77,7 +78,7 @@ class Predictor:
         self._hello = Hello(life=secrets.token_bytes(16), client=name, shard=shard, shards=shards, software=__version__)
         self._allowed, self._lower_file = allowed, lower
         self._lowers = None if cache is None else Lowers(cache)
-        self._retry_s, self._warn = retry_s, warn
+        self._tries, self._warn = Tries(server, retry_s, LONGEST_S), warn
         self._connect = connect or partial(GrpcCarrier, access=access, call="Infer")
         self._carrier: Carrier | None = None
         self._endpoint: Endpoint
@@ -156,8 +157,10 @@ class Predictor:
                 break
             except StreamBroken as error:
                 self._warn(f"lost the server ({error}); asking again")
+                self._stop.wait(self._tries.fruitless(str(error)))
                 self._reach()
         now = time.perf_counter()
+        self._tries.went_well()
         number = self._asked - len(self._under_way)
         question = self._under_way.popleft()
         if not isinstance(message, Scores) or message.step != number:
@@ -204,7 +207,7 @@ class Predictor:
 
     def _reach(self) -> None:
         """A stream whose server was understood, with all that is not answered asked on it. Raises PeerLost in the end."""
-        give_up, pause = time.monotonic() + self._retry_s, 0.1
+        self._tries.begin()
         while True:
             self._heed_stop()
             self.close()
@@ -216,12 +219,7 @@ class Predictor:
                 return
             except StreamBroken as error:
                 self._heed_stop()
-                if time.monotonic() + pause > give_up:
-                    raise PeerLost(
-                        f"no server at {self._server} for {self._retry_s:g} s; the last try said: {error}"
-                    ) from None
-                self._stop.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter, not a secret)
-                pause = min(2 * pause, 2.0)
+                self._stop.wait(self._tries.failed(str(error)))
 
     def _greet(self, carrier: Carrier) -> None:
         first, none = _FIRST_LIMIT, 0

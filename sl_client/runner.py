@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import secrets
 import signal
 import sys
@@ -18,10 +17,11 @@ from sl_client.memory import give_back_code
 from sl_client.past import Past
 from sl_client.seat import take_seat
 from sl_client.show import Show
+from sl_client.tries import Tries
 from sl_common import __version__
 from sl_common.codec import Link
 from sl_common.config import RunConfig
-from sl_common.errors import ConfigError, CutlayerError, Diverged, PeerLost, Refused
+from sl_common.errors import ConfigError, CutlayerError, Diverged, Refused
 from sl_common.exits import HAND_OVER_S
 from sl_common.messages import (
     Aligned,
@@ -43,6 +43,8 @@ from sl_common.wire import Endpoint, Frame, Hello, Refusal, Timing, read_answer
 
 ALIVE_EVERY_S = 5.0
 UNHEARD = 16  # messages that the server has not acknowledged: more of them say nothing that these do not
+LONGEST_S = 5.0  # between two looks for a server
+LIVED_S = 1.0  # a stream that was there for so long was one
 SOON_S = 0.5  # at most, between two looks for a server that was there
 LEAVE_S = 3.0  # for telling the server that we go
 _FIRST_LIMIT = 1 << 20  # bytes of a message body before the run is known
@@ -137,13 +139,15 @@ class Runner:
         self._name = name
         self._shard, self._shards = shard, shards
         self._data, self._allowed = data, allowed
-        self._retry_s = retry_s
         self._show = show
         self._connect = connect
         self._carrier: Carrier | None = None
         self._stop = threading.Event()
         self.seat: Seat | None = None
         self._was_greeted = False  # in any life
+        self._tries = Tries(server, retry_s, LONGEST_S)
+        self._opened_at = 0.0
+        self._brought = False  # this stream brought more than a Welcome
         self._begin_life()
 
     def _begin_life(self) -> None:
@@ -208,6 +212,7 @@ class Runner:
                     self._close()
                     self._heed_stop()
                     self._show.lost(str(error))
+                    self._end_of_stream(str(error))
         except ConfigError as error:
             self._say_leave(f"cannot take part: {error}")
             raise
@@ -233,28 +238,32 @@ class Runner:
 
     # --- streams
 
+    def _end_of_stream(self, why: str) -> None:
+        """A stream that lived, or brought more than a Welcome, is followed by another at once."""
+        if self._brought or time.monotonic() - self._opened_at >= LIVED_S:
+            self._tries.went_well()
+        else:
+            self._stop.wait(self._tries.fruitless(why))
+        self._brought = False
+
     def _open_stream(self) -> None:
         """A stream that the server has greeted. Tries again with jittered, growing pauses; raises PeerLost in the end."""
-        give_up = time.monotonic() + self._retry_s
-        pause = 0.1
+        self._tries.begin()
         while True:
             self._heed_stop()
             try:
                 self._carrier = self._connect(self._server)
                 self._greet(self._carrier)
                 return
-            except Forgotten:
-                self._close()  # it waits for us: join anew at once
+            except Forgotten as error:
+                self._close()  # it waits for us: join anew at once, unless it says so again and again
+                self._stop.wait(self._tries.fruitless(str(error)))
             except StreamBroken as error:
                 self._close()
-                if time.monotonic() + pause > give_up:
-                    raise PeerLost(
-                        f"no server at {self._server} for {self._retry_s:g} s; the last try said: {error}"
-                    ) from None
+                pause = self._tries.failed(str(error), SOON_S if self._was_greeted else LONGEST_S)
                 self._heed_stop()
                 self._show.waiting(self._server, str(error))
-                self._stop.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter, not a secret)
-                pause = min(2 * pause, SOON_S if self._was_greeted else 5.0)  # a run that was there may be back soon
+                self._stop.wait(pause)
 
     def _greet(self, carrier: Carrier) -> None:
         hello = Hello(
@@ -277,6 +286,7 @@ class Runner:
         answer.check_version()
         self._greeted = self._was_greeted = True
         self._name = answer.client
+        self._opened_at = time.monotonic()
         self._send(self._endpoint.resend(answer.received))
 
     def _send(self, frames: list[Frame]) -> None:
@@ -368,6 +378,7 @@ class Runner:
             self._take(received.message)  # type: ignore[arg-type]
 
     def _take(self, message: ToClient) -> None:
+        self._brought = self._brought or not isinstance(message, Welcome)
         match message:
             case Begin():
                 self._watch.reset()

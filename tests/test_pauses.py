@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 from federation import federation, sha_of, slow_config
-from live import ClientThread, serving
+from live import serving
 from tally import Faults
 from world import make_config
 
 from sl_common.messages import Tick
 from sl_common.pauses import LONGEST_S, PauseClock
-from sl_server.simulate import Simulation
 
 
 def test_time_passes_as_it_does_where_somebody_looks() -> None:
@@ -32,32 +31,6 @@ def test_it_never_goes_back() -> None:
     clock = PauseClock(100.0)
     seen = [clock.read(now) for now in (101.0, 99.0, 99.5, 50.0, 51.0)]
     assert all(a <= b for a, b in pairwise(seen))
-
-
-@pytest.mark.parametrize(
-    "limits",
-    [
-        pytest.param({"run__grace_s": 2.0}, id="away"),
-        pytest.param({"server__limits__silent_s": 2.5}, id="silent"),
-        pytest.param({"server__limits__stall_s": 2.0}, id="stalled"),
-    ],
-)
-def test_a_loop_that_was_busy_charges_nobody(limits: dict[str, float]) -> None:
-    """The engine's own thread stands still for longer than each of its deadlines while a client's frames wait."""
-    settings = {"run__clients": 2, "client__wave": "{ steps = 30 }", "run__grace_s": 3.0} | limits
-    config = make_config("parallel", **settings)
-    with serving(config) as live:
-        clients = [ClientThread(live.address) for _ in range(2)]
-        while not live.sample("sl_steps_total"):
-            time.sleep(0.01)
-        live.engine._inbox.put(lambda: time.sleep(5.0))
-        for client in clients:
-            client.join(60)
-    assert [client.error for client in clients] == [None, None]
-    assert not [text for text in live.warnings if "refused" in text]
-    simulation = Simulation(config)
-    simulation.run()
-    assert live.coordinator.weights_sha256() == simulation.coordinator.weights_sha256()
 
 
 def test_the_coordinators_time_stands_still_with_the_loop() -> None:
