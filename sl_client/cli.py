@@ -30,7 +30,7 @@ from sl_client.options import (
 from sl_common import __version__
 from sl_common.errors import ConfigError, CutlayerError
 from sl_common.exits import INTERRUPTED, exit_code
-from sl_common.host.text import printable_lines
+from sl_common.host.text import printable, printable_lines
 
 if TYPE_CHECKING:  # torch is imported when it is needed, not for --help
     from sl_common.tensors import State
@@ -139,6 +139,8 @@ def run(
         if save_lower is not None and runner.seat is not None:
             _save(runner.seat.bank.get("lower").state(), save_lower)
     runner.leave_state(finished=bye.finished)
+    if not bye.finished:
+        raise CutlayerError(f"the run ended before its last round: {printable(bye.reason)}")
 
 
 def _save(lower: State, path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
-from sl_common.footprint import FACTOR, Footprint, at_rest, footprint_of
+from sl_common.footprint import FACTOR, Footprint, at_rest, footprint_of, trial_of, weights_below
 from sl_common.imports import is_user_code
 from sl_common.network import Network
 
@@ -73,6 +73,19 @@ class Limits:
         """
         if not is_user_code(config.model.name):
             self._compare(config, at_rest(config), measure())
+
+    def check_auxiliary(self, config: RunConfig, nbytes: int, measure: Callable[[], Memory] = Memory.now) -> None:
+        """The same before an auxiliary network takes so many bytes for its weights."""
+        optimizer = config.client.aux_optimizer or config.client.optimizer
+        need = Footprint(weights=nbytes, gradients=nbytes, optimizer=nbytes * optimizer.moments, activations=0)
+        self._compare(config, need, measure())
+
+    def check_asking(self, config: RunConfig, measure: Callable[[], Memory] = Memory.now) -> None:
+        """The same for a client that asks a trained network: weights without what trains them, and samples that no data set of its own bounds."""
+        need = trial_of(config)
+        if not is_user_code(config.model.name):
+            need += weights_below(config)
+        self._compare(config, need, measure())
 
     def check_built(self, config: RunConfig, network: Network, measure: Callable[[], Memory] = Memory.now) -> None:
         """With the weights in place: the same, once more, with the activations."""

@@ -19,7 +19,7 @@ from sl_client.access import Access
 from sl_client.carrier import OPTIONS
 from sl_client.tls import Tls, own_certificate
 from sl_common import __version__
-from sl_common.errors import CutlayerError, PeerLost, Refused
+from sl_common.errors import CutlayerError, PeerLost, Refused, WireError
 from sl_common.host.text import printable
 from sl_common.wire import WIRE_VERSION, probe
 
@@ -108,6 +108,9 @@ def _pings(channel: grpc.Channel, access: Access, sizes: list[tuple[int, int]]) 
         data = probe.ping(nbytes, reply_bytes)
         started = time.perf_counter()
         asks.put(data)
-        pong = probe.read(next(answers))
+        answer = next(answers, None)
+        if answer is None:
+            raise WireError("the server ended the probe before it had answered every ping")
+        pong = probe.read(answer)
         yield pong, time.perf_counter() - started
     asks.put(None)

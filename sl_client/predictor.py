@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sl_client.access import PLAINTEXT, Access
 from sl_client.carrier import Carrier, GrpcCarrier, StreamBroken, no_of
+from sl_client.device import Limits
 from sl_client.lowers import Lowers, own_lower, shared_lower
 from sl_client.runner import Interrupted
 from sl_client.tries import Tries
@@ -29,7 +30,7 @@ from sl_common.config import RunConfig
 from sl_common.errors import Refused, WireError
 from sl_common.inference import Answered, Asked, Fetch, Lower, Offer, Query, Scores
 from sl_common.network import Network, trained
-from sl_common.tensors import State
+from sl_common.tensors import State, all_finite
 from sl_common.wire import Endpoint, Hello, Refusal, Timing, read_answer
 
 LONGEST_S = 2.0  # between two looks for a server
@@ -166,8 +167,12 @@ class Predictor:
         if not isinstance(message, Scores) or message.step != number:
             raise WireError(f"the server answered query {number} with {type(message).__name__}")
         wanted = (len(question.z), self._config.classes)
-        if tuple(message.scores.shape) != wanted:
-            raise WireError(f"scores are {tuple(message.scores.shape)}, expected {wanted}")
+        if tuple(message.scores.shape) != wanted or not message.scores.is_floating_point():
+            raise WireError(
+                f"scores are {message.scores.dtype} {tuple(message.scores.shape)}, expected floating point numbers {wanted}"
+            )
+        if not all_finite(message.scores):
+            raise WireError(f"scores of query {number} hold NaN or Inf")
         self._timing = Timing(
             step=number,
             forward=question.forward_s,
@@ -249,7 +254,12 @@ class Predictor:
         """The lower segment of the first offer; the head's blocks are dropped again."""
         self._config = RunConfig.from_json(offer.config)
         torch.set_num_threads(self._config.run.threads)
-        network = Network.build(self._config, self._allowed)
+        if len(offer.lower_sha256) not in (0, 32):
+            raise WireError(f"the server offers a lower segment by a digest of {len(offer.lower_sha256)} bytes, not 32")
+        limits = Limits()
+        limits.check_asking(self._config)
+        fits = partial(limits.check_auxiliary, self._config)
+        network = Network.build(self._config, self._allowed, parts=("lower",), fits=fits)
         self._limit_bytes = network.limit_bytes
         self._agree()
         self._lower = trained(network.lower, self._weights(network, offer.lower_sha256), "the lower segment")

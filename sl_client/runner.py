@@ -21,7 +21,7 @@ from sl_client.tries import Tries
 from sl_common import __version__
 from sl_common.codec import Link
 from sl_common.config import RunConfig
-from sl_common.errors import ConfigError, CutlayerError, Diverged, Refused
+from sl_common.errors import ConfigError, CutlayerError, Diverged, Refused, WireError
 from sl_common.exits import HAND_OVER_S
 from sl_common.messages import (
     Aligned,
@@ -37,6 +37,7 @@ from sl_common.messages import (
     ToServer,
     Welcome,
 )
+from sl_common.orders import check_welcome
 from sl_common.participate import Flow, Seat, participate
 from sl_common.snapshots import Snapshots
 from sl_common.wire import Endpoint, Frame, Hello, Refusal, Timing, read_answer
@@ -161,6 +162,7 @@ class Runner:
         self._alive_at = time.monotonic()
 
     def _sit(self, welcome: Welcome) -> Seat:
+        check_welcome(welcome)
         config = RunConfig.from_json(welcome.config)
         self._limits.set_threads(config)
         give_back_code()  # that the start has read
@@ -284,6 +286,8 @@ class Runner:
         if isinstance(answer, Refusal):
             raise Refused(answer.code, answer.reason)
         answer.check_version()
+        if not answer.client:
+            raise WireError("the server gives this client no name")
         self._greeted = self._was_greeted = True
         self._name = answer.client
         self._opened_at = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -84,6 +85,8 @@ def _modules(
     """The parts that this client holds, if they fit, and the network, which without the rest still knows the run's largest message."""
     limits.check(config)
     parts = config.protocol.learner.parts
-    network = Network.build(config, allowed, shard=welcome.shard, parts=parts)
+    network = Network.build(
+        config, allowed, shard=welcome.shard, parts=parts, fits=partial(limits.check_auxiliary, config)
+    )
     limits.check_built(config, network)
     return {part: network.part(part) for part in parts}, network

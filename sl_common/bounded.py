@@ -1,32 +1,34 @@
-"""JSON and TOML that somebody wrote, read within bounds: a configuration is small, and whoever reads one must not pay for one that is not.
+"""JSON and TOML that somebody wrote, read within bounds: a configuration is small, may be another machine's, and each key of it costs work.
 
-Law: work and memory are proportional to the text, which has at most MAX_JSON or MAX_TOML characters; what comes out has at most MAX_ENTRIES values,
-is nested MAX_DEPTH deep at most, and has no whole number of more than 64 bits.
+Law: work and memory are proportional to the text, which has at most MAX_JSON or MAX_TOML characters; what comes out has a bounded number of
+values, none of them too deep, long or large.
 """
 
 from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sl_common.errors import ConfigError
 
 MAX_TOML = 1 << 16  # characters
 MAX_JSON = 2 * MAX_TOML  # of the same with every default spelled out
-MAX_ENTRIES = 1 << 14  # values, tables and lists
-MAX_DEPTH = 32
-MAX_NUMBER = 2**63 - 1
+MAX_VALUES = 1 << 14  # values, tables and lists in all
+MAX_ENTRIES = 1024  # of one list or table: layers, milestones, keys
+MAX_DEPTH = 16
+MAX_TEXT = 4096  # characters of one text
+MAX_NUMBER = 1 << 63  # beyond it neither torch nor the wire can count
 
 
 def read_json(text: str) -> Any:
-    """Raises ConfigError."""
+    """Parse a configuration. Raises ConfigError."""
     return _read(text, json.loads, MAX_JSON, "the configuration is not JSON")
 
 
 def read_toml(text: str) -> dict[str, Any]:
-    """Raises ConfigError."""
+    """Parse a configuration. Raises ConfigError."""
     found: dict[str, Any] = _read(text, tomllib.loads, MAX_TOML, "not TOML")
     return found
 
@@ -45,23 +47,30 @@ def _read(text: str, parse: Callable[[str], Any], most: int, wrong: str) -> Any:
 
 
 def check(found: Any) -> None:
-    """Raise ConfigError where there is too much of it, it is nested too deep, or a whole number is too large."""
-    waiting: list[tuple[Any, tuple[str, ...]]] = [(found, ())]
-    entries = 0
+    """Raise ConfigError naming a key whose value is too deep, long or large, or where there are too many values."""
+    waiting: list[tuple[Any, str, int]] = [(found, "", 0)]
+    values = 0
     while waiting:
-        node, path = waiting.pop()
-        entries += 1
-        if entries > MAX_ENTRIES:
-            raise ConfigError(f"more than {MAX_ENTRIES} values in a configuration")
-        if len(path) > MAX_DEPTH:
-            raise ConfigError(f"{_key(path[:3])}…: nested more than {MAX_DEPTH} deep")
-        if isinstance(node, int) and abs(node) > MAX_NUMBER:
-            raise ConfigError(f"{_key(path)}: a whole number of {node.bit_length()} bits, at most 63 are allowed")
+        node, key, depth = waiting.pop()
+        values += 1
+        if values > MAX_VALUES:
+            raise ConfigError(f"more than {MAX_VALUES} values in a configuration")
+        _check_one(node, key, depth)
+        below: Iterable[tuple[Any, Any]] = ()
         if isinstance(node, Mapping):
-            waiting += [(value, (*path, key)) for key, value in node.items()]
-        elif isinstance(node, list):
-            waiting += [(value, (*path, str(number))) for number, value in enumerate(node)]
+            below = node.items()
+        elif isinstance(node, list | tuple):
+            below = enumerate(node)
+        waiting += [(value, f"{key}.{name!s:.40}".lstrip("."), depth + 1) for name, value in below]
 
 
-def _key(path: tuple[str, ...]) -> str:
-    return ".".join(part[:40] for part in path)
+def _check_one(node: Any, key: str, depth: int) -> None:
+    shown = key if key.isprintable() else repr(key)
+    if depth > MAX_DEPTH:
+        raise ConfigError(f"{shown:.80}…: nested more than {MAX_DEPTH} deep")
+    if isinstance(node, Mapping | list | tuple) and len(node) > MAX_ENTRIES:
+        raise ConfigError(f"{shown}: {len(node)} entries, at most {MAX_ENTRIES} are allowed")
+    if isinstance(node, str) and len(node) > MAX_TEXT:
+        raise ConfigError(f"{shown}: {len(node)} characters, at most {MAX_TEXT} are allowed")
+    if isinstance(node, int) and not -MAX_NUMBER <= node < MAX_NUMBER:
+        raise ConfigError(f"{shown}: a whole number of {node.bit_length()} bits, at most 63 are allowed")

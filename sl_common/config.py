@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
@@ -24,6 +25,9 @@ from sl_common.seeds import Draw
 from sl_common.value import Value
 
 Natural = Annotated[int, Field(ge=0)]
+MAX_CLIENTS = 1 << 14  # of one run, and shards of its data
+Clients = Annotated[int, Field(gt=0, le=MAX_CLIENTS)]
+MAX_SAMPLE = 1 << 24  # numbers of one sample
 
 # (input shape, classes) of the data sets that ship with the client, so that a server can shape its head without the data.
 KNOWN_DATA: dict[str, tuple[tuple[int, ...], int]] = {
@@ -39,10 +43,12 @@ class Run(Value):
 
     name: str = "run"
     seed: Natural = 0
-    rounds: PositiveInt = 10
-    clients: PositiveInt = 1  # start when so many are here; more may join where the data have shards for them
-    threads: PositiveInt = 1  # intra-op threads of torch on every participant; other numbers change the last bits
-    min_clients: PositiveInt = 1  # to go on with a round
+    rounds: Annotated[int, Field(gt=0, lt=1 << 32)] = 10
+    clients: Clients = 1  # start when so many are here; more may join where the data have shards for them
+    threads: Annotated[int, Field(gt=0, le=1024)] = (
+        1  # intra-op threads of torch on every participant; other numbers change the last bits
+    )
+    min_clients: Clients = 1  # to go on with a round
     below_min: Literal["wait", "end"] = "wait"  # for more clients, or the run, when there are fewer
     grace_s: Annotated[float, Field(gt=0)] = 30.0  # a client that is away for longer has left
     checkpoints: Literal["wave", "round", "never"] = "wave"  # when the server's state is made durable
@@ -70,7 +76,14 @@ class Model(Value):
     cut: int | str = 1  # blocks on the client, or the name of the last of them
     args: dict[str, Any] = Field(default_factory=dict)  # the model function's own arguments
     input: tuple[PositiveInt, ...] | None = None  # shape of one sample; known for the data sets that ship
-    classes: PositiveInt | None = None
+    classes: Annotated[int, Field(gt=0, le=1 << 20)] | None = None
+
+    @field_validator("input")
+    @classmethod
+    def _fits(cls, input: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if input is not None and (len(input) > 8 or math.prod(input) > MAX_SAMPLE):
+            raise ValueError(f"a sample has at most 8 sides and {MAX_SAMPLE} numbers")
+        return input
 
 
 class Data(Value):
@@ -78,9 +91,9 @@ class Data(Value):
 
     name: str = "digits"  # digits, fashion-mnist, or the user's own: "package.module:function" on the client
     partition: Partition = Iid()
-    shards: PositiveInt | None = None  # default: run.clients
+    shards: Clients | None = None  # default: run.clients
     augment: Literal["none", "crop_flip"] = "none"  # of training images on the client: pad 4, random crop, random flip
-    batch_size: PositiveInt = 64
+    batch_size: Annotated[int, Field(gt=0, le=1 << 20)] = 64
 
 
 class Wave(Value):
@@ -105,7 +118,9 @@ class Client(Training):
 
     wave: Wave = Wave()
     initial: Literal["shared", "own"] = "shared"  # own: every client's lower segment begins with other weights
-    window: PositiveInt = 4  # batches that a client may have under way; each of them lies in the server's memory
+    window: Annotated[int, Field(gt=0, le=1024)] = (
+        4  # batches that a client may have under way; each of them lies in the server's memory
+    )
     aux_optimizer: Optimizer | None = None  # of the auxiliary network; by default like the lower segment's
 
 

@@ -1,4 +1,4 @@
-"""What both commands share as processes. Exit codes: 0 done, 1 the run failed, 2 bad usage or configuration, 3 refused by the peer, 4 lost the peer."""
+"""What both commands share as processes. Exit codes: 0 done, 1 the run failed or ended before its last round, 2 bad usage or configuration, 3 refused by the peer, 4 lost the peer."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
@@ -93,6 +94,18 @@ def at_rest(config: RunConfig) -> Footprint:
         Footprint.of(modules[p], config.client.optimizer, 0) for p in config.protocol.learner.parts if p in modules
     ]
     return sum(found[1:], found[0])
+
+
+def weights_below(config: RunConfig) -> Footprint:
+    """Of the lower segment of a model of ours that is only asked."""
+    weights = nbytes_of(outline(config)["lower"].state_dict().values())
+    return Footprint(weights=weights, gradients=0, optimizer=0, activations=0)
+
+
+def trial_of(config: RunConfig) -> Footprint:
+    """Of the samples that a network is tried out on when it is made."""
+    nbytes = _TRIED * math.prod(config.input) * torch.float32.itemsize
+    return Footprint(weights=0, gradients=0, optimizer=0, activations=nbytes)
 
 
 def footprint_of(config: RunConfig, network: Network) -> Footprint:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -44,10 +44,12 @@ class Network:
         *,
         shard: int | None = None,
         parts: Collection[str] = PARTS,
+        fits: Callable[[int], None] = lambda _nbytes: None,
     ) -> Self:
         """As a client builds it that has this shard, or as the server does.
 
         `parts`: what is needed of it. Without the head, a model of ours has no memory for that: it is neither tried out nor to be used.
+        `fits` is asked before the auxiliary network takes memory, with its bytes, and raises ConfigError if there is no room.
         Raises ConfigError if the model cannot be made, cut there, or run on the configured input.
         """
         own = shard is not None and config.client.initial == "own"
@@ -60,7 +62,7 @@ class Network:
         z = _try_out(blocks, cut, config)
         cut_shape = tuple(z.shape[1:])
         return cls(
-            aux=_auxiliary(config, z, cut, allowed),
+            aux=_auxiliary(config, z, cut, allowed, fits),
             blocks=tuple(blocks),
             cut=cut,
             cut_shape=cut_shape,
@@ -165,7 +167,9 @@ def auxiliary_fit(config: RunConfig, cut_shape: tuple[int, ...], cut: int, allow
     )
 
 
-def _auxiliary(config: RunConfig, z: Tensor, place: int, allowed: Collection[str] | None) -> nn.Module | None:
+def _auxiliary(
+    config: RunConfig, z: Tensor, place: int, allowed: Collection[str] | None, fits: Callable[[int], None]
+) -> nn.Module | None:
     """Made from a seed of its own and tried out on the cut's activations."""
     chosen = getattr(config.protocol.learner, "aux", None)
     if chosen is None:
@@ -173,6 +177,7 @@ def _auxiliary(config: RunConfig, z: Tensor, place: int, allowed: Collection[str
     cut, wanted = tuple(z.shape[1:]), config.input
     fit = auxiliary_fit(config, cut, place, allowed)
     try:
+        fits(chosen.nbytes(fit))
         with seeded(seed_of(config.run.seed, "init", "aux"), torch.device("cpu")):
             aux: nn.Module = chosen.make(fit)
         with buffers_untouched(aux):
@@ -190,8 +195,8 @@ def _auxiliary(config: RunConfig, z: Tensor, place: int, allowed: Collection[str
 def _try_out(blocks: list[Block], cut: int, config: RunConfig) -> Tensor:
     """One forward and backward on zeros, so that a model that cannot run is refused before anybody connects; of a hollow head none."""
     lower, head = join(blocks[:cut]), join(blocks[cut:])
-    x = torch.zeros(2, *config.input)
     try:
+        x = torch.zeros(2, *config.input)
         with seeded(0, torch.device("cpu")), buffers_untouched(lower), buffers_untouched(head):
             z = lower(x)
             if not isinstance(z, Tensor) or not z.is_floating_point():

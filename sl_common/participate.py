@@ -36,6 +36,7 @@ from sl_common.messages import (
     ToServer,
     Welcome,
 )
+from sl_common.orders import Cut, check_begin, check_gradient, check_welcome
 from sl_common.protocol import Await, AwaitAligned, Draws, Tally
 from sl_common.segment import Bank, Tree
 from sl_common.snapshots import Snapshots
@@ -144,17 +145,12 @@ class Seat:
         return self.done(begin, tally)
 
     def load(self, begin: Begin) -> None:
-        """Take the weights that a wave begins with. Raises WireError if they are not of this client's parts."""
+        """Take the weights that a wave begins with. Raises WireError if they do not fit this client's parts."""
         for part, state in begin.weights.items():
-            if part not in self.bank:
-                raise WireError(f"begin carries weights of {part!r}, this client holds {self.bank.parts}")
             self.bank.get(part).load(state, part)
 
     def done(self, begin: Begin, tally: Tally) -> Done:
-        """What is said after a wave. Raises WireError if it is to bring weights that are not here."""
-        missing = set(begin.upload) - set(self.bank.parts)
-        if missing:
-            raise WireError(f"begin wants weights of {sorted(missing)}, this client holds {self.bank.parts}")
+        """What is said after a wave."""
         return Done(
             round=begin.round,
             wave=begin.wave,
@@ -217,11 +213,12 @@ def _placed(exchange: Generator[Wish, Any, Tally], begin: Begin) -> Generator[Wi
 
 def participate(take_seat: Callable[[Welcome], Seat]) -> Life:
     """Everything a client does, from Welcome until the server says Bye."""
-    seat = take_seat((yield Next()))
+    seat = take_seat(check_welcome((yield Next())))
     yield Window(seat.config.client.window)
-    yield seat.ready
+    ready = seat.ready
+    yield ready
     while True:
-        begin: Begin = yield Next()
+        begin = check_begin((yield Next()), seat.config, ready, seat.bank.parts)
         try:
             done = yield from seat.wave(begin)
         except TooLate:
@@ -237,7 +234,7 @@ class Flow:
         self._op: ToServer | Await | AwaitAligned | Next | Window = next(life)
         self._window = 1
         self._words: deque[ToClient] = deque()
-        self._under_way: dict[int, bool] = {}  # step -> does the life want the reply
+        self._under_way: dict[int, Cut | None] = {}  # step -> what the life wants the gradient of
         self._replies: dict[int, Gradient] = {}
         self._aligned: Aligned | None = None
         self._wave: tuple[int, int] | None = None  # round and wave of the last Begin that was begun
@@ -267,7 +264,7 @@ class Flow:
                 case Smashed() as batch:
                     if len(self._under_way) >= self._window:
                         return
-                    self._under_way[batch.step] = batch.needs_grad
+                    self._under_way[batch.step] = (batch.z.shape, batch.z.dtype) if batch.needs_grad else None
                     yield batch
                     self._go_on(batch.step)
                 case message:
@@ -283,7 +280,9 @@ class Flow:
             case Gradient(step=step):
                 if step not in self._under_way:
                     raise WireError(f"reply to batch {step}, which is not under way ({sorted(self._under_way)} are)")
-                if self._under_way.pop(step):
+                cut = self._under_way.pop(step)
+                if cut is not None:
+                    check_gradient(message, cut)
                     self._replies[step] = message
             case Aligned(round=r, wave=w, weights=weights):
                 if not isinstance(self._op, AwaitAligned) or set(weights) != {"aux"}:
@@ -298,6 +297,8 @@ class Flow:
             case Welcome() | Begin():
                 self._words.append(message)
                 self._check_room(type(message).__name__.lower(), len(self._words))
+            case _:
+                raise WireError(f"{type(message).__name__} is no word of a run's")
 
     def _check_room(self, what: str, waiting: int) -> None:
         """Raise WireError where the server says more than a client could be behind."""

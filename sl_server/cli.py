@@ -123,7 +123,7 @@ def run(
             return
         from sl_server.serve import run_server
 
-        _summary, failure, stopped = run_server(
+        summary, failure, stopped = run_server(
             config,
             listen=f"{host}:{port}",
             door=door,
@@ -138,6 +138,8 @@ def run(
         fail(CutlayerError(failure))
     if stopped:
         raise typer.Exit(INTERRUPTED)
+    if summary and not summary["finished"]:
+        fail(CutlayerError(f"the run ended before its last round: {summary['reason']}"))
 
 
 @app.command()

@@ -469,7 +469,8 @@ def test_a_run_from_its_first_client_to_its_operators_interrupt(live: tuple[Proc
 
         server.signal(signal.SIGINT)
         assert server.end() == 130, server.err
-        assert (north.end(), other.end()) == (0, 0), north.err + other.err
+        assert (north.end(), other.end()) == (1, 1), north.err + other.err
+    assert "the run ended before its last round: stopped by its operator (SIGINT)" in north.err
     assert north.events[-1] == {"event": "ended", "reason": "stopped by its operator (SIGINT)", "finished": False}
     out = small.parent / "live"
     summary = read_json(out / "summary.json")

@@ -546,5 +546,5 @@ def test_keys_of_another_machine_are_quoted_and_their_number_is_bounded() -> Non
         RunConfig.from_json('{"a\\u001b]0;x\\u0007\\n": 1}')
     assert str(caught.value).isprintable()
     with pytest.raises(ConfigError) as caught:
-        RunConfig.from_json("{" + ", ".join(f'"key{n}": 1' for n in range(10_000)) + "}")
-    assert str(caught.value).endswith("… and 9980 more")
+        RunConfig.from_json("{" + ", ".join(f'"key{n}": 1' for n in range(1_000)) + "}")
+    assert str(caught.value).endswith("… and 980 more")

@@ -22,7 +22,7 @@ from world import make_config
 from sl_client.data.cifar import CIFAR10, read
 from sl_client.data.idx import read_idx, read_rows
 from sl_client.samples import read as read_samples
-from sl_common.bounded import MAX_DEPTH, MAX_ENTRIES, MAX_JSON, MAX_TOML
+from sl_common.bounded import MAX_DEPTH, MAX_ENTRIES, MAX_JSON, MAX_TOML, MAX_VALUES
 from sl_common.codec import Coding, Link, Mask, Packed, TopK, mask
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, DataError, WireError
@@ -70,8 +70,10 @@ def test_a_configuration_is_small() -> None:
         RunConfig.from_json(" " * (MAX_JSON + 1))
     with pytest.raises(ConfigError, match=f"characters, at most {MAX_TOML} are allowed"):
         RunConfig.from_toml("#" * (MAX_TOML + 1))
-    with pytest.raises(ConfigError, match=f"more than {MAX_ENTRIES} values"):
-        RunConfig.from_json(handed_out(x=[0] * MAX_ENTRIES))
+    with pytest.raises(ConfigError, match=rf"args\.x: {MAX_ENTRIES + 1} entries, at most {MAX_ENTRIES} are allowed"):
+        RunConfig.from_json(handed_out(x=[0] * (MAX_ENTRIES + 1)))
+    with pytest.raises(ConfigError, match=f"more than {MAX_VALUES} values"):
+        RunConfig.from_json(handed_out(**{f"x{n}": [0] * MAX_ENTRIES for n in range(MAX_VALUES // MAX_ENTRIES)}))
 
 
 @pytest.mark.parametrize("depth", [MAX_DEPTH, 900, 50_000])

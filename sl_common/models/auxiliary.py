@@ -63,6 +63,10 @@ class Classifier(Value):
             return nn.Sequential(nn.Flatten(), *layers)
         return nn.Sequential(nn.Flatten(), nn.Linear(width, classes))
 
+    def nbytes(self, fit: Fit) -> int:
+        """Bytes of its weights, without making them; of the form `head` none, which has those of blocks that are measured elsewhere."""
+        return 0 if self.form == "head" else _weights_of(lambda: self.make(fit))
+
     def _head(self, fit: Fit) -> nn.Module:
         """Its blocks as far as asked for; one that is cut short ends in means over the map, if it is one, and a linear layer."""
         blocks = list(fit.head())
@@ -76,6 +80,11 @@ class Classifier(Value):
     def loss(self, aux: Segment, z: Tensor, batch: Batch, draw: Draw, *, keep_buffers: bool = False) -> Tensor:
         """Mean over the batch."""
         return F.cross_entropy(aux.forward(z, draw, keep_buffers=keep_buffers), batch.y.to(aux.device))
+
+
+def _weights_of(make: Callable[[], nn.Module]) -> int:
+    with torch.device("meta"):
+        return sum(t.numel() * t.element_size() for t in make().state_dict().values())
 
 
 def _pooled(features: tuple[int, ...], classes: int) -> nn.Module:
@@ -120,6 +129,10 @@ class Decoder(Value):
             return _Decode(cut[0], input, self.hidden)
         layers = [nn.Linear(math.prod(cut), self.hidden), nn.ReLU(), nn.Linear(self.hidden, math.prod(input))]
         return nn.Sequential(nn.Flatten(), *layers, nn.Sigmoid(), nn.Unflatten(1, input))
+
+    def nbytes(self, fit: Fit) -> int:
+        """Bytes of its weights, without making them."""
+        return _weights_of(lambda: self.make(fit))
 
     def loss(self, aux: Segment, z: Tensor, batch: Batch, draw: Draw, *, keep_buffers: bool = False) -> Tensor:
         """Mean over all elements."""

@@ -47,11 +47,11 @@ def answer(data: bytes) -> bytes:
 
 
 def read(data: bytes) -> Pong:
-    """The client's side. Raises WireError on what is no answer."""
+    """The client's side. Raises WireError if it is no answer."""
     if len(data) > MAX_PING:
         raise WireError(f"an answer to a ping of {len(data)} bytes, at most {MAX_PING} are allowed")
     try:
         pong = pb.Ping.FromString(data)
     except DecodeError as error:
-        raise WireError(f"{len(data)} bytes that are no answer to a ping") from error
+        raise WireError(f"the server answers a ping with {len(data)} bytes that are no answer") from error
     return Pong(nbytes=len(pong.payload), software=pong.software[:MAX_NAME], version=pong.version)
