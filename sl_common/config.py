@@ -304,6 +304,8 @@ def _parse_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {text!r}: write it as key.subkey=value")
+    if not text.isprintable():
+        raise ConfigError(f"--set {text!r}: one key and one value on one line, without control characters")
     try:
         parsed = tomllib.loads(f"{key} = {value}")
     except (ValueError, RecursionError):
@@ -312,7 +314,23 @@ def _parse_override(text: str) -> dict[str, Any]:
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"--set {text[:200]!r}: {str(error)[:200]}") from error
     check(parsed)
+    if not _is_one_key(key, parsed):
+        raise ConfigError(f"--set {text[:200]!r}: sets another key than {key.strip()!r}; write it as key.subkey=value")
     return parsed
+
+
+def _is_one_key(key: str, parsed: Mapping[str, Any]) -> bool:
+    """Whether the text before the equals sign is a dotted key, and what was parsed is that key alone."""
+    try:
+        node: Any = tomllib.loads(f"{key} = 0")
+        while isinstance(node, Mapping) and len(node) == 1:
+            ((name, node),) = node.items()
+            if not isinstance(parsed, Mapping) or parsed.keys() != {name}:
+                return False
+            parsed = parsed[name]
+    except tomllib.TOMLDecodeError:
+        return False
+    return node == 0 and "[" not in key and "#" not in key
 
 
 def _with_preset(raw: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,18 @@ class _Listed:
     issuer: x509.Name
     serials: frozenset[int]
     until: datetime | None  # when the authority promised a newer list
+    number: int | None  # raised by the authority with each list; None if it counts none
+
+    def check_follows(self, newest: _Listed, what: str) -> None:
+        """Raise ConfigError if this list is older than one of the same authority, or another one under its number."""
+        if self.issuer != newest.issuer or newest.number is None:
+            return
+        if self.number is None or self.number < newest.number:
+            raise ConfigError(
+                f"{what} has number {self.number}, and one with number {newest.number} was read before: an older list"
+            )
+        if self.number == newest.number and self.serials != newest.serials:
+            raise ConfigError(f"{what} has number {self.number} as the list before, and revokes other certificates")
 
 
 class Revoked:
@@ -30,7 +42,16 @@ class Revoked:
 
     def __init__(self, path: Path, client_ca: Path) -> None:
         self._path = path
-        self._watched = Watched([path, client_ca], lambda: _read(path, client_ca))
+        self._newest: _Listed | None = None
+        self._watched = Watched([path, client_ca], lambda: self._next(client_ca))
+
+    def _next(self, client_ca: Path) -> _Listed:
+        """The list as it is now. Raises ConfigError for one that would let somebody in again whom a newer one keeps out."""
+        found = _read(self._path, client_ca)
+        if self._newest is not None:
+            found.check_follows(self._newest, f"--revoked {self._path}")
+        self._newest = found
+        return found
 
     def attach(self, warn: Callable[[str], None]) -> None:
         """Tell of a list that is out of date, and later of one that cannot be read any more."""
@@ -75,9 +96,18 @@ def _read(path: Path, client_ca: Path) -> _Listed:
         if not any(_signed(listed, authority) for authority in authorities):
             raise ConfigError(f"--revoked {path} was not signed by --client-ca {client_ca}")
         serials = frozenset(one.serial_number for one in listed)
-        return _Listed(issuer=listed.issuer, serials=serials, until=listed.next_update_utc)
+        return _Listed(issuer=listed.issuer, serials=serials, until=listed.next_update_utc, number=_number(listed))
     except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
         raise ConfigError(f"--revoked {path}: not a list of revoked certificates in PEM form ({error})") from error
+
+
+def _number(listed: x509.CertificateRevocationList) -> int | None:
+    from cryptography import x509
+
+    try:
+        return listed.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except x509.ExtensionNotFound:
+        return None
 
 
 def _signed(listed: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:

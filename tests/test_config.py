@@ -548,3 +548,35 @@ def test_keys_of_another_machine_are_quoted_and_their_number_is_bounded() -> Non
     with pytest.raises(ConfigError) as caught:
         RunConfig.from_json("{" + ", ".join(f'"key{n}": 1' for n in range(1_000)) + "}")
     assert str(caught.value).endswith("… and 980 more")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run.rounds=3\nrun.clients=9",
+        "run.rounds=3\r\nrun.clients=9",
+        "run.clients=9\nrun.rounds=3",
+        "run.name=x\nserver.device=cuda",
+        "run.rounds=3\n[server]\ndevice='cuda'",
+        "[server]\ndevice='cuda'",
+        "[run]#=3",
+        "# run.rounds=3",
+        "run.rounds#=3",
+        "run.name=a\x1bb",
+        "run.name=a\u2028b",
+        "=3",
+        "run.=3",
+        "run rounds=3",
+    ],
+)
+def test_one_override_sets_one_key(override: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        RunConfig.from_toml("", [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "name"),
+    [("run.name=a # b", "a # b"), ("run.name='a # b'", "a # b"), ('run."name"=x', "x"), (" run.name = x=y", " x=y")],
+)
+def test_values_may_hold_what_keys_may_not(override: str, name: str) -> None:
+    assert RunConfig.from_toml("", [override]).run.name == name

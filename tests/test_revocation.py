@@ -7,11 +7,14 @@ import ssl
 import subprocess
 import time
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
 import pytest
 from authority import TOKENS, write_tokens
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from live import ClientThread, serving
 from processes import Process, ran, started
 from test_certs import certs_of, files
@@ -78,6 +81,57 @@ def test_a_list_that_is_broken_later_leaves_the_last_good_one(certs: Path) -> No
     assert revoked.holds((certs / "c1.pem").read_bytes())
     assert len(told) == 1
     assert "what was read before stays in use" in told[0]
+
+
+def made_list(certs: Path, number: int | None, *serials: int) -> bytes:
+    """By the authority itself, as other tools would make it."""
+    ca = x509.load_pem_x509_certificate((certs / "ca.pem").read_bytes())
+    key = serialization.load_pem_private_key((certs / "ca.key").read_bytes(), None)
+    now = datetime.now(UTC)
+    builder = x509.CertificateRevocationListBuilder().issuer_name(ca.subject).last_update(now - timedelta(days=2))
+    builder = builder.next_update(now - timedelta(days=1))  # long out of date
+    if number is not None:
+        builder = builder.add_extension(x509.CRLNumber(number), False)
+    for serial in serials:
+        builder = builder.add_revoked_certificate(
+            x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
+        )
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [
+        (4, "has number 4, and one with number 5 was read before: an older list"),
+        (0, "has number 0, and one with number 5"),
+        (None, "has number None, and one with number 5"),
+        (5, "has number 5 as the list before, and revokes other certificates"),
+    ],
+)
+def test_an_older_list_lets_nobody_in_again(certs: Path, number: int | None, why: str) -> None:
+    c1 = (certs / "c1.pem").read_bytes()
+    serial = x509.load_pem_x509_certificate(c1).serial_number
+    path = certs / "revoked.pem"
+    path.write_bytes(made_list(certs, 5, serial))
+    revoked, told = Revoked(path, certs / "ca.pem"), list[str]()
+    revoked.attach(told.append)
+    path.write_bytes(made_list(certs, number))
+    assert revoked.holds(c1)
+    assert why in told[-1]
+    path.write_bytes(made_list(certs, 6))  # a newer one may
+    assert not revoked.holds(c1)
+
+
+def test_lists_without_numbers_are_taken_as_they_come(certs: Path) -> None:
+    c1 = (certs / "c1.pem").read_bytes()
+    path = certs / "revoked.pem"
+    path.write_bytes(made_list(certs, None, x509.load_pem_x509_certificate(c1).serial_number))
+    revoked = Revoked(path, certs / "ca.pem")
+    assert revoked.holds(c1)
+    path.write_bytes(made_list(certs, None, 1, 2, 3))
+    assert not revoked.holds(c1)
+    path.write_bytes(made_list(certs, 1, x509.load_pem_x509_certificate(c1).serial_number))
+    assert revoked.holds(c1)
 
 
 def test_only_the_authority_can_make_a_list(certs: Path, tmp_path: Path) -> None:
