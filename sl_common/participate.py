@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sl_common.batch import Batch
 from sl_common.config import RunConfig
-from sl_common.errors import WireError
+from sl_common.errors import DataError, WireError
 from sl_common.messages import (
     MOST_LATE,
     Aligned,
@@ -119,9 +119,14 @@ class Seat:
         return self.snapshots
 
     def _restore(self, tree: Tree) -> None:
-        self.bank.restore(tree["bank"])
+        """Raises DataError for a snapshot that does not fit: one of another network, or changed by hand."""
+        try:
+            self.bank.restore(tree["bank"])
+            residuals = {str(name): tensor for name, tensor in tree["residuals"].items() if isinstance(tensor, Tensor)}
+        except Exception as error:  # whatever a value of the wrong kind brings about
+            raise DataError(f"a snapshot of this client (--state) does not fit this run: {error!r:.300}") from error
         self.residuals.clear()
-        self.residuals.update(tree["residuals"])
+        self.residuals.update(residuals)
 
     def _heed_checkpoints(self, begin: Begin) -> None:
         """Go back if the server did, and keep what there is before this wave."""

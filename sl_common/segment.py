@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from sl_common.backward import backward_from, backward_to, has_large_products
+from sl_common.errors import WireError
 from sl_common.optim import Optimizer
 from sl_common.seeds import Draw, seed_of
-from sl_common.tensors import State, check_state, copy_state, digest
+from sl_common.tensors import State, all_finite, check_state, copy_state, digest
 
 Tree = Any  # what sl_common.tree can write: dicts, lists and tuples of plain values, bytes and tensors
 Span = Callable[[str], AbstractContextManager[object]]
@@ -197,6 +198,7 @@ class Segment:
         self.load(tree["module"], "a snapshot")
         if self.optimizer is not None:
             self.clear()
+            _check_optimizer(tree["optimizer"], self.optimizer)
             self.optimizer.load_state_dict(copy.deepcopy(tree["optimizer"]))
 
     @property
@@ -273,12 +275,39 @@ class Bank:
         }
 
     def restore(self, tree: Tree) -> None:
-        """Go back to a snapshot of a bank like this one."""
+        """Go back to a snapshot of a bank like this one. Raises WireError if it has other parts."""
+        if tree["shared"].keys() != self._shared.keys() or {part for part, _ in tree["copies"]} - self._per_client:
+            raise WireError(f"a snapshot of {sorted(tree['shared'])}, this side holds {sorted(self._shared)}")
         for part, snapshot in tree["shared"].items():
             self._shared[part].restore(snapshot)
         self._copies, self._used = {}, {}
         for (part, client), snapshot in tree["copies"].items():
             self.get(part, client).restore(snapshot)
+
+
+_FREE = {"lr", "foreach", "fused", "capturable", "differentiable"}  # set for each round, or by the machine
+
+
+def _check_optimizer(saved: Tree, own: torch.optim.Optimizer) -> None:
+    """Raise WireError unless a snapshot is of an optimiser like this one: torch itself looks at no shape and no option."""
+    (group,), state = own.param_groups, saved["state"]
+    (written,) = saved["param_groups"]
+    options = own.state_dict()["param_groups"][0]
+    if any(written[name] != options[name] for name in options.keys() - _FREE) or written.keys() != options.keys():
+        raise WireError(f"a snapshot of an optimiser with {written}, this run has {options}")
+    for number, moments in state.items():
+        shape = group["params"][number].shape
+        for name, moment in moments.items():
+            scalar = name == "step" and not isinstance(moment, Tensor | str)
+            if (
+                moment is None
+                or scalar
+                or (isinstance(moment, Tensor) and moment.shape in (shape, ()) and all_finite(moment))
+            ):
+                continue
+            raise WireError(
+                f"a snapshot of an optimiser whose {name} of parameter {number} is not one of shape {tuple(shape)}"
+            )
 
 
 _DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)

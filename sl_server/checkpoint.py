@@ -29,25 +29,21 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 old.unlink()
 
-    def newest(
-        self, warn: Callable[[str], None], unfit: Callable[[Tree], str | None] = lambda _tree: None
-    ) -> Tree | None:
-        """The newest one that is whole and fits the run's other files; others are told and passed over. None if the run had made none.
+    def newest(self, warn: Callable[[str], None], check: Callable[[Tree], None] = lambda _tree: None) -> Tree | None:
+        """The newest one that is whole and fits its run; others are told and passed over. None if the run had made none.
 
-        `unfit`: why a checkpoint cannot be gone on from, or None. Raises ConfigError if there are some and none is of use.
+        `check` raises DataError for one that is whole and cannot be gone on from. Raises ConfigError if there are some and none is of use.
         """
         found, why = self._found(), ""
         for path in reversed(found):
             try:
                 tree = loads(path.read_bytes())
+                check(tree)
             except (OSError, DataError) as error:
                 why = str(error)
             else:
-                reason = unfit(tree)
-                if reason is None:
-                    self._used = path
-                    return tree
-                why = reason
+                self._used = path
+                return tree
             warn(f"{path}: {why}; going back to an older checkpoint")
         if found:
             raise ConfigError(

@@ -138,6 +138,15 @@ class Recordings:
             self._drop(one)
 
 
+def check_recorded(tree: Tree, cut: tuple[int, ...]) -> None:
+    """Raise ValueError, or whatever a value of the wrong kind brings about, unless these are recordings of such a cut."""
+    for client, kept in tree.items():
+        for one in kept:
+            found = _thawed(one)
+            if found.packed.layout.shape != (len(found.y), *cut) or not isinstance(client, int):
+                raise ValueError(f"recorded {found.packed.layout.shape} of client {client!r}, this cut has {cut}")
+
+
 def _frozen(one: _Kept) -> Tree:
     packed = [
         (p.layout.codec, DTYPES.index(p.layout.dtype), p.layout.shape, p.layout.params, bytes(p.data))

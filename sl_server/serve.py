@@ -9,13 +9,14 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sl_common.config import RunConfig
-from sl_common.errors import ConfigError
+from sl_common.errors import ConfigError, DataError
 from sl_common.exits import HAND_OVER_S
 from sl_common.facts import Evaluated, Fact, WaveBegun
 from sl_common.network import Network
@@ -28,6 +29,7 @@ from sl_server.engine import Engine
 from sl_server.eventlog import EventLog
 from sl_server.ledger import Ledger
 from sl_server.metrics import Metrics
+from sl_server.rehearsal import rehearse
 from sl_server.rundir import NOTHING, RunDirectory, shorter
 from sl_server.show import Show, make_show
 from sl_server.spill import DiskSpill
@@ -78,11 +80,11 @@ async def _serve(
     ledger = Ledger()
     show = make_show(ledger, config.run.rounds, as_json=as_json)
     checkpoints = Checkpoints(out)
-    tree = checkpoints.newest(show.warn, lambda tree: shorter(out, tree["files"])) if resume else None
+    network = Network.build(config)
+    tree = checkpoints.newest(show.warn, partial(_check_fits, config, network, out)) if resume else None
     run = tree["run"] if tree else secrets.token_hex(8)
     metrics = Metrics(ledger, config)
     device = pick_device(config.server.device)
-    network = Network.build(config)
     coordinator = Coordinator(config, network, device=device, spill=DiskSpill(out), alone=threading.Lock(), run=run)
     directory = RunDirectory(out, config, ledger, tree["files"] if tree else NOTHING if resume else None, board)
     over = asyncio.Event()
@@ -142,6 +144,14 @@ async def _serve(
         if log is not None:
             log.close()
         directory.close()
+
+
+def _check_fits(config: RunConfig, network: Network, out: Path, tree: Tree) -> None:
+    """Raise DataError unless the run in `out` can go on from a checkpoint."""
+    rehearse(tree, network, Coordinator(config, Network.build(config)))
+    reason = shorter(out, tree["files"])
+    if reason is not None:
+        raise DataError(reason)
 
 
 def _announce(show: Show, address: str, door: Door, clients: int) -> None:

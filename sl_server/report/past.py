@@ -87,11 +87,14 @@ _EVENTS = {
 
 
 class _Summary(BaseModel):
-    """What is computed with, of a summary."""
+    """The part of a summary that a report shows and computes with."""
 
-    seconds: float
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     bytes: Bytes
     payload_bytes: Bytes
+    weights_sha256: str
+    reason: str
+    finished: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,7 +189,7 @@ def _parsed(path: Path, text: str) -> Iterator[Line]:
 def _summary(path: Path, missing: list[str]) -> Mapping[str, Any] | None:
     try:
         summary = json.loads(path.read_text())
-        if {"seconds", "bytes", "payload_bytes", "weights_sha256", "reason", "finished"} <= summary.keys():
+        if summary.keys() >= _Summary.model_fields.keys():
             return dict(summary) | _Summary.model_validate(summary).model_dump()
     except FileNotFoundError:
         missing.append("summary.json is not there yet: the run goes on, or was cut short; its numbers are those so far")
