@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -83,3 +84,28 @@ def test_without_the_package_it_says_what_to_install(tmp_path: Path) -> None:
     assert "--tensorboard needs the package tensorboard" in done.stderr
     assert "pip install 'cutlayer[tensorboard]'" in done.stderr
     assert not (tmp_path / "out").exists(), "and leaves its place free"
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # of the package's own thread, which dies
+def test_rounds_that_a_full_disk_kept_from_the_board_come_later(tmp_path: Path) -> None:
+    config = make_config("parallel")
+    begun = WaveBegun(round=1, rounds=9, wave=0, clients=("c0",), steps=1, evaluate=False)
+    directory = RunDirectory(tmp_path, config, Ledger(), board=TensorBoard(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    failed = 0
+    for number in range(6):
+        if number == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
+        if number == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        for fact in (RoundEnded(round=number, loss=float(number), samples=1, clients=1), begun):
+            try:
+                directory.fact(fact, 1.0)
+            except OSError:
+                failed += 1
+    assert failed
+    directory.written()
+    directory.close()
+    assert scalars(tmp_path)["loss/train"] == {number + 1: float(number) for number in range(6)}
