@@ -17,10 +17,13 @@ from world import make_config
 from sl_client.past import Past, find_past
 from sl_common.errors import ConfigError
 from sl_common.facts import RoundEnded, Trained
+from sl_common.tensors import digest
 from sl_common.tree import loads
 from sl_server.checkpoint import Checkpoints
 from sl_server.ledger import Ledger
 from sl_server.rundir import GROWING, RunDirectory, shorter
+from sl_server.simulate import Simulation
+from sl_server.weight_set import read_weights_of
 
 
 def batch(number: int) -> Trained:
@@ -64,6 +67,33 @@ def test_every_checkpoint_that_a_crash_leaves_fits_the_other_files(tmp_path: Pat
         found.append(tree["number"])
     assert sorted(found) == found
     assert set(found) == {1, 2}
+
+
+def test_a_summary_is_there_when_all_else_is(tmp_path: Path) -> None:
+    """At each step of a run's end: without a summary the directory holds one set of weights or none, with it all that it tells of."""
+    config, ledger = make_config("splitfed_v2", run__rounds=1), Ledger()
+    simulation = Simulation(config, count=ledger.count)
+    before, out = tmp_path / "before", tmp_path / "run"
+    directory = RunDirectory(before, config, ledger)
+    for fact in simulation.facts():
+        directory.fact(fact, 0.0)
+    kept = directory.written()
+    directory.close()
+    final = {part: digest(state) for part, state in simulation.coordinator.weights().items()}
+    opened: list[RunDirectory] = []
+
+    def begin_again() -> None:
+        copied(before, out)
+        opened.append(RunDirectory(out, config, ledger, kept))
+
+    over = []
+    for _ in every_crash(lambda: opened[-1].finish(simulation.coordinator, 0.0), begin_again):
+        over.append((out / "summary.json").exists())
+        found = {part: digest(state) for part, state in read_weights_of(out).items()}
+        assert found == final or (not found and not over[-1])
+        assert all((out / name).stat().st_size == length for name, length in kept.items())
+    assert over == sorted(over)
+    assert not over[0]
 
 
 def test_a_checkpoint_whose_files_lost_their_end_is_passed_over_aloud(tmp_path: Path, faults: Faults) -> None:
