@@ -6,7 +6,7 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
@@ -19,7 +19,7 @@ from sl_common.limits import Limits
 from sl_common.optim import Optimizer, Training
 from sl_common.partition import Iid, Own, Partition
 from sl_common.presets import PRESETS
-from sl_common.protocol import Averaged, Keep, Protocol
+from sl_common.protocol import Average, Averaged, Keep, Protocol
 from sl_common.protocol.align import Alignment
 from sl_common.seeds import Draw
 from sl_common.value import Value
@@ -29,12 +29,21 @@ MAX_CLIENTS = 1 << 14  # of one run, and shards of its data
 Clients = Annotated[int, Field(gt=0, le=MAX_CLIENTS)]
 MAX_SAMPLE = 1 << 24  # numbers of one sample
 
-# (input shape, classes) of the data sets that ship with the client, so that a server can shape its head without the data.
-KNOWN_DATA: dict[str, tuple[tuple[int, ...], int]] = {
-    "digits": ((1, 8, 8), 10),
-    "fashion-mnist": ((1, 28, 28), 10),
-    "cifar10": ((3, 32, 32), 10),
-    "cifar100": ((3, 32, 32), 100),
+
+class KnownData(NamedTuple):
+    """A data set that ships with the client: a server shapes its head by it, and knows how much of it a client can have."""
+
+    input: tuple[int, ...]  # shape of one sample
+    classes: int
+    train: int  # samples
+    test: int
+
+
+KNOWN_DATA: dict[str, KnownData] = {
+    "digits": KnownData((1, 8, 8), 10, 1_438, 359),
+    "fashion-mnist": KnownData((1, 28, 28), 10, 60_000, 10_000),
+    "cifar10": KnownData((3, 32, 32), 10, 50_000, 10_000),
+    "cifar100": KnownData((3, 32, 32), 100, 50_000, 10_000),
 }
 
 
@@ -94,6 +103,8 @@ class Data(Value):
     shards: Clients | None = None  # default: run.clients
     augment: Literal["none", "crop_flip"] = "none"  # of training images on the client: pad 4, random crop, random flip
     batch_size: Annotated[int, Field(gt=0, le=1 << 20)] = 64
+    # most training samples that one client may say it has, and most test samples of data of your own
+    max_samples: PositiveInt | None = None
 
 
 class Wave(Value):
@@ -132,11 +143,20 @@ class Budget(Value):
 
 
 class Guard(Value):
-    """What clients' numbers may be: NaN, Inf and larger ones are refused, with their client, or clipped (NaN becomes 0)."""
+    """What clients' numbers may be: NaN, Inf and larger ones are refused, with their client, or clipped (NaN becomes 0).
 
-    activations: Annotated[float, Field(gt=0)] | None = None  # largest absolute value; by default any finite one
-    weights: Annotated[float, Field(gt=0)] | None = None
+    The defaults are far beyond what a network in training has, even of data that nobody normalised (a BatchNorm's variance of inputs near 1e9
+    is 1e18), and far below what overflows when it is squared, added up or multiplied by weights. "off" allows any finite number.
+    """
+
+    activations: Annotated[float, Field(gt=0)] | None = 1e12  # largest absolute value; "off": any finite one
+    weights: Annotated[float, Field(gt=0)] | None = 1e18
     action: Literal["reject", "clip"] = "reject"
+
+    @field_validator("activations", "weights", mode="before")
+    @classmethod
+    def _is_off(cls, limit: object) -> object:
+        return None if limit == "off" else limit
 
 
 class Server(Training):
@@ -221,12 +241,12 @@ class RunConfig(Value):
     @property
     def input(self) -> tuple[int, ...]:
         """Shape of one sample."""
-        return self.model.input or KNOWN_DATA[self.data.name][0]
+        return self.model.input or KNOWN_DATA[self.data.name].input
 
     @property
     def classes(self) -> int:
         """Number of classes."""
-        return self.model.classes or KNOWN_DATA[self.data.name][1]
+        return self.model.classes or KNOWN_DATA[self.data.name].classes
 
     @property
     def sharded(self) -> bool:
@@ -254,7 +274,21 @@ class RunConfig(Value):
                 f"head.scatter.fraction = {scatter.fraction:g} in every round with {clients} clients: harmful in the paper "
                 "(arXiv:2112.05929, Table 3); at most 0.75, or a phase"
             )
+        if self._believes_clients:
+            said.append(
+                "data.max_samples is not set: averages are weighted by the number of samples that each client says it has, which "
+                "nobody can count in this run; one that says 1000 times as many makes the averages its own"
+            )
         return said
+
+    @property
+    def _believes_clients(self) -> bool:
+        """Whether weights of averages are numbers that the server can neither know nor count."""
+        protocol, known = self.protocol, self.data.name in KNOWN_DATA or self.data.max_samples is not None
+        merge = protocol.merge
+        by_samples = isinstance(merge, Average) and merge.weighting == "samples"
+        counted = protocol.learner.sends_all and self.client.wave.steps is None
+        return not known and not counted and (by_samples or protocol.head.weights == "data")
 
     @property
     def infer_codec(self) -> Link:

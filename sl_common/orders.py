@@ -1,18 +1,24 @@
-"""What a server may ask of a client, by the run that both know: checked before anything is done for it. Pure."""
+"""Words of a server, held against the run that both know and what the client asked: checked before anything is done for them. Pure.
+
+A client that hears what no honest server says ends with a WireError instead of training, or showing somebody, what is made of it.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 
 from sl_common.config import MAX_CLIENTS, RunConfig
 from sl_common.errors import WireError
-from sl_common.messages import Begin, Gradient, Ready, Welcome
+from sl_common.messages import Aligned, Begin, Gradient, Ready, Smashed, Welcome
 from sl_common.names import MAX_NAME, is_name
+from sl_common.tensors import all_finite
 
-Cut = tuple[torch.Size, torch.dtype]  # of a batch's activations
-MAX_NUMBER = 1 << 53  # of a batch, a sample or a checkpoint
+MAX_COUNT = 1 << 40  # of what only the server counts
 
 
 def check_welcome(message: object) -> Welcome:
@@ -39,36 +45,74 @@ def check_begin(message: object, config: RunConfig, ready: Ready, parts: Collect
             raise WireError(f"begin {what} {unknown[:3]}, this client holds {tuple(parts)}")
     if len(set(message.upload)) < len(message.upload):
         raise WireError(f"begin wants the weights of a part twice: {message.upload[:8]}")
-    if message.evaluate:
-        if not 0 <= message.slice < message.slices <= MAX_CLIENTS:
-            raise WireError(f"begin says slice {message.slice} of {message.slices}, of at most {MAX_CLIENTS}")
-        return message
-    allowed = config.client.wave.batches(ready.batches)
-    if message.steps > allowed or message.first > MAX_NUMBER:
+    steps = config.client.wave.batches(ready.batches)
+    if message.steps > steps:
+        raise WireError(f"begin of {message.steps} batches, this client has {steps} in a wave")
+    if not message.slice < message.slices <= MAX_CLIENTS:
         raise WireError(
-            f"begin wants {message.steps} batches from number {message.first}, this run has at most {allowed} in a wave, "
-            f"up to number {MAX_NUMBER}"
+            f"begin of an evaluation of slice {message.slice} of {message.slices}, of at most {MAX_CLIENTS}"
         )
+    if message.samples > config.eval.samples:
+        raise WireError(f"begin of an evaluation of {message.samples} samples, eval.samples = {config.eval.samples}")
     return message
 
 
 def _check_place(begin: Begin, config: RunConfig) -> None:
     rounds = config.run.rounds
-    if not begin.round < begin.rounds or begin.rounds != rounds:
-        raise WireError(f"begin says round {begin.round} of {begin.rounds}, this run has {rounds} from 0")
-    if begin.wave_size < 1 or max(begin.checkpoint, begin.restore, begin.samples) > MAX_NUMBER:
+    if begin.rounds != rounds or begin.round >= rounds:
+        raise WireError(f"begin of round {begin.round} of {begin.rounds}, this run has {rounds}")
+    for name in ("wave", "wave_size", "first", "checkpoint", "restore"):
+        if getattr(begin, name) > MAX_COUNT:
+            raise WireError(f"begin with {name} = {getattr(begin, name)}, at most {MAX_COUNT} is possible")
+    if begin.wave_size < 1 or (config.sharded and begin.wave_size > config.shards):
+        raise WireError(f"begin of a wave of {begin.wave_size} clients, this run has {config.shards} shards")
+    most = config.client.lr(begin.round, begin.rounds) * (1 + 1e-6)  # another machine's cosine
+    if not 0 <= begin.lr <= most:  # neither is NaN
+        raise WireError(f"begin with a learning rate of {begin.lr}, 0 to {most:g} are possible")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expected:
+    """What a client remembers of a batch until its reply is here."""
+
+    needs_grad: bool
+    correct: int  # most right answers that the reply may tell
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, batch: Smashed) -> Self:
+        """Of a batch that is sent."""
+        evaluates = not (batch.train or batch.needs_grad)
+        correct = len(batch.y) if evaluates else 0
+        return cls(needs_grad=batch.needs_grad, correct=correct, shape=tuple(batch.z.shape), dtype=batch.z.dtype)
+
+
+def check_reply(reply: Gradient, batch: Expected) -> None:
+    """Raise WireError unless this can be the reply to that batch."""
+    if not 0 <= reply.loss < math.inf:
+        raise WireError(f"reply to batch {reply.step} with a loss of {reply.loss}")
+    if reply.correct > batch.correct:
         raise WireError(
-            f"begin says {begin.wave_size} clients in the wave, checkpoints {begin.checkpoint} and {begin.restore}, "
-            f"{begin.samples} samples: at least 1 client, and numbers up to {MAX_NUMBER}"
+            f"reply to batch {reply.step} with {reply.correct} correct answers, at most {batch.correct} are possible"
         )
-
-
-def check_gradient(reply: Gradient, cut: Cut) -> None:
-    """Raise WireError unless a reply that the learner waits for brings d loss/dz, shaped as the batch's activations."""
+    if (reply.dz is not None) != batch.needs_grad:
+        raise WireError(f"reply to batch {reply.step} {'without' if batch.needs_grad else 'with'} a gradient")
     if reply.dz is None:
-        raise WireError(f"the reply to batch {reply.step} brings no gradient, which the batch asked for")
-    if (reply.dz.shape, reply.dz.dtype) != cut:
+        return
+    if (tuple(reply.dz.shape), reply.dz.dtype) != (batch.shape, batch.dtype):
         raise WireError(
-            f"the gradient of batch {reply.step} is {reply.dz.dtype} {tuple(reply.dz.shape)}, "
-            f"its activations are {cut[1]} {tuple(cut[0])}"
+            f"reply to batch {reply.step}: its gradient is {reply.dz.dtype} {tuple(reply.dz.shape)}, "
+            f"the activations are {batch.dtype} {batch.shape}"
         )
+    if not all_finite(reply.dz):
+        raise WireError(f"reply to batch {reply.step}: its gradient holds NaN or Inf")
+
+
+def check_aligned(aligned: Aligned, wave: tuple[int, int] | None) -> None:
+    """Raise WireError unless it is of this wave, its round first, with errors that an alignment can have."""
+    if (aligned.round, aligned.wave) != wave:
+        raise WireError(f"an alignment is of round and wave {(aligned.round, aligned.wave)}, now is {wave}")
+    for name, error in (("before", aligned.before), ("after", aligned.after)):
+        if not 0 <= error < math.inf:
+            raise WireError(f"an alignment says that its squared error {name} was {error}")

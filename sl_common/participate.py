@@ -36,7 +36,7 @@ from sl_common.messages import (
     ToServer,
     Welcome,
 )
-from sl_common.orders import Cut, check_begin, check_gradient, check_welcome
+from sl_common.orders import Expected, check_aligned, check_begin, check_reply, check_welcome
 from sl_common.protocol import Await, AwaitAligned, Draws, Tally
 from sl_common.segment import Bank, Tree
 from sl_common.snapshots import Snapshots
@@ -239,7 +239,7 @@ class Flow:
         self._op: ToServer | Await | AwaitAligned | Next | Window = next(life)
         self._window = 1
         self._words: deque[ToClient] = deque()
-        self._under_way: dict[int, Cut | None] = {}  # step -> what the life wants the gradient of
+        self._under_way: dict[int, Expected] = {}  # step -> what the reply must be
         self._replies: dict[int, Gradient] = {}
         self._aligned: Aligned | None = None
         self._wave: tuple[int, int] | None = None  # round and wave of the last Begin that was begun
@@ -269,7 +269,7 @@ class Flow:
                 case Smashed() as batch:
                     if len(self._under_way) >= self._window:
                         return
-                    self._under_way[batch.step] = (batch.z.shape, batch.z.dtype) if batch.needs_grad else None
+                    self._under_way[batch.step] = Expected.of(batch)
                     yield batch
                     self._go_on(batch.step)
                 case message:
@@ -285,15 +285,16 @@ class Flow:
             case Gradient(step=step):
                 if step not in self._under_way:
                     raise WireError(f"reply to batch {step}, which is not under way ({sorted(self._under_way)} are)")
-                cut = self._under_way.pop(step)
-                if cut is not None:
-                    check_gradient(message, cut)
+                batch = self._under_way.pop(step)
+                check_reply(message, batch)
+                if batch.needs_grad:
                     self._replies[step] = message
             case Aligned(round=r, wave=w, weights=weights):
                 if not isinstance(self._op, AwaitAligned) or set(weights) != {"aux"}:
                     raise WireError(
                         f"weights of {sorted(weights)} in round {r}, wave {w}, which this client did not await"
                     )
+                check_aligned(message, self._wave)
                 self._aligned = message
             case Late(round=r, wave=w):
                 self._late.add((r, w))

@@ -27,6 +27,10 @@ class Iid(Value):
         order = numpy_generator(seed, "partition", self.kind).permutation(len(labels))
         return [np.sort(part) for part in np.array_split(order, shards)]
 
+    def most(self, samples: int, shards: int) -> int:
+        """The largest part that so many samples can give."""
+        return -(-samples // shards)
+
 
 class Dirichlet(Value):
     """Each class is dealt over the shards in proportions ~ Dir(alpha); the smaller alpha, the more skewed the labels.
@@ -57,6 +61,10 @@ class Dirichlet(Value):
         _level_up(lists, self.min_samples)
         return [np.sort(np.array(part, dtype=np.int64)) for part in lists]
 
+    def most(self, samples: int, shards: int) -> int:
+        """The largest part that so many samples can give: the others have their least."""
+        return max(1, samples - (shards - 1) * self.min_samples)
+
 
 class Shards(Value):
     """Sorted by label and cut into equal pieces, of which every shard gets `per_client` at random: few labels for each.
@@ -77,6 +85,10 @@ class Shards(Value):
         deal = numpy_generator(seed, "partition", self.kind).permutation(count).reshape(shards, self.per_client)
         return [np.sort(np.concatenate([pieces[piece] for piece in hand])) for hand in deal]
 
+    def most(self, samples: int, shards: int) -> int:
+        """The largest part that so many samples can give."""
+        return min(samples, self.per_client * -(-samples // (shards * self.per_client)))
+
 
 class Own(Value):
     """Every client has data of its own, and trains on all of it."""
@@ -86,7 +98,11 @@ class Own(Value):
     def split(self, labels: Labels, shards: int, seed: int) -> list[Indices]:  # noqa: ARG002
         """Raises ConfigError if there is no sample."""
         _check_enough(shards, 1, len(labels), "one sample")
-        return [np.arange(len(labels), dtype=np.int64) for _ in range(shards)]
+        return [np.arange(len(labels), dtype=np.int64)] * shards
+
+    def most(self, samples: int, shards: int) -> int:  # noqa: ARG002
+        """All of them."""
+        return samples
 
 
 Partition = Annotated[Iid | Dirichlet | Shards | Own, Field(discriminator="kind")]

@@ -86,6 +86,7 @@ class Segment:
         self._splits = halves and has_large_products(self.module)
         self._second_half: Callable[[], None] | None = None  # of the last backward pass, if it was put off
         self._stepping = False  # the optimiser's step is still to be taken
+        self._buffered = [m for m in module.modules() if m._buffers]
 
     def forward(
         self, x: Tensor, draw: Draw = (), *, train: bool = True, grad: bool = True, keep_buffers: bool = False
@@ -133,6 +134,25 @@ class Segment:
             (gradient,) = torch.autograd.grad(loss, z, create_graph=differentiable)
         return gradient
 
+    def buffers(self) -> Callable[[], None]:
+        """Remember the buffers as they are; what is returned puts them back, and drops a backward pass whose step was not taken."""
+        self.settle()
+        before = [(m, name, b, b.clone()) for m in self._buffered for name, b in m._buffers.items() if b is not None]
+
+        def back() -> None:
+            self._stepping, self._second_half = False, None
+            self.clear()
+            with torch.no_grad():
+                for owner, name, buffer, values in before:
+                    owner._buffers[name] = buffer.copy_(values)
+
+        return back
+
+    def gradients_finite(self) -> bool:
+        """Finish the last backward pass and look at the gradient of every weight: a pass over as much memory as the weights take."""
+        self._finish_backward()
+        return all(p.grad is None or all_finite(p.grad) for p in self.module.parameters())
+
     def clear(self) -> None:
         """Forget the gradients of the last step; `backward` would, but a learner that waits has the time now."""
         self.settle()
@@ -142,13 +162,16 @@ class Segment:
 
     def step(self) -> None:
         """One optimiser step on the gradients of the last backward pass."""
+        self._finish_backward()
+        with self.span("step"):
+            if self.optimizer is not None:
+                self.optimizer.step()
+
+    def _finish_backward(self) -> None:
         second_half, self._second_half = self._second_half, None
         if second_half is not None:
             with self.span("backward"):
                 second_half()
-        with self.span("step"):
-            if self.optimizer is not None:
-                self.optimizer.step()
 
     def step_later(self) -> None:
         """The same, but not before `settle`, or whatever next looks at this segment: a reply need not wait for it."""

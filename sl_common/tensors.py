@@ -44,6 +44,21 @@ def all_finite(tensor: Tensor) -> bool:
     return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
 
 
+def is_within(tensor: Tensor, limit: float | None) -> bool:
+    """Whether all numbers are finite, and none is larger than the limit. One pass as a rule: no number is larger than the root of the sum of
+    all squares."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    if limit is None:
+        return all_finite(tensor)
+    if tensor.dtype == torch.float32:
+        flat = tensor.detach().reshape(-1)
+        if torch.dot(flat, flat).item() <= limit * limit:  # NaN is not
+            return True
+    low, high = torch.aminmax(tensor)  # NaN if there is one
+    return -limit <= low.item() and high.item() <= limit
+
+
 def digest(state: State) -> bytes:
     """SHA-256 over the names (sorted), dtypes, shapes and bytes of a state dict: 32 bytes."""
     sha = hashlib.sha256()

@@ -11,16 +11,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from sl_common.config import RunConfig
+from sl_common.errors import Diverged
 from sl_common.messages import Aligned, Directive, Newest, Smashed
 from sl_common.protocol import At
 from sl_common.protocol.align import Memory
 from sl_common.segment import Bank, Segment, Tree
+from sl_common.tensors import all_finite
 from sl_server.recordings import Recordings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Job:
-    """One client's alignment. `run` may be called once, from any thread, and raises Diverged; its result is an event of that client."""
+    """One client's alignment. `run` may be called once, from any thread; its result is an event of that client.
+
+    It raises WireError where the client is to blame, Diverged where the state is."""
 
     client: str
     samples: int
@@ -65,12 +69,19 @@ class Alignments:
         return replace(batch, needs_grad=True) if self.stores_targets else batch
 
     def begin(self, name: str, shard: int, record: Newest, at: At) -> None:
-        """Take a client's newest samples and their targets now; the job is fetched by `jobs`."""
+        """Take a client's newest samples and their targets now; the job is fetched by `jobs`.
+
+        Raises Diverged, with nothing changed, if these are not finite.
+        """
         config, how = self._config, self._config.server.alignment
         head, aux = self._bank.get("head", shard), self._bank.get("aux", shard)
         z, y, stored = self._recordings.newest(shard, record.samples)
         draw = (at.seed, "align", at.round, shard)
+        back = head.buffers()
         targets = stored if stored is not None else how.refresh(head, z, y, (*draw, "refresh"))
+        if not all_finite(targets):
+            back()
+            raise Diverged(f"the targets of an alignment hold NaN or Inf in round {at.round}: lower the learning rates")
         device = aux.device
         memory = Memory(z=z.to(device), y=y.to(device), targets=targets.to(device))
         aux.set_lr(how.optimizer.lr * config.server.schedule.factor(at.round, at.rounds))

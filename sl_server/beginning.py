@@ -92,7 +92,7 @@ def which_run(
         raise ConfigError(
             "--resume goes on with a run as it is: without --out and --record, and --set only beside a file"
         )
-    over = (resume / "summary.json").exists()
+    over = is_over(resume)
     if config_file is None:
         if over:
             raise ConfigError(f"--resume {resume}: that run is over; its results are in summary.json")
@@ -102,6 +102,17 @@ def which_run(
         return config, resume, Stage.NEW
     _same_run(config, read_config(resume / "config.json", None), config_file, resume)
     return config, resume, Stage.OVER if over else Stage.BEGUN
+
+
+def is_over(run_directory: Path) -> bool:
+    """Whether the run ended as it was to, or by its operator; one that failed has a summary too, and can go on."""
+    try:
+        failed = json.loads((run_directory / "summary.json").read_text()).get("failed", False)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, AttributeError):
+        return True  # something was written when it ended
+    return failed is not True
 
 
 def _same_run(config: RunConfig, held: RunConfig, config_file: Path, resume: Path) -> None:

@@ -10,13 +10,14 @@ knows a clock, a thread, a file or a socket; time comes as Tick.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from sl_common.config import RunConfig
-from sl_common.errors import Refused, WireError
+from sl_common.errors import Diverged, Refused, WireError
 from sl_common.facts import (
     ClientDone,
     ClientJoined,
@@ -55,11 +56,15 @@ from sl_common.messages import (
 from sl_common.names import MAX_REASON
 from sl_common.network import Network
 from sl_common.protocol import Arrived, At, Record, WaitUntil, Without
+from sl_common.protocol.merge import Merged
 from sl_common.segment import Alone, Bank, Segment, Tree
 from sl_common.tensors import State, check_state, checksum
 from sl_server.alignments import Alignments, Job
+from sl_server.blame import Blame
+from sl_server.claims import MAX_COUNT, check_ready, due_of, most_evaluated
 from sl_server.comeback import Comeback
 from sl_server.guard import guarded_batch, guarded_state
+from sl_server.merged import checked_merge
 from sl_server.recordings import Recordings, Spill
 from sl_server.redo import RedoBudget
 from sl_server.roster import Member, Roster
@@ -68,7 +73,6 @@ from sl_server.wave import Wave
 from sl_server.weights import Weights
 
 Said = list[tuple[str, ToClient]]
-MAX_SAMPLES = 1 << 40  # that a client may say it has
 
 
 class Coordinator:
@@ -97,6 +101,8 @@ class Coordinator:
         self.recordings = Recordings(config.codec, config.server.recordings, spill)
         self.alignments = Alignments(config, self.bank, self.recordings)
         own = frozenset({"lower"}) if config.client.initial == "own" else frozenset[str]()
+        self._blame = Blame(self.protocol.head, self.bank, network)
+        self._expelled: list[tuple[str, str]] = []
         self._weights = Weights(network, self.protocol.learner.parts, self.bank, own=own)
         self._facts: list[
             Fact | partial[Fact]
@@ -165,8 +171,9 @@ class Coordinator:
                 self._redo.saved()
             case Tick(now=now):
                 self._tick(now)
-            case Alive():
-                pass
+            case Alive(samples=samples):
+                if samples > MAX_COUNT:
+                    raise WireError(f"alive after {samples} samples, at most {MAX_COUNT} are possible")
 
     def stop(self, reason: str) -> None:
         """End the run before its last round."""
@@ -214,6 +221,11 @@ class Coordinator:
         """Work that whoever drives this is to run, in any thread; its results come back as events."""
         return self.alignments.jobs()
 
+    def expelled(self) -> list[tuple[str, str]]:
+        """Clients that broke the protocol by what only this work could show, and how, since the last call. They have left already."""
+        expelled, self._expelled = self._expelled, []
+        return expelled
+
     def facts(self) -> list[Fact]:
         """What happened since the last call."""
         facts, self._facts = self._facts, []
@@ -229,8 +241,7 @@ class Coordinator:
     def _ready(self, member: Member, event: Ready) -> None:
         if member.ready:
             raise WireError("a second ready in one life")
-        if not 1 <= event.batches <= event.samples <= MAX_SAMPLES:
-            raise WireError(f"ready with {event.samples} samples in {event.batches} batches")
+        check_ready(self.config, event)
         member.samples, member.batches, member.ready = event.samples, event.batches, True
         self._comeback.arrive(member, event, self.checkpoint)
         self._facts.append(ClientReady(client=member.name, shard=member.shard, samples=event.samples))
@@ -254,7 +265,11 @@ class Coordinator:
         for part, state in done.weights.items():
             own = self.network.part(part).state_dict()
             check_state(state, {k: (t.dtype, tuple(t.shape)) for k, t in own.items()}, whose[part])
-        wave.finish(member.shard, done, self.config.data.batch_size)
+        begin = wave.begins.get(member.shard)
+        due = None
+        if begin is not None and not begin.evaluate:
+            due = due_of(self.config, member.samples, member.batches, begin)
+        wave.finish(member.shard, done, due)
         if not wave.evaluate:
             member.trained += done.steps
             member.taught = True
@@ -299,6 +314,13 @@ class Coordinator:
             return
         left = ClientLeft(client=member.name, shard=member.shard, reason=reason[:MAX_REASON], was_ready=was_ready)
         self._facts.append(left)
+
+    def _expel(self, member: Member, why: str) -> None:
+        """A client is refused whose fault was found in the middle of work: no event says so, as replaying this work finds it again."""
+        self._expelled.append((member.name, why))
+        if self._wave is not None:
+            self._wave.done.pop(member.shard, None)  # it may have ended its wave while its batch was waiting
+        self._left(member, f"broke the protocol: {why}")
 
     def _is_late(self, client: str, said: Smashed | Done) -> bool:
         """Whether it is of a wave that went on without this client; it will hear so, or has heard meanwhile."""
@@ -444,6 +466,7 @@ class Coordinator:
         if not member.seen:
             self.bank.forget(member.shard)  # what a former life of this shard had trained
             self.alignments.forget(member.shard)
+            self._blame.forget(member.shard)
         return self._weights.news_for(member)
 
     def _serve(self) -> bool:
@@ -485,7 +508,9 @@ class Coordinator:
             Arrived(client=c, batch=self.alignments.wanting(batch), samples=members[c].samples)
             for c, batch in came.items()
         ]
-        replies = self.protocol.head.step(self.bank, arrived, at)
+        replies = self._step(arrived, at)
+        if not arrived:
+            return
         wave.cohorts += 1
         wave.since = self._now
         for a in arrived:
@@ -496,6 +521,21 @@ class Coordinator:
             self._facts.append(partial(_trained, members[a.client].name, a, at, reply.loss))
             self._record_batch(wave, members[a.client], batch, reply)
 
+    def _step(self, cohort: list[Arrived], at: At) -> dict[int, Gradient]:
+        """Train the head on a cohort, from which clients are taken, and refused, whose batches make that impossible."""
+        while cohort:
+            try:
+                replies = self.protocol.head.step(self.bank, cohort, at)
+            except Diverged as error:
+                for client in self._blame.guilty(cohort, at, error):
+                    (poisoned,) = (a for a in cohort if a.client == client)
+                    cohort.remove(poisoned)
+                    self._expel(self.roster.by_shard(client), f"its batch {poisoned.batch.step} is to blame: {error}")
+            else:
+                self._blame.trained(cohort)
+                return replies
+        return {}
+
     def _record_batch(self, wave: Wave, member: Member, batch: Smashed, reply: Gradient) -> None:
         """Keep it if that was asked, and align the client's auxiliary network once its first batch is there."""
         rule = wave.directive.record
@@ -504,8 +544,13 @@ class Coordinator:
         stored = reply.dz * len(batch.y) if self.alignments.stores_targets and reply.dz is not None else None
         self.recordings.keep(member.shard, batch, rule, stored)
         if isinstance(rule, Newest) and batch.step == 0 and wave.begins[member.shard].directive.align:
+            try:
+                self.alignments.begin(member.name, member.shard, rule, wave.at)
+            except Diverged as error:
+                self._blame.check_state(member.shard, wave.at, error)
+                self._expel(member, f"its recorded batches are to blame: {error}")
+                return
             wave.aligning.add(member.shard)
-            self.alignments.begin(member.name, member.shard, rule, wave.at)
 
     def _evaluate(self, wave: Wave, client: int, batch: Smashed) -> None:
         reply = self.protocol.head.evaluate(self.bank, client, batch)
@@ -531,13 +576,13 @@ class Coordinator:
         self._waves += 1
         if wave.done and wave.directive.update:
             self._weights.trained()
-        self._weights.merge(self.protocol.merge.after_wave(self._record([wave])))
+        self._merge(self.protocol.merge.after_wave, [wave])
         self.rests += 1
         self._redo.finished(wave.done)
         return True
 
     def _end_round(self) -> None:
-        self._weights.merge(self.protocol.merge.after_round(self._record(self._over)))
+        self._merge(self.protocol.merge.after_round, self._over)
         loss, samples = mean_loss(self._over)
         if samples:
             self._losses.append(loss)
@@ -551,6 +596,16 @@ class Coordinator:
             self._begin_evaluation(last)
         else:
             self._next_round()
+
+    def _merge(self, merge: Callable[[Record], Merged], waves: list[Wave]) -> None:
+        """Without the clients whose weights would spoil it."""
+        limits = dict.fromkeys(self.protocol.learner.parts, self.config.server.guard.weights)  # ours need but be finite
+        merged, guilty = checked_merge(merge, self._record(waves), limits)
+        for client, why in sorted(guilty.items()):
+            for wave in waves:
+                wave.done.pop(client, None)
+            self._expel(self.roster.by_shard(client), why)
+        self._weights.merge(merged)
 
     def _next_round(self) -> None:
         self._round += 1
@@ -611,11 +666,13 @@ class Coordinator:
             "roster": self.roster.snapshot(),
             "recordings": self.recordings.snapshot(),
             "alignments": self.alignments.snapshot(),
+            "blame": self._blame.snapshot(),
         }
 
     def restore(self, tree: Tree, now: float = 0.0) -> None:
         """Go back to a snapshot. Nobody is here then; those who were are waited for until `run.rejoin_s` after `now`."""
         self._wave, self._out, self.ended, self.must_redo = None, [], None, False
+        self._expelled = []
         self.rests = self.checkpoint = tree["rests"]
         self._round, self._plan, self._waves = tree["round"], copy.deepcopy(tree["plan"]), tree["waves"]
         self._over = [Wave.restored(one) for one in tree["over"]]
@@ -625,6 +682,7 @@ class Coordinator:
         self.recordings.restore(tree["recordings"])
         self.alignments.restore(tree["alignments"])
         self._redo.went_back()
+        self._blame.restore(tree.get("blame", {}))
         self._comeback.expect(self.roster.restore(tree["roster"]), now + self.config.run.rejoin_s)
         self._now, self._barrier_at = now, None
 
@@ -651,6 +709,7 @@ class Coordinator:
                 slices=len(members) if split else 1,
                 samples=0 if split or last or not self.config.sharded else self.config.eval.samples,
             )
+            wave.most_rows[m.shard] = most_evaluated(self.config, begin)
             wave.expect(m.shard, begin)
         self._begin(wave, members)
 

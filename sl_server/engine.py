@@ -250,6 +250,7 @@ class Engine:
             self._tell()
             return False
         computed = time.perf_counter()
+        self._expel_guilty()
         told: list[Stream] = []
         for name, message in said:
             session = self.sessions.by_client.get(name)
@@ -272,6 +273,15 @@ class Engine:
             self._workers.do(partial(self._align, job))
         self._tell()
         return True
+
+    def _expel_guilty(self) -> None:
+        """Refuse the clients whose fault the last work found."""
+        for session, error in self.sessions.expelled():
+            link = self._links.get(session)
+            if link is not None:
+                self._drop(link)
+                if link.stream is not None:
+                    self._refuse(link.stream, session.client, Refused("protocol", str(error)))
 
     def _let_write(self, streams: Sequence[Stream]) -> None:
         """Somebody waits for what was said; what is still to be computed can wait, unless more has come."""
@@ -348,10 +358,19 @@ class Engine:
         """In a worker's thread; the result is one more thing that the loop takes out of its inbox."""
         try:
             result, told = run_timed(job)
+        except WireError as error:
+            self._inbox.put(partial(self._unaligned, job.client, error))
+            return
         except Exception as error:  # the loop ends the run with it
             self._inbox.put(partial(_raise, error))
             return
         self._inbox.put(lambda: self._aligned(job.client, result, told))
+
+    def _unaligned(self, client: str, error: WireError) -> None:
+        """Its samples cannot be aligned with: it is refused, unless it has left meanwhile."""
+        link = self._links.get(self.sessions.by_client[client]) if client in self.sessions.by_client else None
+        if link is not None:
+            self._expel(link, Refused("protocol", f"broke the protocol: {error}"))
 
     def _aligned(self, client: str, result: Aligned, told: AuxAligned) -> None:
         self.sessions.aligned(client, result)

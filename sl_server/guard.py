@@ -5,6 +5,7 @@ A client that is refused leaves the run; nobody else's batches and averages are 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from sl_common.config import Guard
 from sl_common.errors import WireError
 from sl_common.messages import Smashed
-from sl_common.tensors import State, all_finite
+from sl_common.tensors import State, is_within
 
 
 def guarded_batch(batch: Smashed, guard: Guard) -> Smashed:
@@ -30,15 +31,12 @@ def guarded_state(state: State, guard: Guard, what: str) -> State:
 
 
 def _guarded(tensor: Tensor, limit: float | None, guard: Guard, what: str) -> Tensor:
-    if not tensor.is_floating_point() or tensor.numel() == 0:
-        return tensor
-    finite = all_finite(tensor)
-    largest = float(tensor.abs().max()) if finite and limit is not None else 0.0
-    if finite and (limit is None or largest <= limit):
+    if is_within(tensor, limit):
         return tensor
     if guard.action == "reject":
-        raise WireError(
-            f"{what} hold {largest:.4g}, at most {limit:g} is allowed" if finite else f"{what} hold NaN or Inf"
-        )
-    bound = torch.finfo(tensor.dtype).max if limit is None else limit
+        largest = float(tensor.abs().max())
+        if limit is None or not math.isfinite(largest):
+            raise WireError(f"{what} hold NaN or Inf")
+        raise WireError(f"{what} hold {largest:.4g}, at most {limit:g} is allowed")
+    bound = torch.finfo(tensor.dtype).max if limit is None else min(limit, torch.finfo(tensor.dtype).max)
     return torch.nan_to_num(tensor, nan=0.0, posinf=bound, neginf=-bound).clamp_(-bound, bound)

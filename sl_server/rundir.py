@@ -54,7 +54,9 @@ class RunDirectory:
         self._refused = False  # nor could the last lines
         try:
             make_folder(path)
-            if resumed is None:
+            if resumed is not None:
+                (path / "summary.json").unlink(missing_ok=True)  # of the failure that it goes on after
+            else:
                 if (path / "config.json").exists():
                     raise ConfigError(f"--out {path}: holds a run already; choose another directory, or --resume it")
                 write_atomically(path / "config.json", config.model_dump_json(indent=2).encode() + b"\n")
@@ -167,8 +169,12 @@ class RunDirectory:
             self.path.rmdir()
 
     def finish(self, coordinator: Coordinator, seconds: float, failure: str | None = None) -> dict[str, Any]:
-        """Write the final weights, and the summary when all else is durable; what the summary says. Raises OSError."""
-        self.save_weights(coordinator.weights())
+        """Write the final weights, and the summary when all else is durable; what the summary says. Raises OSError.
+
+        A run that failed keeps the weights of its last evaluation: what there is in the middle of a wave belongs to no lower segment.
+        """
+        if failure is None or not any(self.path.glob("head*.safetensors")):
+            self.save_weights(coordinator.weights())
         self._table.settle()
         self.written()
         summary = self.summary(coordinator, seconds, failure)
@@ -198,6 +204,7 @@ def summarise(
         "name": config.run.name,
         "preset": config.preset,
         "finished": bool(ended and ended.finished),
+        "failed": failure is not None,  # and so goes on from its newest checkpoint, if it is resumed
         "reason": failure or (ended.reason if ended else "cut short"),
         "rounds": config.run.rounds,
         "clients": len(coordinator.roster.known()),

@@ -193,6 +193,16 @@ class Sessions:
             self.log.append(("", Advanced()))
         return said
 
+    def expelled(self) -> list[tuple[Session, WireError]]:
+        """The sessions that the last work ended, and why; their clients are to be told."""
+        found = []
+        for name, why in self.coordinator.expelled():
+            session = self.by_client.get(name)
+            if session is not None:
+                self._forget(session)
+                found.append((session, WireError(why)))
+        return found
+
     def aligned(self, client: str, result: Aligned) -> None:
         """A job of the coordinator's is done."""
         self._handle(client, result)

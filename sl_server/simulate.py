@@ -120,6 +120,8 @@ class Simulation:
             moved = False
             while (said := self.sessions.advance()) is not None:
                 moved = True
+                for _session, error in self.sessions.expelled():  # it is one of ours
+                    raise error
                 for name, message in said:
                     self._tell(self._clients[name], message)
                 for job in self.coordinator.jobs():  # at once: what it comes to does not depend on when it is done

@@ -15,6 +15,7 @@ from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, Refused, WireError
 from sl_common.network import Network, trained
 from sl_common.tensors import State, digest
+from sl_server.beginning import is_over
 from sl_server.weight_set import read_weights_of
 
 
@@ -66,7 +67,7 @@ def read_run(directory: Path, warn: Callable[[str], None], device: str = "cpu") 
         raise ConfigError(
             f"{directory}: no head.safetensors here: weights are written when a run evaluates, and at its end"
         )
-    if not (directory / "summary.json").exists():
+    if not is_over(directory):
         warn(f"{directory}: the run is not over; these are the weights of its last evaluation")
     return Trained(config=config, network=network, lower=states.get("lower"), heads=heads)
 

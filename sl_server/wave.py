@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -11,6 +10,7 @@ from sl_common.errors import WireError
 from sl_common.messages import Begin, Directive, Done, Smashed
 from sl_common.protocol import At
 from sl_common.segment import Tree
+from sl_server.claims import MAX_LOSS, Due
 
 
 @dataclass(kw_only=True, slots=True)
@@ -28,7 +28,9 @@ class Wave:
     window: int = 1  # batches of one client that may be here and not served
     cohorts: int = 0
     waiting: dict[int, deque[Smashed]] = field(default_factory=dict)  # in order of arrival
-    came: dict[int, int] = field(default_factory=dict)
+    came: dict[int, int] = field(default_factory=dict)  # batches
+    rows: dict[int, int] = field(default_factory=dict)  # samples in them
+    most_rows: dict[int, int] = field(default_factory=dict)  # that a client may bring to be evaluated
     done: dict[int, Done] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
     since: float = 0.0  # when the last cohort was trained, or the wave began
@@ -86,25 +88,48 @@ class Wave:
         under_way = expected - self.training[client]
         if under_way >= self.window:
             raise WireError(f"batch {batch.step} while {under_way} are under way, client.window = {self.window}")
-        self.came[client] = expected + 1
+        rows = self.rows.get(client, 0) + len(batch.y)
+        if self.evaluate and rows > self.most_rows.get(client, rows):
+            raise WireError(
+                f"batch {batch.step} makes {rows} samples to evaluate, this client's part of the test set has at most "
+                f"{self.most_rows[client]}"
+            )
+        self.came[client], self.rows[client] = expected + 1, rows
         self.waiting.setdefault(client, deque()).append(batch)
 
-    def finish(self, client: int, done: Done, batch_size: int) -> None:
-        """A client says Done. Raises WireError if it is not in the wave or left out work."""
+    def finish(self, client: int, done: Done, due: Due | None) -> None:
+        """A client says Done; `due` is its training. Raises WireError if it is not in the wave or left out work."""
         self._check_in(client, "done", done.round, done.wave)
         begin = self.begins[client]
         if client in self.aligning:
             raise WireError("done before the auxiliary network was aligned")
-        if not begin.evaluate and begin.directive.send and done.steps != begin.steps:
-            raise WireError(f"done after {done.steps} batches, this wave has {begin.steps}")
-        if not math.isfinite(done.loss_sum) or (done.loss_sum and not 0 < done.samples <= begin.steps * batch_size):
-            raise WireError(
-                f"done reports a loss of {done.loss_sum} over {done.samples} samples in {begin.steps} batches of at most {batch_size}"
-            )
+        self._check_counts(client, done, due)
         if set(done.weights) != set(begin.upload):
             raise WireError(f"done carries weights of {sorted(done.weights)}, begin asked for {sorted(begin.upload)}")
         self.done[client] = done
         self._settle(client)
+
+    def _check_counts(self, client: int, done: Done, due: Due | None) -> None:
+        """The numbers of a Done are those that were counted here, or follow from what the client said that it has."""
+        came, rows = self.came.get(client, 0), self.rows.get(client, 0)
+        steps, samples = (came, rows) if due is None else (due.steps, due.all_rows)
+        if done.steps != steps:
+            raise WireError(f"done after {done.steps} batches, this wave has {steps}")
+        if due is not None and came != len(due.sent):
+            raise WireError(
+                f"done after sending {came} batches, {len(due.sent)} of this wave's {due.steps} cross the cut"
+            )
+        if due is not None and rows != due.sent_rows:
+            raise WireError(
+                f"done after sending {rows} samples, {due.samples} an epoch make {due.sent_rows} in this wave"
+            )
+        if done.samples != samples:
+            raise WireError(f"done reports {done.samples} samples, this wave has {samples}")
+        most = 0.0 if due is None or len(due.sent) else MAX_LOSS * samples
+        if not 0 <= done.loss_sum <= most:  # neither is NaN
+            raise WireError(
+                f"done reports a loss of {done.loss_sum} over {samples} samples, 0 to {most:g} are possible"
+            )
 
     def snapshot(self) -> Tree:
         """Of a wave that is over: what the round's end needs of it."""

@@ -46,6 +46,7 @@ partition = { kind = "dirichlet", alpha = 0.5, min_samples = 2 }
 shards = 5
 batch_size = 3
 augment = "crop_flip"
+max_samples = 77
 [protocol]
 waves = { kind = "parallel", fraction = 0.5 }
 gate = { kind = "periodic", k = 3 }

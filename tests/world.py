@@ -15,6 +15,7 @@ import torch
 from sl_client.seat import take_seat
 from sl_common.codec import Link
 from sl_common.config import RunConfig
+from sl_common.errors import WireError
 from sl_common.facts import Fact
 from sl_common.messages import Advanced, Alive, Event, Welcome
 from sl_common.network import Network
@@ -72,6 +73,7 @@ class World:
         self.clients: dict[str, Client] = {}
         self.jobs: list[Job] = []  # alignments under way; they end at any time
         self.slow: set[str] = set()  # clients whose streams carry nothing for now
+        self.expelled: dict[str, str] = {}  # clients whose fault the server's work found, and how
         self.stuck: set[str] = set()  # clients whose alignments never end
         self.leave_after: dict[str, int] = {}  # client -> messages after which it is gone
         self.cut_every: int | None = None  # frames, both directions together
@@ -151,10 +153,21 @@ class World:
 
     def _finish(self, job: Job) -> None:
         self.jobs.remove(job)
-        self.sessions.aligned(job.client, job.run())
+        try:
+            result = job.run()
+        except WireError as error:
+            client = self.clients[job.client]
+            client.gone = True
+            self.expelled[job.client] = str(error)
+            self.sessions.lose(client.session, f"broke the protocol: {error}")
+            return
+        self.sessions.aligned(job.client, result)
 
     def _can_advance(self) -> bool:
         self._advanced = self.sessions.advance()
+        for session, error in self.sessions.expelled():
+            self.clients[session.client].gone = True
+            self.expelled[session.client] = str(error)
         self.jobs += self.coordinator.jobs()
         self.facts += self.coordinator.facts()
         return self._advanced is not None

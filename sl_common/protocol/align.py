@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor
 
-from sl_common.errors import Diverged
+from sl_common.errors import Diverged, WireError
 from sl_common.optim import Adam, Optimizer
 from sl_common.seeds import Draw, torch_generator
 from sl_common.segment import Segment
@@ -55,7 +55,8 @@ class Alignment(Value):
     def run(self, aux: Segment, memory: Memory, draw: Draw) -> tuple[float, float]:
         """Train aux; mean squared error per sample over the first epoch and over the last. Leaves aux's buffers as they are.
 
-        Raises Diverged if an error is not finite, ValueError if nothing is stored.
+        Raises WireError if the first error is not finite, before anything was learnt: the samples are to blame. Diverged if a later one is not,
+        ValueError if nothing is stored.
         """
         if not len(memory.y):
             raise ValueError("alignment with an empty memory")
@@ -73,6 +74,8 @@ class Alignment(Value):
             )
             total += error.item()
             if not total < float("inf"):
+                if step == 0 and draw[-1] == 0:  # of the first epoch
+                    raise WireError(f"alignment with its samples: squared error {total} before anything was learnt")
                 raise Diverged(
                     f"alignment of an auxiliary network: squared error {total}; lower server.alignment.optimizer.lr"
                 )

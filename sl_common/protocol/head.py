@@ -6,7 +6,7 @@ The loss is the mean over all samples of the cohort; the gradients it gives are 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Annotated, Literal
@@ -23,8 +23,13 @@ from sl_common.protocol.mix import Arrived, Mix, Part, Unmixed
 from sl_common.protocol.scatter import Own, Scatter
 from sl_common.seeds import Draw
 from sl_common.segment import Bank, Segment
-from sl_common.tensors import all_finite
+from sl_common.tensors import is_within
 from sl_common.value import Value
+
+LARGE_LOSS = 1e6  # beyond it gradients of weights are looked at before the step: below, none of theirs can overflow unless weights could
+
+
+LARGE_GRADIENT = 1e6  # no cut gradient is: one that is would leave nothing of its client's segment, and the client be blamed for that
 
 
 class Head(Value):
@@ -50,12 +55,38 @@ class Head(Value):
         return float(wave_size**self.lr_power)
 
     def step(self, bank: Bank, cohort: Sequence[Arrived], at: At) -> dict[int, Gradient]:
-        """Train on a cohort (sorted by shard); one reply for each client. Raises Diverged if the loss is not finite.
+        """Train on a cohort (sorted by shard); one reply for each client. Raises Diverged, with nothing changed, if a loss or a gradient
+        is not finite.
 
         A cohort that is not to be trained on (a gradient probe) leaves weights, optimiser and buffers as they were.
         """
         head = bank.get("head", cohort[0].client)
-        train = cohort[0].batch.train
+        return self._step(head, cohort, at, train=cohort[0].batch.train)
+
+    def trial(self, bank: Bank, cohort: Sequence[Arrived], at: At) -> bool:
+        """Whether a step on this cohort would be finite; changes nothing."""
+        head = bank.get("head", cohort[0].client)
+        try:
+            self._step(head, cohort, at, train=False)
+            return head.gradients_finite()
+        except Diverged:
+            return False
+        finally:
+            head.clear()
+
+    def _step(self, head: Segment, cohort: Sequence[Arrived], at: At, *, train: bool) -> dict[int, Gradient]:
+        back = head.buffers()
+        try:
+            replies = self._replies(head, cohort, at, train=train)
+        except Diverged:
+            back()
+            raise
+        if train:
+            head.step_later()
+        return replies
+
+    def _replies(self, head: Segment, cohort: Sequence[Arrived], at: At, *, train: bool) -> dict[int, Gradient]:
+        """Forward and backward. Raises Diverged when BatchNorm has seen the cohort already."""
         z = _join([a.batch.z for a in cohort], head).requires_grad_(any(a.batch.needs_grad for a in cohort))
         y = _join([a.batch.y for a in cohort], head)
         logits = head.forward(z, _draw(cohort, at), keep_buffers=not train)
@@ -63,31 +94,32 @@ class Head(Value):
         extra = self.mix.extra_loss(head, self._shares(z, y, cohort), at)
         total = loss if extra is None else loss + extra
         value = total.item()
-        if not math.isfinite(value):
-            raise Diverged(
-                f"the head's loss is {value} in round {at.round}, cohort {at.step}: lower the learning rates"
-            )
-        head.backward(total, soon=z if z.requires_grad else None)
-        if train:
-            head.step_later()
         losses = [value if extra is None else loss.item()] if len(cohort) == 1 else self._losses(logits, y, cohort)
-        if z.grad is not None and not all_finite(z.grad):
-            raise Diverged(
-                f"the head's cut gradient holds NaN or Inf in round {at.round}, cohort {at.step}: lower the learning rates"
-            )
+        for found in (value, *losses):
+            if not math.isfinite(found):
+                raise Diverged(f"the head's loss is {found} in {_where(at)}: lower the learning rates")
+        head.backward(total, soon=z if z.requires_grad else None)
         gradients = self._gradients(z.grad, cohort, at) if z.grad is not None else {}
+        for dz in () if z.grad is None else (z.grad, *self._made(gradients)):
+            if not is_within(dz, LARGE_GRADIENT):
+                largest = dz.abs().max().item()
+                found = f"{largest:.4g}" if math.isfinite(largest) else "NaN or Inf"
+                raise Diverged(f"the head's cut gradient holds {found} in {_where(at)}: lower the learning rates")
+        if train and max(value, *losses) > LARGE_LOSS and not head.gradients_finite():
+            raise Diverged(f"gradients of the head's weights hold NaN or Inf in {_where(at)}: lower the learning rates")
         return {
             a.client: Gradient(step=a.batch.step, loss=own_loss, dz=gradients.get(a.client))
             for a, own_loss in zip(cohort, losses, strict=True)
         }
 
     def evaluate(self, bank: Bank, client: int, batch: Smashed) -> Gradient:
-        """Loss and correct answers of one batch in evaluation mode; changes nothing."""
+        """Loss and correct answers of one batch in evaluation mode; changes nothing. A loss beyond LARGE_LOSS, or none, counts as that."""
         head = bank.get("head", client)
         logits = head.forward(batch.z, train=False, grad=False)
         y = batch.y.to(head.device)
         correct = int((logits.argmax(dim=1) == y).sum())
-        return Gradient(step=batch.step, loss=F.cross_entropy(logits, y).item(), correct=correct)
+        loss = F.cross_entropy(logits, y).item()
+        return Gradient(step=batch.step, loss=loss if loss <= LARGE_LOSS else LARGE_LOSS, correct=correct)
 
     def _shares(self, z: Tensor, y: Tensor, cohort: Sequence[Arrived]) -> Iterator[Part]:
         """Made when they are asked for: most heads do not mix."""
@@ -118,6 +150,10 @@ class Head(Value):
             own: list[float] = F.cross_entropy(logits, y, reduction="none").view(len(cohort), -1).mean(dim=1).tolist()
             return own
 
+    def _made(self, gradients: Mapping[int, Tensor]) -> Iterable[Tensor]:
+        """Those that are no slices of the cut gradient, in whose memory the others were scaled."""
+        return () if isinstance(self.scatter, Own) else gradients.values()
+
     def _gradients(self, dz: Tensor, cohort: Sequence[Arrived], at: At) -> Mapping[int, Tensor]:
         slices = dict(zip([a.client for a in cohort], self._pieces(dz, cohort), strict=True))
         wanted = {a.client for a in cohort if a.batch.needs_grad}
@@ -139,6 +175,10 @@ class Head(Value):
         runs = torch.split(dz, [sum(those) for _, those in alike])
         scaled = (_times(run, total, count) for run, (count, _) in zip(runs, alike, strict=True))
         return [piece for run, (_, those) in zip(scaled, alike, strict=True) for piece in torch.split(run, those)]
+
+
+def _where(at: At) -> str:
+    return f"round {at.round}, cohort {at.step}"
 
 
 def _join(tensors: Sequence[Tensor], head: Segment) -> Tensor:

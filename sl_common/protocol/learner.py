@@ -5,9 +5,9 @@ It reads like the paper and knows no network; what happens between the two yield
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, overload
 
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt
@@ -59,12 +59,40 @@ class Draws:
         return (self.seed, part, self.round, self.shard, step)
 
 
+@dataclass(frozen=True, slots=True)
+class _OneOf(Sequence[int]):
+    """The first or the last of each group of `every` out of `steps` numbers. Takes no memory, however many there are said to be."""
+
+    steps: int
+    every: int
+    last: bool
+
+    def __len__(self) -> int:
+        return -(-self.steps // self.every)
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[int]: ...
+    def __getitem__(self, place: int | slice) -> int | Sequence[int]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        return min((place + 1) * self.every - 1, self.steps - 1) if self.last else place * self.every
+
+
 class Split(Value):
     """Vanilla split learning on the client (Gupta & Raskar 2018): forward, send, receive the cut gradient, backward, step."""
 
     kind: Literal["split"] = "split"
     exchange: ClassVar[Exchanged] = "gradient"
     parts: ClassVar[tuple[str, ...]] = ("lower",)
+    sends_all: ClassVar[bool] = True  # every batch crosses the cut, so that the server can count samples
+
+    def sent(self, steps: int) -> Sequence[int]:
+        """Which of the `steps` batches of a wave cross the cut."""
+        return range(steps)
 
     def train(self, bank: Bank, batches: Iterable[Batch], directive: Directive, draws: Draws) -> Exchange:
         """One wave. dz is d(mean loss over this client's batch)/dz with the default `cut_grad_scale`."""
@@ -94,6 +122,11 @@ class Local(Value):
     kind: Literal["local"] = "local"
     exchange: ClassVar[Exchanged] = "nothing"
     parts: ClassVar[tuple[str, ...]] = ("lower", "head")
+    sends_all: ClassVar[bool] = False
+
+    def sent(self, steps: int) -> Sequence[int]:  # noqa: ARG002
+        """None."""
+        return range(0)
 
     def train(self, bank: Bank, batches: Iterable[Batch], directive: Directive, draws: Draws) -> Exchange:
         """One wave of ordinary SGD on the mean cross-entropy of each batch."""
@@ -127,6 +160,11 @@ class SplitWithLocalLoss(Value):
     aux: Auxiliary = Decoder()
     mu: Annotated[float, Field(ge=0)] = 1.0
     parts: ClassVar[tuple[str, ...]] = ("lower", "aux")
+    sends_all: ClassVar[bool] = True
+
+    def sent(self, steps: int) -> Sequence[int]:
+        """Which of the `steps` batches of a wave cross the cut."""
+        return range(steps)
 
     def train(self, bank: Bank, batches: Iterable[Batch], directive: Directive, draws: Draws) -> Exchange:
         """One wave."""
@@ -168,6 +206,15 @@ class LocalLoss(Value):
     upload: Literal["first", "last"] = "last"
     train_aux: bool = True
     parts: ClassVar[tuple[str, ...]] = ("lower", "aux")
+
+    @property
+    def sends_all(self) -> bool:
+        """Every batch crosses the cut."""
+        return self.send_every == 1
+
+    def sent(self, steps: int) -> Sequence[int]:
+        """Which of the `steps` batches of a wave cross the cut; of a last, smaller group that is its first or its last one."""
+        return _OneOf(steps, self.send_every, last=self.upload == "last")
 
     def train(self, bank: Bank, batches: Iterable[Batch], directive: Directive, draws: Draws) -> Exchange:
         """One wave; batches that are sent are numbered among themselves."""

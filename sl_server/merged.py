@@ -1,0 +1,54 @@
+"""A merge that is looked at before anybody goes on with it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from sl_common.errors import Diverged
+from sl_common.protocol import Record
+from sl_common.protocol.merge import Merged
+from sl_common.tensors import State, is_within
+
+Limits = Mapping[str, float | None]  # part -> the largest number of weights; any finite one, if there is none
+
+
+def checked_merge(merge: Callable[[Record], Merged], record: Record, limits: Limits) -> tuple[Merged, dict[int, str]]:
+    """What the merge gives, without those clients whose weights made it one that a guard would refuse; they and the reasons.
+
+    Raises Diverged if nobody's weights would do.
+    """
+    guilty: dict[int, str] = {}
+    while bad := _bad(merged := merge(_without(record, guilty)), limits):
+        found = _causes(_without(record, guilty), bad, limits)
+        guilty |= found
+        if not found or not _without(record, guilty).weights.get(bad):
+            raise Diverged(
+                f"weights of {bad} are not finite after round {record.at.round}, whichever client's are left out"
+            )
+    return merged, guilty
+
+
+def _bad(merged: Merged, limits: Limits) -> str | None:
+    """The first part that may not be handed on."""
+    return next((part for part, state in merged.items() if _wrong(state, limits.get(part)) is not None), None)
+
+
+def _wrong(state: State, limit: float | None) -> str | None:
+    return next((name for name, tensor in state.items() if not is_within(tensor, limit)), None)
+
+
+def _causes(record: Record, part: str, limits: Limits) -> dict[int, str]:
+    states = record.weights[part]
+    wrong = {client: _wrong(state, limits.get(part)) for client, state in states.items()}
+    return {
+        client: f"weights of its {part}: {name} would spoil what all go on with"
+        for client, name in wrong.items()
+        if name
+    }
+
+
+def _without(record: Record, clients: dict[int, str]) -> Record:
+    if not clients:
+        return record
+    weights = {p: {c: s for c, s in states.items() if c not in clients} for p, states in record.weights.items()}
+    return Record(at=record.at, samples=record.samples, weights=weights)
