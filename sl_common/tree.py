@@ -43,7 +43,7 @@ def loads(data: bytes) -> Any:
         text = json.loads(body[8 : 8 + length])["__metadata__"]["tree"]
         return _deep(json.loads(text), load(body))
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"a snapshot that makes no sense: {error!r}") from error
+        raise DataError(f"a snapshot that makes no sense: {type(error).__name__}: {str(error)[:200]}") from error
 
 
 def _flat(node: Any, tensors: dict[str, Tensor]) -> Any:

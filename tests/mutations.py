@@ -38,7 +38,7 @@ def _varint(number: int) -> bytes:
 
 def swollen(rng: random.Random) -> bytes:
     """What costs a careless reader of bytes more than it cost to send."""
-    many = rng.choice(HUGE) if rng.random() < 0.1 else rng.choice(LENGTHS)
+    many = rng.choice(HUGE) if rng.random() < 0.25 else rng.choice(LENGTHS)
     tag = bytes([rng.randrange(1, 20) << 3 & 0x7F | rng.choice((0, 2, 2))])
     match rng.randrange(6):
         case 0:  # a number, or a length, that goes on
@@ -66,7 +66,7 @@ def swollen(rng: random.Random) -> bytes:
 def mutated(data: bytes, rng: random.Random, others: Sequence[bytes] = ()) -> bytes:
     """With one to four bytes or stretches of bytes changed, lost, said twice, swapped for another's, or cut off."""
     out = bytearray(data)
-    if rng.random() < 0.04:
+    if rng.random() < 0.08:
         at = rng.choice((0, len(out), rng.randrange(len(out) + 1)))
         out[at:at] = swollen(rng)
         if rng.random() < 0.7:  # and nothing else, or it is refused for that

@@ -29,7 +29,7 @@ from sl_common.errors import ConfigError, DataError, WireError
 from sl_common.proto import split_pb2 as pb
 from sl_common.tensors import aligned_buffer
 from sl_common.tree import dumps, loads
-from sl_common.wire import Endpoint
+from sl_common.wire import Endpoint, eventlog
 from sl_server import tokens
 from sl_server.handshakes import read_line
 from sl_server.report.past import read_run
@@ -165,6 +165,17 @@ def test_a_tensor_is_in_a_tree_once() -> None:
     assert twice != data[40:]
     with pytest.raises(DataError, match="makes no sense: KeyError"):
         loads(data[:8] + hashlib.sha256(twice).digest() + twice)
+
+
+def test_what_is_wrong_with_a_megabyte_is_said_in_a_line() -> None:
+    """Python's own words for bytes that are no text repeat all of them, four characters each."""
+    noise = b'{"' + b"\xff" * (1 << 20) + b'"}'
+    body = len(noise).to_bytes(8, "little") + noise
+    with pytest.raises(DataError, match="makes no sense: UnicodeDecodeError") as damaged:
+        loads(dumps(0)[:8] + hashlib.sha256(body).digest() + body)
+    with pytest.raises(WireError, match="makes no sense: UnicodeDecodeError") as garbage:
+        list(eventlog.load(struct.pack("<III", len(noise), 0, 0) + noise))
+    assert max(len(str(damaged.value)), len(str(garbage.value))) < 500
 
 
 def test_of_a_line_in_grpcs_log_the_beginning_is_looked_at() -> None:

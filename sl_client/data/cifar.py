@@ -127,7 +127,9 @@ def _python(kind: Kind, path: Path) -> Iterator[_Part]:
     except DataError:
         raise
     except Exception as error:  # whatever a damaged pickle raises
-        raise DataError(f"{path}: is no batch of {kind.name} in its Python version: {error!r}") from error
+        raise DataError(
+            f"{path}: is no batch of {kind.name} in its Python version: {type(error).__name__}: {str(error)[:200]}"
+        ) from error
     if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != _PIXELS:
         raise DataError(f"{path}: has images {images.dtype} {images.shape}, expected uint8 (N, {_PIXELS})")
     yield _checked(kind, path, images, labels)

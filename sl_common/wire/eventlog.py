@@ -49,7 +49,9 @@ def load(data: bytes) -> Iterator[tuple[str, Logged]]:
     except (struct.error, _CutShort):
         return
     except (DecodeError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise WireError(f"event log: a record that makes no sense: {error!r}") from error
+        raise WireError(
+            f"event log: a record that makes no sense: {type(error).__name__}: {str(error)[:200]}"
+        ) from error
 
 
 class _CutShort(Exception):
