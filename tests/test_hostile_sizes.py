@@ -227,6 +227,14 @@ def test_a_report_of_a_damaged_run_directory(name: str, text: str, match: str, t
         read_run(tmp_path)
 
 
+def test_a_line_of_metrics_ends_at_a_line_feed_alone(tmp_path: Path) -> None:
+    """A megabyte of vertical tabs became a million lines."""
+    (tmp_path / "config.json").write_text(make_config("splitfed_v1").to_json())
+    (tmp_path / "metrics.jsonl").write_text('{"event": "run_ended", "reason": "a\u2028b\u2029c"}\n')
+    (line,) = read_run(tmp_path).lines
+    assert line.reason == "a\u2028b\u2029c"  # type: ignore[union-attr]
+
+
 # --- a person's files
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -176,13 +177,17 @@ def _lines(path: Path, missing: list[str]) -> tuple[Line, ...]:
 
 
 def _parsed(path: Path, text: str) -> Iterator[Line]:
-    for number, row in enumerate(text.splitlines(), 1):
+    for number, row in enumerate(io.StringIO(text), 1):  # one at a time, and at line feeds alone
         try:
             found = json.loads(row)
             if found["event"] in _EVENTS:  # there are more than are shown
                 yield _KNOWN.validate_python(found)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"not an event: {row[:60]!r}"
+            what = (
+                error.errors()[0]["msg"]
+                if isinstance(error, ValidationError)
+                else f"not an event: {row.rstrip()[:60]!r}"
+            )
             raise ConfigError(f"{path}, line {number}: {what}") from error
 
 
