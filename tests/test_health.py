@@ -13,6 +13,7 @@ from asked import answering, trained_in
 from asking import all_of, asked, connected, got, held
 from live import ClientThread, serving
 from processes import started
+from raw_http2 import CALL, END_HEADERS, HEADERS, PREFACE, SETTINGS, frame, headers
 from test_predict import SMALL
 from world import make_config
 
@@ -98,9 +99,15 @@ def test_pages_are_the_same_ones_and_there_are_no_others(process) -> None:
 
 
 def test_a_process_that_is_held_ends_all_the_same(process) -> None:
-    """Half requests and slow readers, who come back whenever they are sent away."""
+    """Half requests and slow readers, who come back whenever they are sent away; on the port for clients, those who say too little."""
     server, port, address = process
-    with held(port):
+    with held(port), contextlib.ExitStack() as stack:
+        for first in (
+            b"",
+            PREFACE[:9],
+            PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, END_HEADERS, 1, headers(CALL)),
+        ):
+            stack.enter_context(connected(int(address.rpartition(":")[2]))).sendall(first)
         assert got(port, "/healthz")[0] == 200
         ends(server, address)
         began = time.monotonic()

@@ -1,6 +1,6 @@
 """One small HTTP server for pages that a machine asks for: metrics and health. No peer can hold it, or the process that it is in.
 
-Law: one daemon thread serves all connections and blocks on none of them. From its first byte to the last of its answer a request has one
+Law: one daemon thread serves all connections and blocks on none of them. From the connection to the last byte of the answer a request has one
 deadline; connections and the bytes of a request are bounded; closing waits for nobody. Pages are made in that thread, one at a time.
 """
 
