@@ -46,8 +46,9 @@ class Causes:
         """The peer said this, and has our frames up to that number. Raises WireError if it cannot have said so."""
         match message:
             case Smashed(step=step, round=r, wave=w) if (r, w) == self._wave:
+                _check(f"batch {step}", acknowledged, self._word)
                 self._begins(f"batch {step}", step, acknowledged)
-            case Query(step=step):
+            case Query(step=step):  # who knows the run from before may ask at once
                 self._begins(f"query {step}", step, acknowledged)
             case Gradient(step=step) | Scores(step=step):
                 _check(f"the reply to {step}", acknowledged, self._asked.pop(step, 0))
@@ -63,7 +64,6 @@ class Causes:
                 pass
 
     def _begins(self, what: str, step: int, acknowledged: int) -> None:
-        _check(what, acknowledged, self._word)
         while self._replies and self._replies[0][0] <= step - self.window:
             answered, last = self._replies.popleft()
             if acknowledged < last:
