@@ -9,7 +9,7 @@ from typing import SupportsBytes
 
 import pytest
 import torch
-from live import ClientThread, serving
+from live import ClientThread, LiveServer, serving
 from test_quorum import begun, world_of
 from world import make_config
 
@@ -41,6 +41,7 @@ from sl_common.wire import Endpoint
 from sl_common.wire.causes import WORDS
 from sl_common.wire.endpoint import ACK_MESSAGES, Call
 from sl_common.wire.outgoing import Outgoing
+from sl_server.engine import FRAME_COSTS
 from sl_server.stream import TrainStream
 
 WINDOW = 2
@@ -292,6 +293,19 @@ def test_an_outbox_that_is_not_read_cannot_be_acknowledged_away() -> None:
         with pytest.raises(WireError, match="acknowledges frame 29, but frame 1 has not gone out yet"):
             stream.outgoing.check(29)
         writer.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_frames_of_no_bytes_fill_the_inbox_too() -> None:
+    """A stream is not read on while too much of it waits for the engine; each frame costs something."""
+
+    async def scenario() -> None:
+        live = LiveServer(make_config("parallel"))  # its loop does not run
+        stream = TrainStream("peer")
+        for _ in range(1000):
+            live.engine.came(stream, b"")
+        assert stream.posted == live.engine.backlog == 1000 * FRAME_COSTS
 
     asyncio.run(scenario())
 

@@ -188,3 +188,18 @@ def test_a_disk_that_takes_no_checkpoint_costs_no_training(tmp_path: Path) -> No
     assert [line["event"] for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())].count(
         "round"
     ) == 2
+
+
+@SLOW
+def test_a_server_that_was_stopped_goes_on_with_the_same_clients(tmp_path: Path, faults: Faults) -> None:
+    """SIGSTOP for longer than run.grace_s and every limit of silence: nobody is refused, and the bits are the same."""
+    limits = {"server__limits__silent_s": 5.0, "server__limits__stall_s": 5.0}
+    config = slow_config("parallel", run__rounds=12, run__grace_s=5.0, **limits)
+    with federation(config, tmp_path, faults) as run:
+        run.wait_for(1, "wave_begun")
+        run.server.signal(signal.SIGSTOP)
+        time.sleep(8.0)
+        run.server.signal(signal.SIGCONT)
+        summary = run.summary()
+    assert summary["weights_sha256"] == sha_of(config)
+    assert not [line for line in run.lines() if line["event"] in ("client_left", "rejected")]

@@ -363,7 +363,9 @@ def test_a_client_in_a_wave_that_says_nothing_is_left_out() -> None:
 
 
 def _packed(message: Ready) -> bytes:
-    return pb.ClientFrame(seq=1, ack=1, ready=pb.Ready(samples=message.samples, batches=message.batches)).SerializeToString()
+    return pb.ClientFrame(
+        seq=1, ack=1, ready=pb.Ready(samples=message.samples, batches=message.batches)
+    ).SerializeToString()
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from itertools import pairwise
-from pathlib import Path
 
-import pytest
-from federation import federation, sha_of, slow_config
 from live import serving
-from tally import Faults
 from world import make_config
 
 from sl_common.messages import Tick
@@ -53,18 +48,3 @@ def test_the_coordinators_time_stands_still_with_the_loop() -> None:
             assert time.monotonic() < until
             time.sleep(0.02)
     assert max(b - a for a, b in pairwise(ticks)) < 2 * LONGEST_S
-
-
-@pytest.mark.slow
-def test_a_server_that_was_stopped_goes_on_with_the_same_clients(tmp_path: Path, faults: Faults) -> None:
-    """SIGSTOP for longer than run.grace_s and every limit of silence: nobody is refused, and the bits are the same."""
-    limits = {"server__limits__silent_s": 5.0, "server__limits__stall_s": 5.0}
-    config = slow_config("parallel", run__rounds=12, run__grace_s=5.0, **limits)
-    with federation(config, tmp_path, faults) as run:
-        run.wait_for(1, "wave_begun")
-        run.server.signal(signal.SIGSTOP)
-        time.sleep(8.0)
-        run.server.signal(signal.SIGCONT)
-        summary = run.summary()
-    assert summary["weights_sha256"] == sha_of(config)
-    assert not [line for line in run.lines() if line["event"] in ("client_left", "rejected")]
