@@ -54,23 +54,20 @@ def new_directory(name: str, suffix: str = "") -> Path:
 def held_run(
     config_file: Path | None, resume: Path | None, out: Path | None, overrides: list[str] | None, *, record: bool
 ) -> Iterator[tuple[RunConfig, Path, Stage]]:
-    """What `which_run` says, with the directory held by this process alone before anything in it is read or written.
+    """What `which_run` says, with the directory held by this process alone before anything is decided by what is in it, or written.
 
     Raises ConfigError, also if another process writes there.
     """
     from sl_common.host.locks import sole_writer
 
-    if resume is None:
-        config, where, stage = which_run(config_file, resume, out, overrides, record=record)
-        with sole_writer(where, "--out"):
-            yield config, where, stage
+    config, where, stage = which_run(config_file, resume, out, overrides, record=record)
+    if stage is Stage.OVER:  # nothing is written
+        yield config, where, stage
         return
-    if config_file is None and not (resume / "config.json").exists():
-        which_run(config_file, resume, out, overrides, record=record)  # says what is missing
-    if config_file is not None:
-        read_config(config_file, overrides)  # a mistake in it leaves no directory behind
-    with sole_writer(resume, "--resume"):
-        yield which_run(config_file, resume, out, overrides, record=record)
+    with sole_writer(where, "--out" if resume is None else "--resume"):
+        if resume is not None:  # it may have come further before it was held
+            config, where, stage = which_run(config_file, resume, out, overrides, record=record)
+        yield config, where, stage
 
 
 def which_run(

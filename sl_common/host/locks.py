@@ -33,6 +33,9 @@ def sole_writer(folder: Path, what: str, *, keep: bool = True) -> Iterator[None]
     made = not folder.exists()
     try:
         make_folder(folder)
+    except OSError as error:
+        raise ConfigError(f"{what} {folder}: {error.strerror or error}") from error
+    try:
         lock = FileLock(folder / LOCK, timeout=0, mode=0o644, thread_local=False)
         lock.acquire()
     except Timeout:
