@@ -18,7 +18,7 @@ from sl_common.backward import backward_from, backward_to, has_large_products
 from sl_common.errors import WireError
 from sl_common.optim import Optimizer
 from sl_common.seeds import Draw, seed_of
-from sl_common.tensors import State, all_finite, check_state, copy_state, digest
+from sl_common.tensors import State, check_state, copy_state, digest
 
 Tree = Any  # what sl_common.tree can write: dicts, lists and tuples of plain values, bytes and tensors
 Span = Callable[[str], AbstractContextManager[object]]
@@ -148,11 +148,6 @@ class Segment:
 
         return back
 
-    def gradients_finite(self) -> bool:
-        """Finish the last backward pass and look at the gradient of every weight: a pass over as much memory as the weights take."""
-        self._finish_backward()
-        return all(p.grad is None or all_finite(p.grad) for p in self.module.parameters())
-
     def clear(self) -> None:
         """Forget the gradients of the last step; `backward` would, but a learner that waits has the time now."""
         self.settle()
@@ -162,16 +157,13 @@ class Segment:
 
     def step(self) -> None:
         """One optimiser step on the gradients of the last backward pass."""
-        self._finish_backward()
-        with self.span("step"):
-            if self.optimizer is not None:
-                self.optimizer.step()
-
-    def _finish_backward(self) -> None:
         second_half, self._second_half = self._second_half, None
         if second_half is not None:
             with self.span("backward"):
                 second_half()
+        with self.span("step"):
+            if self.optimizer is not None:
+                self.optimizer.step()
 
     def step_later(self) -> None:
         """The same, but not before `settle`, or whatever next looks at this segment: a reply need not wait for it."""

@@ -1,7 +1,7 @@
-"""Whose fault it is when the head's step is not finite: a client's batch, or the state that the batch met. Pure.
+"""Whose fault it is when a step of the head overflows (a loss or gradient that Head refuses): a client's batch, or the state that the batch met. Pure.
 
-Law: a client is to blame if its batch alone gives a loss or a gradient that is not finite while the copy of the head that it met is still
-finite on the batch that this copy trained on last (on zeros before the first). Otherwise the state is, and the run fails. How many
+Law: a client is to blame if its batch alone overflows while the copy of the head that it met does not on
+the batch that this copy trained on last (on zeros before the first). Otherwise the state is, and the run fails. How many
 clients there are does not matter, and nothing that is tried changes weights, optimisers or buffers.
 """
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from live import ClientThread, serving
 from test_faults import assert_finished, replayed, said_by
 from world import World, make_config, segment_of
 
+from sl_client.data import Data
 from sl_common.config import RunConfig
-from sl_common.errors import Diverged, WireError
+from sl_common.errors import Diverged, Refused, WireError
 from sl_common.facts import ClientLeft, RoundEnded, RunEnded, Trained
 from sl_common.messages import Done, Smashed
+from sl_common.optim import Sgd
 from sl_common.presets import PRESETS
 from sl_common.protocol import Record
+from sl_common.protocol.align import Alignment, Memory
 from sl_common.protocol.at import At
 from sl_common.protocol.merge import Average
+from sl_common.segment import Segment
 from sl_server.merged import checked_merge
 
 OFF = {"server__guard__activations": '"off"', "server__guard__weights": '"off"'}
@@ -131,30 +137,17 @@ def test_two_of_a_cohort_are_found(preset: str) -> None:
     assert world.coordinator.weights_sha256() == without.coordinator.weights_sha256()
 
 
-def test_batches_that_only_together_are_not_finite_cost_the_larger_one() -> None:
-    """A loss that overflows as a sum: each alone is finite, so that the largest activations go first."""
-    run = config("parallel")
-    world = World(run)
-    for _ in range(3):
-        world.join()
-    head = segment_of(world).module
-    last = [m for m in head.modules() if isinstance(m, torch.nn.Linear)][-1]
-    with torch.no_grad():
-        last.bias.zero_()
-        last.weight.fill_(0.0)
-        last.weight[0].fill_(1.0)
-    for name, value in (("c0", 1.0), ("c1", 9e36), ("c2", 8e36)):
-        evil = world.clients[name]
-
-        def packed(said: object, value=value, pack=evil.endpoint.pack) -> list:
-            if is_target(said, 0, 0) and value > 1:
-                said = replace(said, z=torch.full_like(said.z, value), y=torch.ones_like(said.y))
-            return pack(said)
-
-        evil.endpoint.pack = packed
-    world.run()
-    assert "c0" not in world.expelled
-    assert "c1" in world.expelled
+@pytest.mark.parametrize("preset", SENDING)
+@pytest.mark.parametrize("value", [1e9, 9e11])
+def test_what_the_default_guard_lets_through_cannot_destroy_the_state(preset: str, value: float) -> None:
+    """Finite activations, a finite loss: but the step would leave weights that no honest client's batch survives."""
+    world = attacked(
+        make_config(preset, run__rounds=3), lambda said: replace(said, z=said.z.sign() * value, y=9 - said.y)
+    )
+    assert_finished(world)
+    assert {client for client, _ in left_of(world)} <= {"c1"}
+    for state in world.coordinator.weights().values():
+        assert all(t.abs().max() < 1e7 for t in state.values() if t.is_floating_point())
 
 
 # --- the state
@@ -289,3 +282,42 @@ def test_a_run_without_a_guard_evaluates_what_overflows() -> None:
     assert found
     assert all(0 <= loss <= 1e6 for loss in found)
     assert sum(isinstance(fact, RunEnded) for fact in world.facts) == 1
+
+
+# --- over the network
+
+
+def own_data(root: Path | None) -> Data:
+    """A client whose folder is called evil has samples of 1e20."""
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(64, 1, 8, 8, generator=generator), torch.arange(64) % 10
+    scale = 1e20 if root is not None and root.name == "evil" else 1.0
+    return Data(train=(x * scale, y), test=(x[:10], y[:10]), classes=10)
+
+
+def test_a_poisoner_is_told_and_the_others_finish_over_real_streams(tmp_path: Path) -> None:
+    settings = {
+        "data__name": '"test_poison:own_data"',
+        "data__partition": '{ kind = "own" }',
+        "model__input": "[1, 8, 8]",
+        "model__classes": 10,
+    }
+    with serving(config("parallel", **settings)) as live:
+        folders = [tmp_path / name for name in ("good", "evil", "fine")]
+        clients = [ClientThread(live.address, name=f"c{n}", data=folder) for n, folder in enumerate(folders)]
+        for client in clients:
+            client.join(60)
+        live.over.wait(20)
+        assert [type(client.error) for client in clients] == [type(None), Refused, type(None)]
+        assert clients[1].error.code == "protocol"
+        assert "its batch 0 is to blame: the head's loss is" in clients[1].error.reason
+        assert [client.bye.finished for client in clients if client.bye] == [True, True]
+        assert live.sample("sl_rejected_total", reason="protocol") == 1
+        assert [fact.client for fact in live.facts if isinstance(fact, ClientLeft)] == ["c1"]
+
+
+def test_an_alignment_that_its_samples_make_impossible_blames_them() -> None:
+    aux = Segment(torch.nn.Linear(4, 3), Sgd(lr=0.1))
+    memory = Memory(z=torch.ones(6, 4), y=torch.zeros(6, dtype=torch.int64), targets=torch.full((6, 4), HUGE))
+    with pytest.raises(WireError, match="squared error inf before anything was learnt"):
+        Alignment(epochs=2).run(aux, memory, (1, "align"))
