@@ -604,7 +604,9 @@ class Coordinator:
         for client, why in sorted(guilty.items()):
             for wave in waves:
                 wave.done.pop(client, None)
-            self._expel(self.roster.by_shard(client), why)
+            member = self.roster.by_shard(client)
+            if member.here and member.taught:  # not whoever has its shard now
+                self._expel(member, why)
         self._weights.merge(merged)
 
     def _next_round(self) -> None:
