@@ -30,6 +30,7 @@ from sl_client.options import (
 from sl_common import __version__
 from sl_common.errors import ConfigError, CutlayerError
 from sl_common.exits import INTERRUPTED, exit_code
+from sl_common.host.files import write_atomically
 from sl_common.host.text import printable, printable_lines
 
 if TYPE_CHECKING:  # torch is imported when it is needed, not for --help
