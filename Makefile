@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-table bench-step bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker bench-images bench-scrape bench-memory test-edge bench-infer bench-bandwidth bench-flames
+.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-table bench-step bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker pin-images bench-images bench-scrape bench-memory test-edge bench-infer bench-bandwidth bench-flames
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
@@ -22,6 +22,9 @@ test-all: install  ## the slow ones too
 test-docker: install  ## containers: builds the images, then real `docker-compose up`, about ten minutes
 	@$(BIN)/python tests/composed.py
 	@$(BIN)/python -m pytest -m docker tests/test_docker.py -s
+
+pin-images:  ## write the base images of .env by digest (needs docker and a registry)
+	@$(PYTHON) docker/pin.py .env
 
 check: install  ## format, lint, types
 	@$(BIN)/ruff format --check .

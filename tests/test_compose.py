@@ -65,3 +65,55 @@ def test_more_clients_get_certificates_and_nobody_else_gets_new_ones(made: Path)
     run(made, 3)
     assert names(made / "clients") >= {"c2.pem", "c2.key"}
     assert {path: path.read_bytes() for path in before} == before
+
+
+# --- make pin-images
+
+
+def pin(folder: Path, docker: str) -> subprocess.CompletedProcess[str]:
+    """With a `docker` that does this; the file is a copy of ours."""
+    tools = folder / "tools"
+    tools.mkdir()
+    (tools / "docker").write_text(f"#!/bin/sh\n{docker}\n")
+    (tools / "docker").chmod(0o755)
+    (folder / ".env").write_bytes((ROOT / ".env").read_bytes())
+    command = [sys.executable, ROOT / "docker/pin.py", folder / ".env"]
+    env = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("docker", "told"),
+    [
+        ("echo 'no such host' >&2; exit 1", "no such host"),
+        ('[ "$1" = pull ] || echo cutlayer-base', "docker names no digest, but 'cutlayer-base'"),
+        ('[ "$1" = pull ] || exit 3', "docker ended with 3"),
+        ('case "$*" in *grafana*) exit 1;; image*) echo x@sha256:' + 64 * "a" + ";; esac", "grafana"),
+    ],
+)
+def test_images_that_cannot_be_pinned_leave_the_file_as_it_is(tmp_path: Path, docker: str, told: str) -> None:
+    done = pin(tmp_path, docker)
+    assert done.returncode == 1
+    assert "stays as it is" in done.stderr
+    assert told in done.stderr
+    assert (tmp_path / ".env").read_bytes() == (ROOT / ".env").read_bytes()
+    assert names(tmp_path) == {".env", "tools"}
+
+
+def test_images_are_written_by_digest_again_and_again(tmp_path: Path) -> None:
+    docker = '[ "$1" = pull ] || echo "x@sha256:' + 64 * "a" + '"'
+    assert pin(tmp_path, docker).returncode == 0
+    lines = (tmp_path / ".env").read_text().splitlines()
+    assert f"BASE=python:3.11-slim-bookworm@sha256:{64 * 'a'}" in lines
+    assert sum("@sha256:" in line for line in lines) == 3
+    assert len(lines) == len((ROOT / ".env").read_text().splitlines())
+
+
+def test_the_base_stays_an_argument() -> None:
+    text = (ROOT / "docker/Dockerfile").read_text()
+    assert "ARG BASE=" in text
+    assert all(
+        line.split()[1].startswith("${BASE}") or line.split()[1].islower()
+        for line in text.splitlines()
+        if line.startswith("FROM ")
+    )
