@@ -62,7 +62,7 @@ class Network:
         z = _try_out(blocks, cut, config)
         cut_shape = tuple(z.shape[1:])
         return cls(
-            aux=_auxiliary(config, z, cut, allowed, fits),
+            aux=_auxiliary(config, z, cut, allowed, lambda nbytes: fits(nbytes or _nbytes(blocks))),
             blocks=tuple(blocks),
             cut=cut,
             cut_shape=cut_shape,
@@ -165,6 +165,10 @@ def auxiliary_fit(config: RunConfig, cut_shape: tuple[int, ...], cut: int, allow
         classes=config.classes,
         head=lambda: _blocks(config, seed, allowed)[cut:],
     )
+
+
+def _nbytes(blocks: list[Block]) -> int:
+    return sum(t.numel() * t.element_size() for _, block in blocks for t in block.state_dict().values())
 
 
 def _auxiliary(

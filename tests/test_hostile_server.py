@@ -118,6 +118,12 @@ ABSURD: dict[str, Welcome] = {
     "layers below nothing": welcome(model__args={"hidden": [-1]}),
     "deep arguments": welcome(model__args={"hidden": json.loads("[" * 90 + "]" * 90)}),
     "a wide auxiliary network": learner(aux={"kind": "classifier", "form": "mlp", "hidden": 1 << 40}),
+    "an auxiliary copy of a large head": replace(
+        learner(aux={"kind": "classifier", "form": "head"}),
+        config=learner(aux={"kind": "classifier", "form": "head"}).config.replace(
+            '"hidden": [8]', f'"hidden": [8, {1 << 20}, {1 << 20}]'
+        ),
+    ),
     "a wide decoder": learner(aux={"kind": "decoder", "hidden": 1 << 40}),
     "threads without end": welcome(run__threads=1 << 40),
     "a batch without end": welcome(data__batch_size=1 << 62),

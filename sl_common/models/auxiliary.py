@@ -64,7 +64,7 @@ class Classifier(Value):
         return nn.Sequential(nn.Flatten(), nn.Linear(width, classes))
 
     def nbytes(self, fit: Fit) -> int:
-        """Bytes of its weights, without making them; of the form `head` none, which has those of blocks that are measured elsewhere."""
+        """Bytes of its weights, without making them; 0 of the form `head`, for which the whole model is made once more."""
         return 0 if self.form == "head" else _weights_of(lambda: self.make(fit))
 
     def _head(self, fit: Fit) -> nn.Module:
