@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-table bench-step bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker pin-images bench-images bench-scrape bench-memory test-edge bench-infer bench-bandwidth bench-flames
+.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-table bench-step bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker sbom pin-images bench-images bench-scrape bench-memory test-edge bench-infer bench-bandwidth bench-flames
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
@@ -22,6 +22,16 @@ test-all: install  ## the slow ones too
 test-docker: install  ## containers: builds the images, then real `docker-compose up`, about ten minutes
 	@$(BIN)/python tests/composed.py
 	@$(BIN)/python -m pytest -m docker tests/test_docker.py -s
+
+CYCLONEDX := 7.5.0
+build/sbom-tools/installed:
+	@$(PYTHON) -m venv build/sbom-tools
+	@build/sbom-tools/bin/pip install --quiet --disable-pip-version-check cyclonedx-bom==$(CYCLONEDX)
+	@touch $@
+
+sbom: build/sbom-tools/installed  ## what is installed in .venv, as a CycloneDX bill of materials: build/sbom.json
+	@build/sbom-tools/bin/cyclonedx-py environment --output-format JSON --output-reproducible --output-file build/sbom.json $(BIN)/python
+	@echo wrote build/sbom.json
 
 pin-images:  ## write the base images of .env by digest (needs docker and a registry)
 	@$(PYTHON) docker/pin.py .env
