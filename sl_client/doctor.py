@@ -27,6 +27,8 @@ METHOD = "/sl.v1.SplitLearning/Probe"
 _TIMEOUT_S = 15.0
 _PINGS = 16
 _BULK = 16
+_LEAST = 4 << 10  # bytes of the first payload that is timed: 2 s at 16 kbit/s
+_LONG_S = 0.2  # a payload that takes so long says enough
 
 
 def examine(server: str, access: Access, *, as_json: bool) -> None:
@@ -95,9 +97,22 @@ def _measure(channel: grpc.Channel, access: Access, found: dict[str, object]) ->
     if access.tls is not None:
         found |= _certificates(str(found["server"]), access.tls)
     found["round_trip_ms"] = round(1e3 * statistics.median(trips), 3)
-    for name, sizes in (("up", (probe.MAX_PAYLOAD, 0)), ("down", (0, probe.MAX_PAYLOAD))):
-        seconds = sum(s for _, s in _pings(channel, access, [sizes] * _BULK))
-        found[f"{name}_mbit_per_s"] = round(8e-6 * _BULK * probe.MAX_PAYLOAD / seconds, 1)
+    for name, up in (("up", True), ("down", False)):
+        mbit_per_s = 8e-6 * _bytes_per_s(channel, access, up=up)
+        found[f"{name}_mbit_per_s"] = round(mbit_per_s, 1 if mbit_per_s >= 1 else 4)
+
+
+def _bytes_per_s(channel: grpc.Channel, access: Access, *, up: bool) -> float:
+    """Of payloads that grow until they say enough: on a slow link the largest would take longer than the server waits for one."""
+    nbytes, count, seconds = _LEAST, 1, 0.0
+    while True:
+        sizes = (nbytes, 0) if up else (0, nbytes)
+        seconds = sum(s for _, s in _pings(channel, access, [sizes] * count))
+        if seconds >= _LONG_S or count > 1:
+            return count * nbytes / seconds
+        if nbytes == probe.MAX_PAYLOAD:
+            count = _BULK
+        nbytes = min(4 * nbytes, probe.MAX_PAYLOAD)
 
 
 def _pings(channel: grpc.Channel, access: Access, sizes: list[tuple[int, int]]) -> Iterator[tuple[probe.Pong, float]]:
