@@ -54,7 +54,7 @@ fuzz: install  ## over a million hostile inputs into all that reads what others 
 	@$(BIN)/python tests/fuzz.py
 
 chaos: install  ## a seeded adversary kills servers and clients and disturbs their links, for every preset; about half an hour
-	@$(BIN)/python -m pytest -m 'slow or not slow' tests/test_chaos.py tests/test_kill.py tests/test_links.py
+	@$(BIN)/python -m pytest -m 'slow or not slow' tests/test_chaos.py tests/test_kill.py tests/test_links.py tests/test_slow_links.py
 
 soak: install  ## 2,000 rounds while clients come and go: does the server's process grow? Writes benchmarks/results/soak.md
 	@$(BIN)/python -m benchmarks.soak

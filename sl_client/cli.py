@@ -147,8 +147,6 @@ def run(
 def _save(lower: State, path: Path) -> None:
     from safetensors.torch import save
 
-    from sl_common.host.files import write_atomically
-
     try:
         write_atomically(path, save({name: tensor.contiguous() for name, tensor in lower.items()}))
     except OSError as error:

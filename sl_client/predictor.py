@@ -5,12 +5,13 @@ Streams may break: what was not answered is asked again on a new one.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -31,7 +32,7 @@ from sl_common.errors import Refused, WireError
 from sl_common.inference import Answered, Asked, Fetch, Lower, Offer, Query, Scores
 from sl_common.network import Network, trained
 from sl_common.tensors import State, all_finite
-from sl_common.wire import Endpoint, Hello, Refusal, Timing, read_answer
+from sl_common.wire import SLOW_S, Endpoint, Frame, Hello, Refusal, Timing, read_answer
 
 LONGEST_S = 2.0  # between two looks for a server
 _FIRST_LIMIT = 1 << 20  # bytes of a message body before the run is known
@@ -82,6 +83,9 @@ class Predictor:
         self._tries, self._warn = Tries(server, retry_s, LONGEST_S), warn
         self._connect = connect or partial(GrpcCarrier, access=access, call="Infer")
         self._carrier: Carrier | None = None
+        self._slow = False  # the link was seen to be
+        self._spoke = 0.0  # when one of the two last said something
+        self._words: deque[tuple[Answered, float]] = deque()  # heard while something was still going out
         self._endpoint: Endpoint
         self._stop = threading.Event()
         self._offer: Offer | None = None
@@ -186,25 +190,39 @@ class Predictor:
     def _say(self, message: Asked, timing: Timing | None = None) -> None:
         assert self._carrier is not None, "open it first"
         for frame in self._endpoint.pack(message, timing=timing):
-            self.bytes_up += sum(nbytes for _, nbytes in frame.tally)
-            self._carrier.send(frame)
+            self._send(frame)
+        self._spoke = time.perf_counter()
+        with contextlib.suppress(StreamBroken):  # whoever hears next is told
+            while self._endpoint.holds:
+                self._words.append(self._next())
+
+    def _send(self, frame: Frame) -> None:
+        assert self._carrier is not None, "open it first"
+        self.bytes_up += sum(nbytes for _, nbytes in frame.tally)
+        self._carrier.send(frame)
 
     def _receive(self) -> tuple[Answered, float]:
         """The next message, and when its last frame came."""
+        return self._words.popleft() if self._words else self._next()
+
+    def _next(self) -> tuple[Answered, float]:
         assert self._carrier is not None, "open it first"
         while True:
             self._heed_stop()
-            data = self._carrier.receive()
-            heard = time.perf_counter()
+            try:
+                data = self._carrier.receive()
+            except StreamBroken:
+                self._slow = time.perf_counter() - self._spoke > SLOW_S or self._endpoint.slow
+                raise
+            heard = self._spoke = time.perf_counter()
             try:
                 received = self._endpoint.feed(data)
                 self._carrier.check(self._endpoint.acknowledged)
             except Refused as error:  # who was idle for too long asks on another stream
                 raise no_of(error.code, error.reason) from None
             self.bytes_down += sum(nbytes for _, nbytes in received.tally)
-            bare = self._endpoint.acknowledgement()
-            if bare is not None:
-                self._carrier.send(bare)
+            for frame in self._endpoint.due(heard):
+                self._send(frame)
             if received.message is not None:
                 return received.message, heard  # type: ignore[return-value]
 
@@ -229,9 +247,12 @@ class Predictor:
     def _greet(self, carrier: Carrier) -> None:
         first, none = _FIRST_LIMIT, 0
         self._endpoint = Endpoint("client", link=Link(), limit_bytes=first, limit_tensors=none, call="infer")
+        self._endpoint.resend(0, slow=self._slow)
         self._asked, self._timing = 0, None
-        carrier.send(self._hello.to_frame())
+        self._words.clear()
+        carrier.send(replace(self._hello, slow=self._slow).to_frame())
         answer = read_answer(carrier.receive())
+        self._spoke = time.perf_counter()
         if isinstance(answer, Refusal):
             raise no_of(answer.code, answer.reason)
         answer.check_version()

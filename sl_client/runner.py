@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -40,7 +41,7 @@ from sl_common.messages import (
 from sl_common.orders import check_welcome
 from sl_common.participate import Flow, Seat, participate
 from sl_common.snapshots import Snapshots
-from sl_common.wire import Endpoint, Frame, Hello, Refusal, Timing, read_answer
+from sl_common.wire import SLOW_S, Endpoint, Frame, Hello, Refusal, Timing, read_answer
 
 ALIVE_EVERY_S = 5.0
 UNHEARD = 16  # messages that the server has not acknowledged: more of them say nothing that these do not
@@ -149,6 +150,8 @@ class Runner:
         self._tries = Tries(server, retry_s, LONGEST_S)
         self._opened_at = 0.0
         self._brought = False  # this stream brought more than a Welcome
+        self._slow = False  # the link was seen to be
+        self._heard_at = 0.0
         self._begin_life()
 
     def _begin_life(self) -> None:
@@ -158,6 +161,9 @@ class Runner:
         self._flow = Flow(participate(self._sit))
         self._watch = Stopwatch()
         self._greeted = False
+        self._streams = 0  # that were tried
+        self._words: deque[ToClient] = deque()  # heard while something was still going out
+        self._broke: StreamBroken | None = None  # meanwhile
         self._asked_at = 0.0
         self._alive_at = time.monotonic()
 
@@ -211,6 +217,8 @@ class Runner:
                     self._part()
                     return bye
                 except StreamBroken as error:
+                    quiet_s = time.perf_counter() - max(self._heard_at, self._asked_at)
+                    self._slow = quiet_s > SLOW_S or self._endpoint.slow
                     self._close()
                     self._heed_stop()
                     self._show.lost(str(error))
@@ -276,7 +284,10 @@ class Runner:
             shard=self._shard,
             shards=self._shards,
             software=__version__,
+            stream=self._streams,
+            slow=self._slow,
         )
+        self._streams += 1
         carrier.send(hello.to_frame())
         answer = read_answer(carrier.receive())
         if isinstance(answer, Refusal) and answer.code == "forgotten" and self._greeted:
@@ -289,11 +300,12 @@ class Runner:
         if not answer.client:
             raise WireError("the server gives this client no name")
         self._greeted = self._was_greeted = True
+        self._heard_at = time.perf_counter()
         self._name = answer.client
         self._opened_at = time.monotonic()
-        self._send(self._endpoint.resend(answer.received))
+        self._send(self._endpoint.resend(answer.received, slow=self._slow))
 
-    def _send(self, frames: list[Frame]) -> None:
+    def _send(self, frames: Sequence[Frame]) -> None:
         assert self._carrier is not None
         for frame in frames:
             self._carrier.send(frame)
@@ -346,7 +358,12 @@ class Runner:
             if self._flow.ended is not None:
                 self._show.ended(self._flow.ended)
                 return self._flow.ended
-            self._hear()
+            if self._broke is not None:
+                broke, self._broke = self._broke, None
+                raise broke
+            while not self._words:
+                self._hear()
+            self._take(self._words.popleft())
 
     def _say(self, message: ToServer) -> None:
         self._heed_stop()
@@ -366,20 +383,30 @@ class Runner:
             frames = self._endpoint.pack(message, timing=timing)
         self._asked_at = time.perf_counter()
         self._send(frames)
+        if self._endpoint.holds:
+            self._see_off()
+
+    def _see_off(self) -> None:
+        """Computing waits until all has gone out: on a slow link that is what takes long, and whoever computes hears nothing."""
+        try:
+            while self._endpoint.holds:
+                self._hear()
+        except StreamBroken as error:
+            self._broke = error  # what was said is said, and goes out on the next stream
 
     def _hear(self) -> None:
         assert self._carrier is not None
         data = self._carrier.receive()
-        heard = time.perf_counter()
+        heard = self._heard_at = time.perf_counter()
         received = self._endpoint.feed(data)
         self._carrier.check(self._endpoint.acknowledged)
-        bare = self._endpoint.acknowledgement()
-        if bare is not None:
-            self._send([bare])
+        due = self._endpoint.due(heard)
+        if due:
+            self._send(due)
         self._watch.add("decode", time.perf_counter() - heard)
         if received.message is not None:
             self._watch.add("round_trip", heard - self._asked_at)
-            self._take(received.message)  # type: ignore[arg-type]
+            self._words.append(received.message)  # type: ignore[arg-type]
 
     def _take(self, message: ToClient) -> None:
         self._brought = self._brought or not isinstance(message, Welcome)

@@ -18,7 +18,7 @@ from sl_common.backward import backward_from, backward_to, has_large_products
 from sl_common.errors import WireError
 from sl_common.optim import Optimizer
 from sl_common.seeds import Draw, seed_of
-from sl_common.tensors import State, check_state, copy_state, digest
+from sl_common.tensors import State, all_finite, check_state, copy_state, digest
 
 Tree = Any  # what sl_common.tree can write: dicts, lists and tuples of plain values, bytes and tensors
 Span = Callable[[str], AbstractContextManager[object]]

@@ -30,7 +30,7 @@ class Asker:
     endpoint: Endpoint
     patience: Patience
     waiting: int = 0  # queries that are to be answered
-    unheard: deque[int] = field(default_factory=deque)  # last frames of answers that it has not acknowledged
+    unheard: deque[int] = field(default_factory=deque)  # which of our messages are answers that it has not acknowledged
     fetched: bool = False
     spent: dict[int, Spent] = field(default_factory=dict)  # on its last queries, by their number
 
@@ -40,7 +40,7 @@ class Asker:
         Answers that a client does not read count as under way: they lie in our memory.
         """
         self.trained.network.check_query(query.z)
-        while self.unheard and self.unheard[0] <= self.endpoint.acknowledged:
+        while self.unheard and self.unheard[0] <= self.endpoint.heard:
             self.unheard.popleft()
         window = self.trained.config.client.window
         if self.waiting + len(self.unheard) >= window:
@@ -57,7 +57,7 @@ class Asker:
         """A query of its has got its answer: from now on it is its turn."""
         self.patience.heard(now)
         self.waiting -= 1
-        self.unheard.append(self.endpoint.sent)
+        self.unheard.append(self.endpoint.said)
         self.spent[step] = spent
         if len(self.spent) > KEPT:
             del self.spent[next(iter(self.spent))]
@@ -98,6 +98,7 @@ class Askers:
         codec, limit_bytes = trained.config.infer_codec, trained.network.limit_bytes
         window = trained.config.client.window
         endpoint = Endpoint("server", link=codec, limit_bytes=limit_bytes, limit_tensors=0, call="infer", window=window)
+        endpoint.resend(0, slow=hello.slow)
         patience = Patience(self._limits, now)
         asker = Asker(client=name, head=head, trained=trained, stream=stream, endpoint=endpoint, patience=patience)
         self._here[stream] = asker
@@ -128,7 +129,9 @@ class Askers:
         for asker in self:
             stream = asker.stream
             held = stream.held or stream.posted != stream.taken
-            error = asker.patience.fault(asker.endpoint.missing, now, owes=asker.waiting == 0, held=held)
+            error = asker.patience.fault(
+                asker.endpoint.missing, now, owes=asker.waiting == 0, held=held, written=stream.written
+            )
             if error is not None:
                 found.append((asker, error))
         return found

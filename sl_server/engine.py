@@ -56,6 +56,7 @@ class Stream(Protocol):
     peer: str  # where it comes from, without the port
     posted: int  # bytes that the stream put into the inbox
     taken: int  # bytes that the engine took out of it
+    written: int  # frames that went out
     held: bool  # it is not read for now
     outgoing: Outgoing  # what was sent and waits
 
@@ -99,6 +100,8 @@ class _Link:
     clock: Clock
     patience: Patience
     away_since: float = 0.0
+    heard_at: float = 0.0
+    spared_at: int = -1  # frames received when its stream was ended, so that it comes back with small ones
 
 
 class Engine:
@@ -429,9 +432,20 @@ class Engine:
             held = stream is None or stream.held or stream.posted != stream.taken
             owes = self.coordinator.owes(session.client)
             self._acknowledge(link)
-            error = link.patience.fault(session.endpoint.missing, now, owes=owes, held=held)
-            if error is not None:
+            written = 0 if stream is None else stream.written
+            error = link.patience.fault(session.endpoint.missing, now, owes=owes, held=held, written=written)
+            if error is not None and not self._spare(link, error):
                 self._expel(link, error)
+
+    def _spare(self, link: _Link, error: Refused) -> bool:
+        """An ordinary frame may take longer on its way than a message may stand still: whoever loses its stream comes back with small frames."""
+        endpoint, stream = link.session.endpoint, link.stream
+        if error.code != "slow" or endpoint.small or stream is None or endpoint.received <= link.spared_at:
+            return False
+        link.spared_at = endpoint.received
+        link.patience.spare()
+        stream.close()
+        return True
 
     def _prove(self, stream: Stream, identity: Identity) -> None:
         link = self._by_stream.get(stream)
@@ -496,6 +510,7 @@ class Engine:
                 link.stream.close()
             link.stream = stream
         self._by_stream[stream] = link
+        link.heard_at = time.perf_counter()
         stream.send([opened.greeting.to_frame()])
         self._send(link, opened.resend)
 
@@ -507,6 +522,7 @@ class Engine:
             return
         fed = time.perf_counter()
         link.patience.heard(self._now())
+        link.heard_at = fed
         try:
             received = self.sessions.feed(link.session, data)
             stream.outgoing.check(link.session.endpoint.acknowledged)
@@ -520,12 +536,12 @@ class Engine:
             stream.close()
 
     def _acknowledge(self, link: _Link) -> None:
-        """What it has sent, if that is due; a peer that reads nothing gets no acknowledgements on top of what it does not read."""
+        """Send what is due after a frame came; a peer that reads nothing gets no acknowledgements on top of what it does not read."""
         if link.stream is None or link.stream.waiting >= UNREAD:
             return
-        bare = link.session.endpoint.acknowledgement()
-        if bare is not None:
-            self._send(link, [bare])
+        due = link.session.endpoint.due(time.perf_counter())
+        if due:
+            self._send(link, due)
 
     def _lose(self, stream: Stream) -> None:
         link = self._by_stream.pop(stream, None)
@@ -535,9 +551,16 @@ class Engine:
         if self.coordinator.ended is not None and link.session.endpoint.settled:
             self._links.pop(link.session, None)  # it has its Bye
             return
-        link.stream, link.away_since = None, self._now()
+        link.stream, link.away_since = None, self._now() + self._late_s(link)
         self._metrics.away(1)
         self._on_fact(ClientAway(client=link.session.client))
+
+    def _late_s(self, link: _Link) -> float:
+        """After how long a client may hear that its stream is broken. If nothing came for as long as a probe may take, what was sent may
+        still be on its way over a slow link, out of this machine's buffers, and the end of the stream comes behind it."""
+        dead_s = self.limits.dead_s
+        quiet_s = time.perf_counter() - link.heard_at
+        return dead_s if quiet_s > 0.6 * dead_s and not link.session.endpoint.settled else 0.0
 
     def _drop(self, link: _Link) -> None:
         self._links.pop(link.session, None)

@@ -221,10 +221,10 @@ class Inference:
                 self._waiting.append(Waiting(asker=asker, query=query, arrived=arrived, decode_s=decode_s))
             case Fetch() as fetch:
                 self._say(asker, asker.hand_out(fetch))
-        bare = asker.endpoint.acknowledgement() if asker.stream.waiting < UNREAD else None
-        if bare is not None:
-            asker.stream.send([bare])
-            self._meter.sent([bare])
+        due = asker.endpoint.due(fed) if asker.stream.waiting < UNREAD else ()
+        if due:
+            asker.stream.send(due)
+            self._meter.sent(due)
 
     def _prove(self, stream: Stream, identity: Identity) -> None:
         asker = self._askers.of(stream)
@@ -239,7 +239,10 @@ class Inference:
         """Nobody is waited for without end: how long to wait for events, with an eye on those who are here."""
         now = self._now()
         for asker, error in self._askers.overdue(now):
-            self._expel(asker, error)
+            if error.code == "slow" and not asker.endpoint.small:
+                asker.stream.close()  # it comes back with small frames, which take less than a message may stand still
+            else:
+                self._expel(asker, error)
         look_s = self._askers.look_s(now)
         return min((s for s in (wait_s, look_s) if s is not None), default=None)
 

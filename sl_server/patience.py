@@ -22,16 +22,24 @@ class Patience:
         self._limits = limits
         self._progress = Progress(limits.stall_s, limits.least_bytes_per_s)
         self._since = self._looked = now
+        self._written = 0
 
     def heard(self, now: float) -> None:
         """A frame came, or what it waited for went out."""
         self._since = now
 
-    def fault(self, missing: int, now: float, *, owes: bool, held: bool) -> Refused | None:
+    def spare(self) -> None:
+        """The message under way may take its time once more."""
+        self._progress.stalled(0, self._looked)
+
+    def fault(self, missing: int, now: float, *, owes: bool, held: bool, written: int = 0) -> Refused | None:
         """Why it is waited for no longer, if so.
 
-        `missing` bytes of a message under way; `owes`: it is its turn to speak; `held`: it cannot speak, or is not read.
+        `missing` bytes of a message under way; `owes`: it is its turn to speak; `held`: it cannot speak, or is not read; `written`: frames that
+        went out to it on its stream: while what it is to answer still goes out, it need not speak.
         """
+        if written != self._written:
+            self._written, self._since = written, now
         passed, self._looked = now - self._looked, now
         if held:
             self._progress.pause(passed)

@@ -41,6 +41,7 @@ class Session:
     client: str
     life: bytes
     endpoint: Endpoint
+    stream: int = 0  # the newest that was opened, as its client counts
     replaced: bool = False  # another life has taken its name
     closed: bool = False
 
@@ -84,6 +85,11 @@ class Sessions:
         if session is not None:
             if client not in ("", session.client):
                 raise Refused("identity", f"this life is client {session.client!r}, not {client!r}")
+            if 0 < hello.stream <= session.stream:  # what the client had when it said that is not what it has now
+                raise Refused(
+                    "replaced", f"stream {hello.stream} of this life; stream {session.stream} was opened before"
+                )
+            session.stream = hello.stream
             return self._opened(session, hello, resumed=True)
         if hello.resume:
             raise Refused("forgotten", "this server has no session of yours any more: join again")
@@ -101,13 +107,13 @@ class Sessions:
         endpoint = Endpoint(
             "server", link=config.codec, limit_bytes=most, limit_tensors=tensors, draw=draw, window=window
         )
-        session = Session(client=name, life=hello.life, endpoint=endpoint)
+        session = Session(client=name, life=hello.life, endpoint=endpoint, stream=hello.stream)
         self._handle(name, Joined(shard=shard, shards=hello.shards))
         self.by_client[name] = session
         return self._opened(session, hello, resumed=False, replaces=before)
 
     def _opened(self, session: Session, hello: Hello, *, resumed: bool, replaces: Session | None = None) -> Opened:
-        resend = session.endpoint.resend(hello.received if resumed else 0)
+        resend = session.endpoint.resend(hello.received if resumed else 0, slow=hello.slow)
         greeting = Greeting(
             client=session.client,
             received=session.endpoint.received,

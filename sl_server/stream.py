@@ -28,7 +28,8 @@ class TrainStream:
         self._writer = asyncio.current_task()
         self._frames: deque[SupportsBytes] = deque()
         self.outgoing = Outgoing()  # of them
-        self._sent = self._written = 0  # frames; the engine's thread counts the first, the event loop the second
+        self.written = 0  # frames that went out; the event loop counts them, the engine's thread those that were sent
+        self._sent = 0
         self._wake = asyncio.Event()
         self.answered = asyncio.Event()  # the engine has said something: its yes or no to the Hello
         self._closing = False
@@ -44,12 +45,12 @@ class TrainStream:
     @property
     def waiting(self) -> int:
         """Frames that were sent and have not gone out."""
-        return self._sent - self._written
+        return self._sent - self.written
 
     @property
     def writing(self) -> bool:
         """Something that was sent has not gone out."""
-        return self._written != self._sent
+        return self.written != self._sent
 
     def close(self) -> None:
         """From any thread."""
@@ -73,7 +74,7 @@ class TrainStream:
                 frame = self._frames.popleft()
                 self.outgoing.hand(frame)
                 await context.write(bytes(frame))
-                self._written += 1
+                self.written += 1
                 self.answered.set()
             if self._closing:
                 return

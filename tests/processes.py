@@ -95,6 +95,10 @@ class Process:
         """Not ended yet, and not for longer than anything may take."""
         return self._process.poll() is None and time.monotonic() < self._began + PATIENCE_S
 
+    def is_alive(self) -> bool:
+        """Not ended yet."""
+        return self._process.poll() is None
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to this process alone."""
         self._process.send_signal(number)

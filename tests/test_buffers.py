@@ -142,7 +142,7 @@ def test_a_server_that_acknowledges_nothing_is_left() -> None:
     pair.most["server"] = pair.client.sent
     for step in range(WINDOW):
         pair.up(batch(step))
-    with pytest.raises(WireError, match="the reply to 0 answers frame 2, but acknowledges frame 1"):
+    with pytest.raises(WireError, match="the reply to 0 answers message 2, but acknowledges 1 messages"):
         pair.down(reply(0))
     assert pair.client.unheard == WINDOW
 
@@ -151,7 +151,7 @@ def test_the_next_wave_acknowledges_the_one_before() -> None:
     pair = Pair().joined()
     pair.most["server"] = pair.client.sent
     pair.up(Done(round=0, wave=0, steps=0, samples=0))
-    with pytest.raises(WireError, match="begin answers frame 2, but acknowledges frame 1"):
+    with pytest.raises(WireError, match="begin answers message 2, but acknowledges 1 messages"):
         pair.begin(1)
 
 
@@ -159,14 +159,14 @@ def test_the_next_wave_acknowledges_the_one_before() -> None:
 def test_who_begins_a_wave_has_its_begin(says: Message) -> None:
     pair = Pair()
     pair.most["client"] = 1
-    with pytest.raises(WireError, match="answers frame 2, but acknowledges frame 1"):
+    with pytest.raises(WireError, match="answers message 2, but acknowledges 1 messages"):
         pair.joined().up(says)
 
 
 def test_who_is_ready_has_the_welcome() -> None:
     pair = Pair()
     pair.most["client"] = 0
-    with pytest.raises(WireError, match="ready answers frame 1, but acknowledges frame 0"):
+    with pytest.raises(WireError, match="ready answers message 1, but acknowledges 0 messages"):
         pair.joined()
 
 
@@ -187,7 +187,7 @@ def test_queries_and_scores_keep_the_same_rule() -> None:
     pair.down(Offer(config=""))
     pair.up(Query(step=0, z=torch.ones(1, 3)))
     pair.most["server"] = pair.client.sent - 1
-    with pytest.raises(WireError, match="the reply to 0 answers frame 1, but acknowledges frame 0"):
+    with pytest.raises(WireError, match="the reply to 0 answers message 1, but acknowledges 0 messages"):
         pair.down(Scores(step=0, scores=torch.ones(1, 2)))
     pair = Pair(call="infer")
     pair.down(Offer(config=""))

@@ -56,6 +56,7 @@ class Client:
 
     flow: Flow | None = None
     said: int = 0  # messages
+    streams: int = 0  # after the first
     gone: bool = False
 
 
@@ -78,7 +79,10 @@ class World:
         self.leave_after: dict[str, int] = {}  # client -> messages after which it is gone
         self.cut_every: int | None = None  # frames, both directions together
         self.cuts = 0
+        self.slow_share = 0.0  # of the cuts: the link is said to be slow then, and what was lost is cut anew
+        self.anew = 0  # such cuts in the middle of a message
         self._carried = 0
+        self._now = 0.0
         self._lives = 0
         self._random = random.Random(seed)
 
@@ -117,10 +121,16 @@ class World:
         self.cuts += 1
         client.up.clear()
         client.down.clear()
-        opened = self.sessions.open(Hello(life=client.life, received=client.endpoint.received, resume=True))
+        slow = self.slow_share > 0 and self._random.random() < self.slow_share
+        self.anew += slow and (client.endpoint.missing > 0 or client.session.endpoint.missing > 0)
+        client.streams += 1
+        hello = Hello(
+            life=client.life, received=client.endpoint.received, resume=True, stream=client.streams, slow=slow
+        )
+        opened = self.sessions.open(hello)
         assert opened.greeting.resumed
         client.down.extend(frame.data for frame in opened.resend)
-        client.up.extend(frame.data for frame in client.endpoint.resend(opened.greeting.received))
+        client.up.extend(frame.data for frame in client.endpoint.resend(opened.greeting.received, slow=slow))
 
     def lose(self, client: Client) -> None:
         """The client is gone for good."""
@@ -178,6 +188,11 @@ class World:
             client = self.clients[name]
             client.down.extend(frame.data for frame in client.session.endpoint.pack(message))
 
+    def _clock(self) -> float:
+        """Seconds; some frames take long, others do not."""
+        self._now += self._random.choice((0.001, 3.0)) if self.slow_share else 0.0
+        return self._now
+
     def _carried_one(self, client: Client) -> bool:
         self._carried += 1
         if self.cut_every and self._carried % self.cut_every == 0:
@@ -188,11 +203,13 @@ class World:
     def _carry_up(self, client: Client) -> None:
         if not self._carried_one(client):
             self.sessions.feed(client.session, client.up.popleft())
+            client.down.extend(frame.data for frame in client.session.endpoint.due(self._clock()))
 
     def _carry_down(self, client: Client) -> None:
         if self._carried_one(client):
             return
         received = client.endpoint.feed(client.down.popleft())
+        client.up.extend(frame.data for frame in client.endpoint.due(self._clock()))
         if received.message is None:
             return
         client.flow.deliver(received.message)

@@ -93,7 +93,7 @@ class ServerFrame(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., ack: _Optional[int] = ..., greeting: _Optional[_Union[Greeting, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., gradient: _Optional[_Union[Gradient, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., aligned: _Optional[_Union[Aligned, _Mapping]] = ..., late: _Optional[_Union[Late, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., lower: _Optional[_Union[Lower, _Mapping]] = ..., scores: _Optional[_Union[Scores, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("version", "software", "client", "life", "received", "resume", "shard_plus_one", "shards")
+    __slots__ = ("version", "software", "client", "life", "received", "resume", "shard_plus_one", "shards", "stream", "slow")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +102,8 @@ class Hello(_message.Message):
     RESUME_FIELD_NUMBER: _ClassVar[int]
     SHARD_PLUS_ONE_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    SLOW_FIELD_NUMBER: _ClassVar[int]
     version: int
     software: str
     client: str
@@ -110,7 +112,9 @@ class Hello(_message.Message):
     resume: bool
     shard_plus_one: int
     shards: int
-    def __init__(self, version: _Optional[int] = ..., software: _Optional[str] = ..., client: _Optional[str] = ..., life: _Optional[bytes] = ..., received: _Optional[int] = ..., resume: _Optional[bool] = ..., shard_plus_one: _Optional[int] = ..., shards: _Optional[int] = ...) -> None: ...
+    stream: int
+    slow: bool
+    def __init__(self, version: _Optional[int] = ..., software: _Optional[str] = ..., client: _Optional[str] = ..., life: _Optional[bytes] = ..., received: _Optional[int] = ..., resume: _Optional[bool] = ..., shard_plus_one: _Optional[int] = ..., shards: _Optional[int] = ..., stream: _Optional[int] = ..., slow: _Optional[bool] = ...) -> None: ...
 
 class Greeting(_message.Message):
     __slots__ = ("version", "software", "client", "received", "resumed", "incarnation")

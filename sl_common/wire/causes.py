@@ -22,28 +22,30 @@ class Causes:
         """`window`: batches or queries of one client that may be under way."""
         self.window = window
         self.most = (MOST_LATE + 1) * window + WORDS  # messages of ours that may be unacknowledged
-        self._asked: dict[int, int] = {}  # batch or query of ours that has no reply yet -> its last frame
-        self._replies: deque[tuple[int, int]] = deque()  # batch or query that we answered, and the answer's last frame
-        self._word = 0  # last frame of what the peer's next word answers: a Begin, a Done, an Offer, …
+        self._asked: dict[
+            int, int
+        ] = {}  # batch or query of ours that has no reply yet -> its number among our messages
+        self._replies: deque[tuple[int, int]] = deque()  # batch or query that we answered, and the answer's number
+        self._word = 0  # number of what the peer's next word answers: a Begin, a Done, an Offer, …
         self._wave = (0, 0)  # round and wave of the last Begin
 
-    def said(self, message: Message, last: int) -> None:
-        """We said this; its last frame has that number."""
+    def said(self, message: Message, number: int) -> None:
+        """We said this; messages are counted from 1, however many frames they take."""
         match message:
             case Smashed(step=step) | Query(step=step):
-                self._asked[step] = last
+                self._asked[step] = number
             case Gradient(step=step) | Scores(step=step):
-                self._replies.append((step, last))
+                self._replies.append((step, number))
             case Begin(round=r, wave=w):
-                self._wave, self._word = (r, w), last
+                self._wave, self._word = (r, w), number
                 self._replies.clear()
             case Welcome() | Ready() | Done() | Offer() | Fetch() | Lower():
-                self._word = last
+                self._word = number
             case _:
                 pass
 
     def heard(self, message: Message, acknowledged: int) -> None:
-        """The peer said this, and has our frames up to that number. Raises WireError if it cannot have said so."""
+        """The peer said this, and has so many of our messages. Raises WireError if it cannot have said so."""
         match message:
             case Smashed(step=step, round=r, wave=w) if (r, w) == self._wave:
                 _check(f"batch {step}", acknowledged, self._word)
@@ -65,14 +67,14 @@ class Causes:
 
     def _begins(self, what: str, step: int, acknowledged: int) -> None:
         while self._replies and self._replies[0][0] <= step - self.window:
-            answered, last = self._replies.popleft()
-            if acknowledged < last:
+            answered, number = self._replies.popleft()
+            if acknowledged < number:
                 raise WireError(
-                    f"{what} begins though the reply to {answered} is not acknowledged: frame {acknowledged} is, "
-                    f"the reply ends with {last}; client.window = {self.window}"
+                    f"{what} begins though the reply to {answered} is not acknowledged: {acknowledged} messages are, "
+                    f"the reply is number {number}; client.window = {self.window}"
                 )
 
 
 def _check(what: str, acknowledged: int, needed: int) -> None:
     if acknowledged < needed:
-        raise WireError(f"{what} answers frame {needed}, but acknowledges frame {acknowledged}")
+        raise WireError(f"{what} answers message {needed}, but acknowledges {acknowledged} messages")

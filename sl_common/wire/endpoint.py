@@ -26,6 +26,7 @@ from sl_common.wire.assembly import Assembly, Plan
 from sl_common.wire.causes import Causes
 from sl_common.wire.fields import begun, check_entries, split
 from sl_common.wire.greeting import refused
+from sl_common.wire.pace import Pace
 from sl_common.wire.timing import Timing
 
 CHUNK_BYTES = 1 << 20  # Python gRPC moves 1 MiB messages four times faster than one of 16 MiB
@@ -54,6 +55,7 @@ class Frame:
     seq: int
     pieces: tuple[Buffer, ...]  # what it is joined of
     tally: tuple[tuple[WireKind, int], ...]
+    ends: bool = False  # a message that we packed
 
     def __bytes__(self) -> bytes:
         first = self.pieces[0]
@@ -101,13 +103,16 @@ class Endpoint:
         self._call = call
         self.agree(link, limit_bytes, draw, window=window, limit_tensors=limit_tensors)
         self._chunk_bytes = chunk_bytes
-        self.sent = 0  # number of the last frame we made
+        self._pace = Pace(self._out, chunk_bytes)
+        self.sent = 0  # number of the last frame that could go out
+        self.said = self.heard = 0  # messages that we packed; of those, whole with the peer as far as it has said
         self.received = 0  # number of the last frame we got in order
         self._unacked: deque[Frame] = deque()
-        self._ends: deque[int] = deque()  # last frame of each message that is not acknowledged
         self._acked = 0  # highest number the peer acknowledged
         self._owed = 0  # bytes received since our last acknowledgement went out
         self._owed_messages = 0
+        self._short = False  # the message on its way in comes in small frames: the link is slow
+        self._prompt = False  # one of them came, and its sender waits for our word
         self._name = ""
         self._header: Any = None
         self._kind: WireKind = "control"
@@ -142,14 +147,15 @@ class Endpoint:
     # --- out
 
     def pack(self, message: Message, *, timing: Timing | None = None) -> list[Frame]:
-        """Encode a message once, as frames to send now and to resend unchanged. Raises Diverged on NaN or Inf, which only identity carries.
+        """Encode a message once, as frames to send now and to resend. Raises Diverged on NaN or Inf, which only identity carries.
 
-        Raises WireError if the peer acknowledges nothing, so that no more can be kept for it.
+        On a slow link the frames are what may go out now; `due` brings the others. Raises WireError if the peer acknowledges nothing, so
+        that no more can be kept for it.
         """
         causes = self._causes
-        if causes is not None and len(self._ends) >= causes.most:
+        if causes is not None and self.unheard >= causes.most:
             raise WireError(
-                f"{len(self._ends)} messages to the peer are not acknowledged, at most {causes.most} are kept "
+                f"{self.unheard} messages to the peer are not acknowledged, at most {causes.most} are kept "
                 f"with client.window = {causes.window}"
             )
         name, header, packed = translate.encode(message, self.link, self._coding(message))
@@ -158,7 +164,9 @@ class Endpoint:
         labels = packed[0].layout.nbytes if kind == "smashed" else 0
         still = _lies_still(message)
         first = {name: header} if timing is None else {name: header, "timing": timing.to_header()}
-        frames, carried = [], 0
+        frames, carried, total = [], 0, 0
+        for one in packed:
+            total += one.layout.nbytes
         for pieces in _chunks(packed, self._chunk_bytes):
             self.sent += 1
             head = self._out(seq=self.sent, ack=self.received, **first).SerializeToString()
@@ -166,18 +174,58 @@ class Endpoint:
             before, carried = carried, carried + sum(len(piece) for piece in pieces)
             parts: tuple[Buffer, ...] = (begun(head, carried - before), *pieces)
             tally = _tally(kind, len(parts[0]) + carried - before, min(carried, labels) - min(before, labels))
-            frames.append(Frame(seq=self.sent, pieces=parts if still else (b"".join(parts),), tally=tally))
-        self._unacked.extend(frames)
-        self._ends.append(self.sent)
+            joined = parts if still else (b"".join(parts),)
+            frames.append(Frame(seq=self.sent, pieces=joined, tally=tally, ends=carried == total))
+        self.said += 1
         if causes is not None:
-            causes.said(message, self.sent)
-        self._owed = self._owed_messages = 0
+            causes.said(message, self.said)
+        if self._pace.on and not (len(frames) == 1 and self._pace.lets(carried)):
+            self.sent -= len(frames)
+            self._pace.hold(frames)
+            return self._release()
+        self._unacked.extend(frames)
+        self._owed, self._owed_messages, self._prompt = 0, 0, False
         return frames
+
+    def due(self, now: float) -> Sequence[Frame]:
+        """What is to be sent after a frame came, at `now` in seconds: more of what waits for acknowledgements, or an acknowledgement."""
+        if not self._pace.on and not self._is_owed:
+            return ()
+        self._pace.acknowledged(self._acked, now)
+        frames = self._release()
+        bare = None if frames else self.acknowledgement()
+        return frames if bare is None else [bare]
+
+    def _release(self) -> list[Frame]:
+        frames = []
+        for piece in self._pace.release(self.sent, self.received):
+            self.sent += 1
+            tally = _tally(piece.kind, len(piece.data), piece.labels)
+            frames.append(Frame(seq=self.sent, pieces=(piece.data,), tally=tally, ends=piece.ends))
+        self._unacked.extend(frames)
+        if frames:
+            self._owed, self._owed_messages, self._prompt = 0, 0, False
+        return frames
+
+    @property
+    def _is_owed(self) -> bool:
+        """A bare acknowledgement is due."""
+        return self._prompt or self._owed >= ACK_EVERY or self._owed_messages >= ACK_MESSAGES
+
+    @property
+    def slow(self) -> bool:
+        """We send small frames."""
+        return self._pace.slow
+
+    @property
+    def holds(self) -> bool:
+        """Something that was packed waits for acknowledgements: `due` brings it."""
+        return self._pace.holds
 
     @property
     def unheard(self) -> int:
         """Messages of ours that the peer has not acknowledged."""
-        return len(self._ends)
+        return self.said - self.heard
 
     @property
     def acknowledged(self) -> int:
@@ -190,24 +238,40 @@ class Endpoint:
         return 0 if self._assembly is None else self._assembly.missing
 
     @property
+    def small(self) -> bool:
+        """The message on its way in comes in small frames."""
+        return self._short
+
+    @property
     def settled(self) -> bool:
         """The peer has acknowledged everything we packed."""
-        return not self._unacked
+        return not self._unacked and not self._pace.holds
 
     def acknowledgement(self, *, at_once: bool = False) -> Frame | None:
-        """A bare acknowledgement if we have received much and said nothing; it frees the peer's memory."""
-        if self._owed < ACK_EVERY and self._owed_messages < ACK_MESSAGES and not at_once:
+        """A bare acknowledgement if we have received much and said nothing, which frees the peer's memory, or if the peer waits for it."""
+        if not self._is_owed and not at_once:
             return None
-        self._owed = self._owed_messages = 0
+        self._owed, self._owed_messages, self._prompt = 0, 0, False
         data = self._out(ack=self.received).SerializeToString()
         return Frame(seq=0, pieces=(data,), tally=_tally("control", len(data), 0))
 
-    def resend(self, peer_received: int) -> list[Frame]:
-        """The frames that the peer lacks after a break. Raises WireError if it claims what cannot be."""
+    def resend(self, peer_received: int, *, slow: bool = False) -> list[Frame]:
+        """The frames that the peer lacks after a break. Raises WireError if it claims what cannot be.
+
+        `slow`: the link is slow, as far as is known; what the peer lacks then goes out in smaller frames with numbers of their own. So nothing
+        of an earlier stream may be fed on either side after `peer_received` was said.
+        """
         if not self._acked <= peer_received <= self.sent:
             raise WireError(f"peer has received frame {peer_received}, we know {self._acked} and sent {self.sent}")
         self._forget(peer_received)
-        return list(self._unacked)
+        if slow:
+            self._pace.slow_down()
+        if not self._pace.on:
+            return list(self._unacked)
+        self._pace.begin_anew(self._unacked)
+        self._unacked.clear()
+        self.sent = peer_received
+        return self._release()
 
     # --- in
 
@@ -246,6 +310,8 @@ class Endpoint:
             raise WireError(f"frame {frame.seq} is empty")
         labels, self._labels = self._labels, max(0, self._labels - len(chunk))
         self._assembly.add(chunk)
+        if self._short or (self._assembly.missing and len(chunk) < self._chunk_bytes):
+            self._short, self._prompt = self._assembly.missing > 0, True
         message = None if self._assembly.missing else self._finish()
         self.received = frame.seq
         self._owed += nbytes
@@ -289,7 +355,7 @@ class Endpoint:
         message = translate.decode(self._name, self._header, packed, schemes, coding)
         self._header = None
         if self._causes is not None:
-            self._causes.heard(message, self._acked)
+            self._causes.heard(message, self.heard)
         if isinstance(message, Smashed) and message.needs_grad and self.link.down.uses_like:
             self._keep_like(message.step, message.z)
         self._owed_messages += 1
@@ -334,9 +400,7 @@ class Endpoint:
     def _forget(self, number: int) -> None:
         self._acked = max(self._acked, number)
         while self._unacked and self._unacked[0].seq <= self._acked:
-            self._unacked.popleft()
-        while self._ends and self._ends[0] <= self._acked:
-            self._ends.popleft()
+            self.heard += self._unacked.popleft().ends
 
 
 def _kind_of_header(name: str, header: Any) -> WireKind:

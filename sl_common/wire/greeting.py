@@ -16,6 +16,7 @@ WIRE_VERSION = 2  # the first release freezes it; until then its bytes may chang
 LIFE_BYTES = 16
 MAX_HELLO = 4096  # bytes
 MAX_ANSWER = 1 << 14  # bytes
+SLOW_S = 5.0  # without a word from either side before a stream was lost: its link is slow, or was dead
 REFUSED_BY = "sl-refused"  # trailing metadata of a stream that ends before its Hello is read: the Refusal's code
 
 
@@ -31,6 +32,8 @@ class Hello:
     shards: int | None = None
     version: int = WIRE_VERSION
     software: str = ""
+    stream: int = 0  # which one of this life it opens
+    slow: bool = False  # the link was seen to be
 
     def check_version(self) -> None:
         """Raise Refused unless the client speaks as this side does."""
@@ -52,6 +55,8 @@ class Hello:
             resume=self.resume,
             shard_plus_one=0 if self.shard is None else self.shard + 1,
             shards=self.shards or 0,
+            stream=self.stream,
+            slow=self.slow,
         )
         return pb.ClientFrame(hello=header).SerializeToString()
 
@@ -82,6 +87,8 @@ class Hello:
             shards=h.shards or None,
             version=h.version,
             software=h.software[:MAX_NAME],
+            stream=h.stream,
+            slow=h.slow,
         )
 
 
