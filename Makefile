@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-table bench-step bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker sbom pin-images bench-images bench-scrape bench-memory test-edge bench-infer bench-bandwidth bench-flames
+.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-table bench-step bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker sbom lock install-hashed pin-images bench-images bench-scrape bench-memory test-edge bench-infer bench-bandwidth bench-flames
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
@@ -32,6 +32,15 @@ build/sbom-tools/installed:
 sbom: build/sbom-tools/installed  ## what is installed in .venv, as a CycloneDX bill of materials: build/sbom.json
 	@build/sbom-tools/bin/cyclonedx-py environment --output-format JSON --output-reproducible --output-file build/sbom.json $(BIN)/python
 	@echo wrote build/sbom.json
+
+lock: install  ## write constraints-hashed.txt: what is installed in .venv, with the hashes of the files for this platform; some minutes
+	@$(PYTHON) docker/lock.py $(BIN)/python
+
+install-hashed:  ## .venv with just the files that constraints-hashed.txt names by their hashes (on the platform that it was made on)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r constraints-hashed.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch .venv/installed
 
 pin-images:  ## write the base images of .env by digest (needs docker and a registry)
 	@$(PYTHON) docker/pin.py .env
