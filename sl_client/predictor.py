@@ -231,6 +231,7 @@ class Predictor:
     def _reach(self) -> None:
         """A stream whose server was understood, with all that is not answered asked on it. Raises PeerLost in the end."""
         self._tries.begin()
+        was_slow = self._slow
         while True:
             self._heed_stop()
             self.close()
@@ -242,6 +243,9 @@ class Predictor:
                 return
             except StreamBroken as error:
                 self._heed_stop()
+                if self._slow and not was_slow:  # the server was there; what it sent may come in small frames
+                    was_slow = True
+                    self._tries.went_well()
                 self._stop.wait(self._tries.failed(str(error)))
 
     def _greet(self, carrier: Carrier) -> None:

@@ -148,10 +148,13 @@ async def _serve(
 
 def _check_fits(config: RunConfig, network: Network, out: Path, tree: Tree) -> None:
     """Raise DataError unless the run in `out` can go on from a checkpoint."""
-    rehearse(tree, network, Coordinator(config, Network.build(config)))
-    reason = shorter(out, tree["files"])
+    try:
+        reason = shorter(out, tree["files"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"a checkpoint that does not say how long the run's files were: {error!r:.200}") from error
     if reason is not None:
         raise DataError(reason)
+    rehearse(tree, network, Coordinator(config, Network.build(config)))
 
 
 def _announce(show: Show, address: str, door: Door, clients: int) -> None:

@@ -238,7 +238,7 @@ def test_checked_headers_that_are_kept_are_short() -> None:
     tensor = pb.Tensor.FromString(junk + bytes(2000))
     y = pb.Tensor(codec="identity", dtype=5, shape=[1], nbytes=8)
     frame = pb.ClientFrame(seq=1, ack=0, smashed=pb.Smashed(y=y, z=tensor))
-    with pytest.raises(WireError, match=r"tensor header of 20\d\d bytes, at most 1024 are allowed"):
+    with pytest.raises(WireError, match=r"tensor header of 20\d\d bytes, at most 512 are allowed"):
         Pair().server.feed(frame.SerializeToString())
 
 

@@ -47,7 +47,7 @@ preset = "splitfed_v2"
 wave = { steps = 3 }
 """
 ENDLESS = "run.rounds=100000"
-SUMMARY_KEYS = {"name", "preset", "finished", "reason", "rounds", "clients", "train_loss", "evaluation", "bytes", "payload_bytes"} | {
+SUMMARY_KEYS = {"name", "preset", "finished", "failed", "reason", "rounds", "clients", "train_loss", "evaluation", "bytes", "payload_bytes"} | {
     "seconds", "weights_sha256", "seed", "threads", "torch", "cutlayer"
 }  # fmt: skip
 

@@ -127,14 +127,14 @@ def test_other_lines_are_not_ours(line: str) -> None:
     assert read_line(line.encode("utf-8", "surrogateescape")) is None
 
 
-def test_what_is_not_a_handshake_goes_on_to_stderr_as_it_came() -> None:
+def test_what_is_not_a_handshake_goes_on_to_stderr_as_printable_text() -> None:
     """Descriptor 2 is the process's own, so that a process of its own is needed."""
     code = """
 import os, sys
 from sl_server.handshakes import heard
 told = []
 with heard(lambda who, error: told.append(who)):
-    os.write(2, b"one\\n" + os.environb[b"LINE"] + b"\\n\\xff two\\n")
+    os.write(2, b"one\\n" + os.environb[b"LINE"] + b"\\n\\xff \\x1b[2Jtwo\\n")
     print("three", file=sys.stderr)
 os.write(2, b"four\\n")
 print("five", file=sys.stderr)
@@ -144,5 +144,5 @@ print(told)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, env=os.environ | {"LINE": line}, check=True
     )
-    assert sorted(done.stderr.splitlines()) == sorted([b"one", b"\xff two", b"three", b"four", b"five"])
+    assert sorted(done.stderr.splitlines()) == sorted([b"one", b"\\xff  [2Jtwo", b"three", b"four", b"five"])
     assert done.stdout == b"['a client without a certificate']\n"

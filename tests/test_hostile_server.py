@@ -222,7 +222,7 @@ def test_scores_are_finite_numbers_of_the_runs_classes(scores: torch.Tensor, tmp
 def test_a_probe_that_ends_early_or_makes_no_sense() -> None:
     with hostile(lambda _frames: iter(())) as address, pytest.raises(WireError, match="ended the probe"):
         examine(address, PLAINTEXT, as_json=False)
-    with hostile(lambda _frames: iter([b"\xff"])) as address, pytest.raises(WireError, match="no pong"):
+    with hostile(lambda _frames: iter([b"\xff"])) as address, pytest.raises(WireError, match="no answer to a ping"):
         examine(address, PLAINTEXT, as_json=False)
 
 

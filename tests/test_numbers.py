@@ -195,8 +195,9 @@ def test_a_shard_of_data_of_ones_own_takes_no_memory_for_the_others() -> None:
 )
 def test_a_begin_that_no_honest_server_says_is_refused(fields: dict[str, Any], said: str) -> None:
     world = World(make_config("parallel"))
-    seat = world.join().seat
+    client = world.join()
     world.run()
+    seat = client.seat
     with pytest.raises(WireError, match=said):
         check_begin(replace(Begin(round=0, rounds=2), **fields), seat.config, seat.ready, seat.bank.parts)
 

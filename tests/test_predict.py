@@ -355,11 +355,6 @@ RUDE = {
     "NaN": ([Query(step=0, z=Z + torch.nan)], "protocol", "activations hold NaN or Inf"),
     "training": ([Smashed(step=0, z=Z, y=torch.zeros(8, dtype=torch.int64))], "protocol", "smashed is not said on"),
     "weights twice": ([Fetch(), Fetch()], "limit", "sent once on a stream"),
-    "without reading": (
-        [Query(step=n, z=Z) for n in range(5)],
-        "limit",
-        "more than client.window = 4 queries under way",
-    ),
 }
 
 
@@ -376,6 +371,15 @@ def test_who_breaks_the_rules_is_sent_away_and_nobody_else(live: LiveAnswers, wh
         assert live.sample("sl_rejected_total", reason=code) == before + 1
         (answer,) = polite.ask([X[:8]])
         assert answer.scores.shape == (8, 10)
+
+
+def test_who_asks_without_reading_is_sent_away(live: LiveAnswers) -> None:
+    """For too many queries under way, or for an answer that is not acknowledged, whichever comes first."""
+    stranger = Stranger(live)
+    stranger.say(*(Query(step=n, z=Z) for n in range(5)))
+    refused = stranger.is_refused()
+    assert refused.code in ("limit", "protocol")
+    assert "client.window = 4" in refused.reason
 
 
 def test_a_window_is_as_wide_as_it_says(live: LiveAnswers) -> None:

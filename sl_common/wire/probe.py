@@ -53,5 +53,5 @@ def read(data: bytes) -> Pong:
     try:
         pong = pb.Ping.FromString(data)
     except DecodeError as error:
-        raise WireError(f"the server answers a ping with {len(data)} bytes that are no answer") from error
+        raise WireError(f"{len(data)} bytes that are no answer to a ping") from error
     return Pong(nbytes=len(pong.payload), software=pong.software[:MAX_NAME], version=pong.version)
