@@ -15,15 +15,21 @@ from sl_common.tree import dumps, loads
 
 _LAST = 0  # in place of a checkpoint's number: after the last wave
 _SNAPSHOTS = "snapshot-*.tree"
+RUNS = 16  # of one client, whose folders are kept
 
 
 class Past:
-    """The folders under `--state` that this process holds, until `close` or its end: no other process may write there."""
+    """The folders under `--state` that this process holds, until `close` or its end: no other process may write there.
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        self._held: dict[Path, str] = {}  # folder -> its run
-        self._locks = contextlib.ExitStack()
+    A server can think up runs. At most `RUNS` runs' folders of one client are kept, those that were used last; one that another process
+    holds is left alone.
+    """
+
+    def __init__(self, folder: Path | None, name: str = "") -> None:
+        """`name`: what this client's owner calls it, who knows it better than a server; all that have no name share a bound."""
+        self._folder, self._name = folder, name
+        self._held: dict[Path, tuple[str, contextlib.ExitStack]] = {}  # folder -> its run, and its lock
+        self._told = False
 
     def hold_name(self, server: str, client: str) -> None:
         """Hold this client's name at this server, before the server hears it: a second process would replace the first there.
@@ -31,49 +37,96 @@ class Past:
         Raises ConfigError if another process has it.
         """
         if self._folder is not None and client:
-            self._hold(_named(self._folder, f"name/{server}/{client}"), "")
+            self._hold(self._folder / _hashed(f"name/{server}/{client}"), "")
 
     def find(self, run: str, client: str, warn: Callable[[str], None]) -> Snapshots:
-        """As `find_past`, in a folder that is held from now on. Raises ConfigError if another process has it."""
+        """As `find_past`, in a folder that is held from now on, in place of another run's.
+
+        Raises ConfigError if another process has it.
+        """
         if self._folder is not None:
-            where = _named(self._folder, f"{run}/{client}")
+            where = _of_run(self._folder, run, client, self._name)
             self._hold(where, run)
             remove_parts(where)
-        return find_past(self._folder, run, client, warn)
+            for other in [one for one, (held, _) in self._held.items() if held and one != where]:
+                self._release(other)
+            self._make_room(self._folder, where, warn)
+        return find_past(self._folder, run, client, warn, self._name)
 
     def forget(self, run: str) -> None:
         """This run is over: what was kept of it goes. Its folder goes with `close`."""
-        for where in [where for where, held in self._held.items() if run and held == run]:
+        for where in [where for where, (held, _) in self._held.items() if run and held == run]:
             with contextlib.suppress(OSError):
-                for path in where.glob(_SNAPSHOTS):
-                    path.unlink()
+                _clear(where)
 
     def close(self) -> None:
         """Let go of the folders; those with nothing in them are removed."""
-        from sl_common.host.locks import remove_held
-
-        for where in self._held:
-            with contextlib.suppress(OSError):
-                remove_held(where)
-        self._held.clear()
-        self._locks.close()
+        for where in list(self._held):
+            self._release(where)
 
     def _hold(self, where: Path, run: str) -> None:
         from sl_common.host.locks import sole_writer  # of no use without --state
 
         if where not in self._held:
-            self._locks.enter_context(sole_writer(where, "--state"))
-            self._held[where] = run
+            lock = contextlib.ExitStack()
+            lock.enter_context(sole_writer(where, "--state"))
+            self._held[where] = run, lock
+
+    def _release(self, where: Path) -> None:
+        from sl_common.host.locks import remove_held
+
+        _, lock = self._held.pop(where)
+        with contextlib.suppress(OSError):
+            remove_held(where)
+        lock.close()
+
+    def _make_room(self, folder: Path, current: Path, warn: Callable[[str], None]) -> None:
+        """Remove the runs of this client that were used longest ago, as far as that works."""
+        others = {where: _used_at(where) for where in folder.glob(f"{_hashed(self._name)}-*") if where != current}
+        newest_first = sorted(others, key=lambda where: others[where], reverse=True)
+        removed = sum(_remove(where) for where in newest_first[RUNS - 1 :])
+        if removed and not self._told:
+            self._told = True
+            which = "1 run that was" if removed == 1 else f"{removed} runs that were"
+            warn(f"--state {folder}: removed {which} used longest ago; at most {RUNS} of a client are kept")
 
 
-def find_past(folder: Path | None, run: str, client: str, warn: Callable[[str], None]) -> Snapshots:
+def _used_at(where: Path) -> int:
+    try:
+        return where.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _clear(where: Path) -> None:
+    for path in where.glob(_SNAPSHOTS):
+        path.unlink()
+
+
+def _remove(where: Path) -> bool:
+    """Whether a run's folder is gone now; it stays if another process has it, or if something else is in it."""
+    from sl_common.host.locks import remove_held, sole_writer
+
+    if where.is_symlink():
+        return False
+    try:
+        with sole_writer(where, "--state"):
+            _clear(where)
+            remove_parts(where)
+            remove_held(where)
+    except (ConfigError, OSError):
+        return False
+    return not where.exists()
+
+
+def find_past(folder: Path | None, run: str, client: str, warn: Callable[[str], None], name: str = "") -> Snapshots:
     """What a former process left of this client in this run, and where this one will keep its own; in memory if no folder is given.
 
     Raises ConfigError if the folder cannot be used. A snapshot that cannot be written later costs a warning, not the training.
     """
     if folder is None:
         return Snapshots(run)
-    where = _named(folder, f"{run}/{client}")
+    where = _of_run(folder, run, client, name)
     try:
         make_folder(where)
     except OSError as error:
@@ -83,8 +136,14 @@ def find_past(folder: Path | None, run: str, client: str, warn: Callable[[str], 
     return Snapshots(run, found, last, save=saver.save, drop=saver.drop, save_last=saver.save_last)
 
 
-def _named(folder: Path, what: str) -> Path:
-    return folder / hashlib.sha256(what.encode()).hexdigest()[:16]
+def _hashed(what: str) -> str:
+    return hashlib.sha256(what.encode()).hexdigest()[:16]
+
+
+def _of_run(folder: Path, run: str, client: str, name: str) -> Path:
+    """Where a client's snapshots of a run are, by whichever name its owner called it then; else where they will be."""
+    own = _hashed(f"{run}/{client}")
+    return next(folder.glob(f"*{own}"), folder / f"{_hashed(name)}-{own}")
 
 
 def _path(where: Path, number: int) -> Path:

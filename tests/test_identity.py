@@ -171,4 +171,5 @@ def test_thinking_up_names_fills_no_log() -> None:
         refusals.note(f"'{number}' at 192.0.2.1", Refused("identity", "no"))
     assert metrics.registry.get_sample_value("sl_rejected_total", {"reason": "identity"}) == 3 * MAX_SAID
     assert len(said) == MAX_SAID + 1
+    assert len(refusals._said) == MAX_SAID + 1
     assert "only counted" in said[-1]
