@@ -15,19 +15,21 @@ from sl_common.tree import dumps, loads
 
 _LAST = 0  # in place of a checkpoint's number: after the last wave
 _SNAPSHOTS = "snapshot-*.tree"
+_HASH = 16  # characters
+_RUN = f"{'?' * _HASH}-{'?' * _HASH}"  # folders of runs: whose, and which
 RUNS = 16  # of one client, whose folders are kept
+FOLDERS = 256  # of runs, in all: a server may give other names, too
 
 
 class Past:
     """The folders under `--state` that this process holds, until `close` or its end: no other process may write there.
 
-    A server can think up runs. At most `RUNS` runs' folders of one client are kept, those that were used last; one that another process
-    holds is left alone.
+    A server can think up runs. At most `RUNS` runs' folders of one client are kept, and `FOLDERS` of all, those that were used last; one
+    that another process holds is left alone.
     """
 
-    def __init__(self, folder: Path | None, name: str = "") -> None:
-        """`name`: what this client's owner calls it, who knows it better than a server; all that have no name share a bound."""
-        self._folder, self._name = folder, name
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
         self._held: dict[Path, tuple[str, contextlib.ExitStack]] = {}  # folder -> its run, and its lock
         self._told = False
 
@@ -45,13 +47,17 @@ class Past:
         Raises ConfigError if another process has it.
         """
         if self._folder is not None:
-            where = _of_run(self._folder, run, client, self._name)
+            where = _of_run(self._folder, run, client)
             self._hold(where, run)
             remove_parts(where)
             for other in [one for one, (held, _) in self._held.items() if held and one != where]:
                 self._release(other)
-            self._make_room(self._folder, where, warn)
-        return find_past(self._folder, run, client, warn, self._name)
+            removed = _make_room(self._folder, where)
+            if removed and not self._told:
+                self._told = True
+                runs = "run that was" if removed == 1 else "runs that were"
+                warn(f"--state {self._folder}: removed {removed} {runs} used longest ago; {RUNS} of a client are kept")
+        return find_past(self._folder, run, client, warn)
 
     def forget(self, run: str) -> None:
         """This run is over: what was kept of it goes. Its folder goes with `close`."""
@@ -80,15 +86,13 @@ class Past:
             remove_held(where)
         lock.close()
 
-    def _make_room(self, folder: Path, current: Path, warn: Callable[[str], None]) -> None:
-        """Remove the runs of this client that were used longest ago, as far as that works."""
-        others = {where: _used_at(where) for where in folder.glob(f"{_hashed(self._name)}-*") if where != current}
-        newest_first = sorted(others, key=lambda where: others[where], reverse=True)
-        removed = sum(_remove(where) for where in newest_first[RUNS - 1 :])
-        if removed and not self._told:
-            self._told = True
-            which = "1 run that was" if removed == 1 else f"{removed} runs that were"
-            warn(f"--state {folder}: removed {which} used longest ago; at most {RUNS} of a client are kept")
+
+def _make_room(folder: Path, current: Path) -> int:
+    """Remove what was used longest ago, as far as that works; how many folders."""
+    used_at = {where: _used_at(where) for where in folder.glob(_RUN) if where != current}
+    newest_first = sorted(used_at, key=lambda where: used_at[where], reverse=True)
+    own = [where for where in newest_first if where.name[:_HASH] == current.name[:_HASH]]
+    return sum(_remove(where) for where in {*own[RUNS - 1 :], *newest_first[FOLDERS - 1 :]})
 
 
 def _used_at(where: Path) -> int:
@@ -119,14 +123,14 @@ def _remove(where: Path) -> bool:
     return not where.exists()
 
 
-def find_past(folder: Path | None, run: str, client: str, warn: Callable[[str], None], name: str = "") -> Snapshots:
+def find_past(folder: Path | None, run: str, client: str, warn: Callable[[str], None]) -> Snapshots:
     """What a former process left of this client in this run, and where this one will keep its own; in memory if no folder is given.
 
     Raises ConfigError if the folder cannot be used. A snapshot that cannot be written later costs a warning, not the training.
     """
     if folder is None:
         return Snapshots(run)
-    where = _of_run(folder, run, client, name)
+    where = _of_run(folder, run, client)
     try:
         make_folder(where)
     except OSError as error:
@@ -137,13 +141,11 @@ def find_past(folder: Path | None, run: str, client: str, warn: Callable[[str], 
 
 
 def _hashed(what: str) -> str:
-    return hashlib.sha256(what.encode()).hexdigest()[:16]
+    return hashlib.sha256(what.encode()).hexdigest()[:_HASH]
 
 
-def _of_run(folder: Path, run: str, client: str, name: str) -> Path:
-    """Where a client's snapshots of a run are, by whichever name its owner called it then; else where they will be."""
-    own = _hashed(f"{run}/{client}")
-    return next(folder.glob(f"*{own}"), folder / f"{_hashed(name)}-{own}")
+def _of_run(folder: Path, run: str, client: str) -> Path:
+    return folder / f"{_hashed(client)}-{_hashed(f'{run}/{client}')}"
 
 
 def _path(where: Path, number: int) -> Path:

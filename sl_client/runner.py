@@ -135,7 +135,7 @@ class Runner:
         limits: Limits = NO_LIMITS,
     ) -> None:
         """`state`: a folder in which snapshots outlive this process; `limits`: what the device's owner allows."""
-        self._past_on_disk = Past(state, name)
+        self._past_on_disk = Past(state)
         self._limits = limits
         self._server = server
         self._name = name

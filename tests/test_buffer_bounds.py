@@ -20,7 +20,7 @@ from test_buffers import Pair, batch, reply, until_refused
 from test_limits import hostile
 from world import make_config
 
-from sl_client.past import RUNS, Past, find_past
+from sl_client.past import FOLDERS, RUNS, Past, find_past
 from sl_client.runner import UNHEARD, Runner
 from sl_common.codec import Link
 from sl_common.codec.feedback import Feedback
@@ -274,30 +274,30 @@ def test_snapshots_on_disk_are_few_whatever_numbers_checkpoints_have(tmp_path: P
 def test_a_server_that_thinks_up_runs_makes_a_client_keep_no_more_than_some(tmp_path: Path) -> None:
     """In one process, as after a server that was forgotten, or in one for each."""
     warned: list[str] = []
-    one = Past(tmp_path, "a")
+    one = Past(tmp_path)
     for number in range(3 * RUNS):
-        past = one if number % 2 else Past(tmp_path, "a")
-        found = past.find(f"run {number}", f"name {number}", warned.append)  # a server may think up names, too
+        past = one if number % 2 else Past(tmp_path)
+        found = past.find(f"run {number}", "a", warned.append)
         found.wave_over(lambda n=number: {"number": n})
         if past is not one:
             past.close()
         assert len(list(tmp_path.iterdir())) <= RUNS + 1  # the one that `one` still holds may be the oldest
     one.close()
-    newest = Past(tmp_path, "a")
+    newest = Past(tmp_path)
     newest.find("the last", "a", warned.append)
     assert len(list(tmp_path.iterdir())) <= RUNS
-    found = find_past(tmp_path, f"run {3 * RUNS - 1}", f"name {3 * RUNS - 1}", warned.append, "a")
+    found = find_past(tmp_path, f"run {3 * RUNS - 1}", "a", warned.append)
     assert found.last == {"number": 3 * RUNS - 1}, "those that were used last stay"
     newest.close()
-    assert all("at most 16 of a client are kept" in text for text in warned)
+    assert all("; 16 of a client are kept" in text for text in warned)
 
 
 def test_a_client_of_many_runs_says_once_that_it_removes_some(tmp_path: Path) -> None:
     warned: list[str] = []
-    past = Past(tmp_path, "a")
+    past = Past(tmp_path)
     for number in range(2 * RUNS):
         past.find(f"run {number}", "a", warned.append).wave_over(dict)
-    assert warned == [f"--state {tmp_path}: removed 1 run that was used longest ago; at most 16 of a client are kept"]
+    assert warned == [f"--state {tmp_path}: removed 1 run that was used longest ago; 16 of a client are kept"]
     assert len(list(tmp_path.iterdir())) == RUNS
     assert len(past._held) == 1, "folders of runs that are over are let go"
     past.close()
@@ -339,7 +339,7 @@ def test_a_real_client_of_such_a_server_keeps_no_more(tmp_path: Path) -> None:
 def left_by(state: Path, name: str) -> Path:
     """The folder of a run that a former process of this client was in."""
     before = set(state.iterdir())
-    past = Past(state, name)
+    past = Past(state)
     past.find("run", name, lambda _text: None).wave_over(lambda: {"of": name})
     past.close()
     (where,) = set(state.iterdir()) - before
@@ -348,7 +348,7 @@ def left_by(state: Path, name: str) -> Path:
 
 def thought_up(state: Path, runs: int) -> None:
     """A client called a is made to join so many runs."""
-    past = Past(state, "a")
+    past = Past(state)
     for number in range(runs):
         past.find(f"run {number}", "a", lambda _text: None).wave_over(dict)
     past.close()
@@ -368,15 +368,18 @@ def test_what_another_process_holds_is_kept_and_so_is_another_clients(tmp_path: 
     assert other.exists()
 
 
-def test_snapshots_are_found_whether_or_not_the_owner_says_the_name(tmp_path: Path) -> None:
-    """A certificate may say it."""
-    for number, name in enumerate(("", "c0", "", "c0")):
-        past = Past(tmp_path, name)
-        found = past.find("run", "c0", lambda _text: None)
-        assert found.last == ({"number": number - 1} if number else None)
-        found.wave_over(lambda n=number: {"number": n})
-        past.close()
-    assert len(list(tmp_path.iterdir())) == 1
+def test_a_server_that_thinks_up_names_makes_a_client_keep_no_more_than_some(tmp_path: Path) -> None:
+    """A client without `--id` is called what its server likes."""
+    for number in range(FOLDERS + 20):
+        find_past(tmp_path, "run", f"name {number}", lambda _text: None).wave_over(dict)
+    past, warned = Past(tmp_path), list[str]()
+    past.find("run", f"name {FOLDERS + 20}", warned.append)
+    assert len(list(tmp_path.iterdir())) == FOLDERS
+    assert find_past(tmp_path, "run", f"name {FOLDERS + 19}", warned.append).last == {}, (
+        "those that were used last stay"
+    )
+    assert warned == [f"--state {tmp_path}: removed 21 runs that were used longest ago; 16 of a client are kept"]
+    past.close()
 
 
 def test_a_folder_with_something_else_in_it_stays(tmp_path: Path) -> None:
