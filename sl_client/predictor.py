@@ -195,6 +195,7 @@ class Predictor:
         with contextlib.suppress(StreamBroken):  # whoever hears next is told
             while self._endpoint.holds:
                 self._words.append(self._next())
+                self._endpoint.check_waiting(len(self._words))
 
     def _send(self, frame: Frame) -> None:
         assert self._carrier is not None, "open it first"

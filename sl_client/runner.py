@@ -407,6 +407,7 @@ class Runner:
         if received.message is not None:
             self._watch.add("round_trip", heard - self._asked_at)
             self._words.append(received.message)  # type: ignore[arg-type]
+            self._endpoint.check_waiting(len(self._words))
 
     def _take(self, message: ToClient) -> None:
         self._brought = self._brought or not isinstance(message, Welcome)

@@ -141,6 +141,35 @@ def test_signs_of_life_that_nobody_acknowledges_end() -> None:
     assert len(nowhere.sent) == len(runner._endpoint._unacked) == runner._endpoint.unheard == UNHEARD
 
 
+class Chatterbox:
+    """A server's stream that acknowledges nothing and goes on saying Late."""
+
+    def __init__(self) -> None:
+        self._server = Endpoint("server", link=Link(), limit_bytes=1 << 20)
+        self.said = 0
+
+    def send(self, frame: SupportsBytes) -> None:
+        pass
+
+    def receive(self) -> bytes:
+        self.said += 1
+        (frame,) = self._server.pack(Late(round=self.said, wave=0))
+        return bytes(frame)
+
+    def check(self, acknowledged: int) -> None:
+        pass
+
+
+def test_words_that_come_while_a_message_goes_out_are_bounded() -> None:
+    runner = Runner("nowhere:1", show=Quiet())
+    runner._endpoint = Endpoint("client", link=Link(), limit_bytes=1 << 20, window=2)
+    runner._endpoint.resend(0, slow=True)
+    runner._carrier = server = Chatterbox()
+    with pytest.raises(WireError, match="51 messages of the peer's wait while ours goes out, at most 50 can"):
+        runner._say(Smashed(step=0, z=torch.zeros(64, 1024), y=torch.zeros(64, dtype=torch.int64)))
+    assert server.said == len(runner._words) == 51
+
+
 def test_checked_headers_that_are_kept_are_few() -> None:
     """Batches and gradients of a new size each time; weights, whose headers are many, are never kept."""
     ends = {side: Endpoint(side, link=Link(), limit_bytes=1 << 20) for side in ("client", "server")}

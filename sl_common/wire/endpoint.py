@@ -23,7 +23,7 @@ from sl_common.proto import split_pb2 as pb
 from sl_common.seeds import Draw
 from sl_common.wire import translate
 from sl_common.wire.assembly import Assembly, Plan
-from sl_common.wire.causes import Causes
+from sl_common.wire.causes import WORDS, Causes
 from sl_common.wire.fields import begun, check_entries, split
 from sl_common.wire.greeting import refused
 from sl_common.wire.pace import Pace
@@ -226,6 +226,12 @@ class Endpoint:
     def unheard(self) -> int:
         """Messages of ours that the peer has not acknowledged."""
         return self.said - self.heard
+
+    def check_waiting(self, messages: int) -> None:
+        """Raise WireError if more of the peer's messages wait for their turn here than it can have said without hearing from us."""
+        most = WORDS if self._causes is None else self._causes.most
+        if messages > most:
+            raise WireError(f"{messages} messages of the peer's wait while ours goes out, at most {most} can")
 
     @property
     def acknowledged(self) -> int:
