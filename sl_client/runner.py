@@ -168,6 +168,8 @@ class Runner:
         self._alive_at = time.monotonic()
 
     def _sit(self, welcome: Welcome) -> Seat:
+        if welcome.client != self._name:
+            raise WireError(f"welcome is for {welcome.client!r}, this client is {self._name!r}")
         check_welcome(welcome)
         config = RunConfig.from_json(welcome.config)
         self._limits.set_threads(config)
@@ -297,8 +299,8 @@ class Runner:
         if isinstance(answer, Refusal):
             raise Refused(answer.code, answer.reason)
         answer.check_version()
-        if not answer.client:
-            raise WireError("the server gives this client no name")
+        if not answer.client or self._name not in ("", answer.client):
+            raise WireError(f"the server calls this client {answer.client!r}, its name is {self._name!r}")
         self._greeted = self._was_greeted = True
         self._heard_at = time.perf_counter()
         self._name = answer.client

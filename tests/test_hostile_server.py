@@ -66,6 +66,7 @@ OUT_OF_PLACE: dict[str, list[Message]] = {
     "no shards": [replace(WELCOME, shards=0)],
     "shards without end": [replace(WELCOME, shards=(1 << 32) - 1)],
     "no name": [replace(WELCOME, client="")],
+    "the name of another": [replace(WELCOME, client="c1")],
     "a name of control characters": [replace(WELCOME, client=EVIL)],
     "a run of control characters": [replace(WELCOME, run=EVIL)],
     "a path for a run": [replace(WELCOME, run="../../x")],
