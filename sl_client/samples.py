@@ -107,8 +107,17 @@ def _picture(path: Path, input: tuple[int, ...]) -> tuple[Tensor, str]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=("PNG", "JPEG")) as found:
                 was, picture = f"{found.width}×{found.height} {found.mode}", _flat(ImageOps.exif_transpose(found), path)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{path}: no picture that can be read: {error}") from error
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        MemoryError,  # a damaged one may promise more than there is
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        raise DataError(
+            f"{path}: no picture that can be read: {str(error) or 'it needs more memory than there is'}"
+        ) from error
     height, width = input[1:]
     same = picture.mode == mode and picture.size == (width, height)
     picture = picture.convert(mode).resize((width, height), Image.Resampling.BILINEAR)

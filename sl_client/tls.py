@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 
 from sl_common.errors import ConfigError
+from sl_common.host.files import MAX_KEY, MAX_PAPER, read_bounded
 
 _TIMEOUT_S = 3.0
 _CONFIRM_S = 0.5  # a server that is just going down closes connections too: only twice is no accident
@@ -204,7 +205,7 @@ def _date(seconds: float) -> str:
 
 def _read(option: str, path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bounded(path, MAX_KEY if option == "--key" else MAX_PAPER)
     except OSError as error:
         raise ConfigError(f"{option} {path}: {error.strerror or error}") from error
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from sl_common.bounded import check, read_json, read_toml
+from sl_common.bounded import check, load_toml, read_json, read_toml
 from sl_common.codec import Link
 from sl_common.errors import ConfigError
 from sl_common.explain import did_you_mean, explain
@@ -341,10 +340,10 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not text.isprintable():
         raise ConfigError(f"--set {text!r}: one key and one value on one line, without control characters")
     try:
-        parsed = tomllib.loads(f"{key} = {value}")
+        parsed = load_toml(f"{key} = {value}")
     except (ValueError, RecursionError):
         try:
-            parsed = tomllib.loads(f"{key} = {json.dumps(value)}")  # a bare word is a string
+            parsed = load_toml(f"{key} = {json.dumps(value)}")  # a bare word is a string
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"--set {text[:200]!r}: {str(error)[:200]}") from error
     check(parsed)
@@ -356,13 +355,13 @@ def _parse_override(text: str) -> dict[str, Any]:
 def _is_one_key(key: str, parsed: Mapping[str, Any]) -> bool:
     """Whether the text before the equals sign is a dotted key, and what was parsed is that key alone."""
     try:
-        node: Any = tomllib.loads(f"{key} = 0")
+        node: Any = load_toml(f"{key} = 0")
         while isinstance(node, Mapping) and len(node) == 1:
             ((name, node),) = node.items()
             if not isinstance(parsed, Mapping) or parsed.keys() != {name}:
                 return False
             parsed = parsed[name]
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         return False
     return node == 0 and "[" not in key and "#" not in key
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 
 from sl_common.errors import ConfigError
+from sl_common.host.files import MAX_KEY
 from sl_server.watched import Watched, caution, read_file
 
 
@@ -28,7 +29,7 @@ class CertificateFiles:
 
     def read(self) -> grpc.ServerCertificateConfiguration:
         """Raises ConfigError naming the option and the file that gRPC could not use."""
-        cert, key = read_file("--cert", self.cert), read_file("--key", self.key)
+        cert, key = read_file("--cert", self.cert), read_file("--key", self.key, MAX_KEY)
         client_ca = read_file("--client-ca", self.client_ca) if self.client_ca else None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:

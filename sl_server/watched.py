@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from sl_common.errors import ConfigError
+from sl_common.host.files import MAX_PAPER, read_bounded
 
 T = TypeVar("T")
 
@@ -53,10 +54,10 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def read_file(option: str, path: Path) -> bytes:
-    """Raises ConfigError with the option that named the file."""
+def read_file(option: str, path: Path, most: int = MAX_PAPER) -> bytes:
+    """Read a file of at most so many bytes. Raises ConfigError with the option that named it."""
     try:
-        return path.read_bytes()
+        return read_bounded(path, most)
     except OSError as error:
         raise ConfigError(f"{option} {path}: {error.strerror or error}") from error
 

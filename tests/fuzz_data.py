@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import pickle
 import random
 import struct
@@ -55,9 +56,12 @@ def _picture(form: str) -> bytes:
 
 
 def _zipped(data: bytes, rng: random.Random) -> bytes:
-    """Right and wrong within, or wrong without; now and then with far more in it than it says."""
-    more = bytes(rng.choice((1 << 20, 30 << 20))) if rng.random() < 0.01 else b""
-    inside = gzip.compress((mutated(data, rng) if rng.random() < 0.7 else data) + more, 1)
+    """Right and wrong within, or wrong without; now and then with far more in it than it says, which must not be read. As much as it says
+    is read, however small the file."""
+    inside = mutated(data, rng) if rng.random() < 0.7 else data
+    says = math.prod(struct.unpack(">III", inside[4:16])) if len(inside) >= 16 else 0
+    more = bytes(rng.choice((1 << 20, 30 << 20) if says < 1 << 20 else (1 << 20,))) if rng.random() < 0.01 else b""
+    inside = gzip.compress(inside + more, 1)
     return inside if rng.random() < 0.7 else mutated(inside, rng)
 
 

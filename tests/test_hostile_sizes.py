@@ -6,8 +6,10 @@ import gzip
 import hashlib
 import json
 import pickle
+import ssl
 import struct
 import sys
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +24,12 @@ from world import make_config
 from sl_client.data.cifar import CIFAR10, read
 from sl_client.data.idx import read_idx, read_rows
 from sl_client.samples import read as read_samples
-from sl_common.bounded import MAX_DEPTH, MAX_ENTRIES, MAX_JSON, MAX_TOML, MAX_VALUES
+from sl_client.tls import _load_pair
+from sl_common.bounded import _DOTTED, MAX_DEPTH, MAX_ENTRIES, MAX_JSON, MAX_TOML, MAX_VALUES
 from sl_common.codec import Coding, Link, Mask, Packed, TopK, mask
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, DataError, WireError
+from sl_common.host.files import MAX_KEY
 from sl_common.proto import split_pb2 as pb
 from sl_common.tensors import aligned_buffer
 from sl_common.tree import dumps, loads
@@ -33,6 +37,7 @@ from sl_common.wire import Endpoint, eventlog
 from sl_server import tokens
 from sl_server.handshakes import read_line
 from sl_server.report.past import read_run
+from sl_server.tls import CertificateFiles
 from sl_server.tokens import Tokens
 
 
@@ -114,6 +119,7 @@ def test_unknown_keys_are_explained_up_to_twenty() -> None:
             RunConfig.from_json(json.dumps(tree))
         found.append(str(error.value))
 
+    validate()  # the schema is made once
     assert calls(validate) < 60_000
     lines = found[0].splitlines()
     assert len(lines) == 21
@@ -306,3 +312,64 @@ def test_a_digest_of_an_offer_has_its_length() -> None:
     end = Endpoint("client", link=Link(), limit_bytes=0, limit_tensors=0, call="infer")
     with pytest.raises(WireError, match=r"offer\.lower_sha256 has 100000 bytes, must have 32 or none"):
         end.feed(pb.ServerFrame(seq=1, offer=pb.Offer(lower_sha256=bytes(100_000))).SerializeToString())
+
+
+# --- what a parser of somebody else's takes long for
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a." * 20_000 + "b = 1",
+        "[" + "a." * 20_000 + "b]",
+        '"x"' + '."y"' * 10_000 + " = 1",
+        "a . 'b' .\t" * 5_000 + "c = 1",
+        "x = { " + "a." * 20_000 + "b = 1 }",
+    ],
+)
+def test_a_dotted_key_has_a_bounded_number_of_parts(text: str) -> None:
+    """The standard library takes time with the square of their number: 0.1 s for 8,000."""
+    with pytest.raises(ConfigError, match="not TOML: a key of more than 64 parts"):
+        RunConfig.from_toml(text)
+    with pytest.raises(ConfigError):
+        RunConfig.from_toml("", [text])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a" * 60_000, '"' * 60_000, "a " * 30_000, "a\t" * 30_000, "'a'" * 20_000, "a.b.c " * 10_000, "a" + " " * 60_000],
+)
+def test_looking_for_such_a_key_takes_time_in_proportion_to_the_text(text: str) -> None:
+    """A search that went back at each place would take seconds: it takes no longer than the budget of any input."""
+    took = []
+    for _ in range(3):
+        began = time.process_time()
+        assert not [m for m in _DOTTED.finditer(text) if len(m[0]) > 64]
+        took.append(time.process_time() - began)
+    assert min(took) < 0.05, took
+
+
+def test_a_private_key_is_short(tmp_path: Path) -> None:
+    """Those who read it take 0.3 s to refuse 256 KiB of nonsense."""
+    key = tmp_path / "key.pem"
+    key.write_bytes(b"-----BEGIN PRIVATE KEY-----\n" + b"A" * MAX_KEY)
+    said = f"--key .*more than {MAX_KEY} bytes"
+    with pytest.raises(ConfigError, match=said):
+        CertificateFiles(cert=key, key=key).read()
+    with pytest.raises(ConfigError, match=said):
+        _load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), key, key)
+
+
+def test_a_picture_that_needs_more_memory_than_there_is_is_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = pytest.importorskip("PIL.Image")
+    path = tmp_path / "x.png"
+    image.new("L", (8, 8)).save(path)
+
+    def exhausted(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", exhausted)
+    with pytest.raises(DataError, match="no picture that can be read: it needs more memory than there is"):
+        read_samples(path, (1, 8, 8), of_bytes=True)

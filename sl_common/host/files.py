@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PART = ".part"  # how the name of a file that is not whole yet ends
+MAX_PAPER = 4 << 20  # bytes of certificates, tokens or lists of revoked ones
+MAX_KEY = (
+    32 << 10
+)  # bytes of a private key: RSA of 16,384 bits has 13,000, and what is longer takes a library long to refuse
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
@@ -59,6 +63,15 @@ def _part(path: Path, data: bytes, mode: int) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)  # a full disk needs the room
         raise
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The file's bytes, at most so many. Raises OSError, with EFBIG if there are more."""
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"more than {most} bytes", str(path))
+    return data
 
 
 def sync_folder(folder: Path) -> None:
