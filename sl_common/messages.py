@@ -213,14 +213,40 @@ class Restored:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Advanced:
-    """The coordinator worked: only in event logs, where it says between which events."""
+    """The coordinator worked: only in event logs, where it says between which events, and what came of it."""
+
+    said: tuple[MessageDigest, ...] = ()  # digests of the messages that it gave to send
+    weights: Mapping[str, str] = field(default_factory=dict)  # digests by tensor, where a wave or a round has just ended
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MessageDigest:
+    """One message to one client, as an event log holds it: a digest or the value of every field, tensors by their names."""
+
+    client: str
+    kind: str
+    fields: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stopped:
+    """The run was ended from outside: by its operator, or by an error. Only in event logs."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failed:
+    """The entry before this one raised an error in the coordinator. Only in event logs."""
+
+    error: str
 
 
 ToServer = Ready | Smashed | Done | Alive | Leave
 ToClient = Welcome | Begin | Gradient | Aligned | Late | Bye
 Message = ToServer | ToClient | Asked | Answered
 Event = ToServer | Joined | Left | Tick | Aligned | Saved
-Logged = Event | Advanced | Restored
+Logged = Event | Advanced | Restored | Stopped | Failed
 
 
 def kind_of(message: Message) -> WireKind:

@@ -18,6 +18,7 @@ from sl_common.exits import INTERRUPTED, exit_code
 from sl_common.host.text import printable_lines
 from sl_server.beginning import Stage, held_run, new_directory, outcome, read_config
 from sl_server.cli_certs import certs
+from sl_server.cli_replay import replay
 from sl_server.cli_report import report
 from sl_server.cli_serve import serve
 from sl_server.options import (
@@ -102,7 +103,7 @@ def run(
         bool,
         typer.Option(
             "--record",
-            help="Also write every event to events.log, to replay the run bit for bit. Holds all activations.",
+            help="Also write every event to events.log, to replay the run bit for bit with sl-server replay. Holds all activations.",
             envvar="SL_RECORD",
         ),
     ] = False,
@@ -198,7 +199,7 @@ def _simulate(
         raise
     except (CutlayerError, KeyboardInterrupt) as error:
         failure = error
-        simulation.coordinator.stop(str(error) or "stopped by its operator (SIGINT)")
+        simulation.sessions.stop(str(error) or "stopped by its operator (SIGINT)")
     finally:
         show.stop()
     _summary, unwritten = scribe.finish()
@@ -301,6 +302,7 @@ def export(
 app.command()(serve)
 app.command()(certs)
 app.command()(report)
+app.command()(replay)
 
 
 def fail(error: CutlayerError) -> NoReturn:

@@ -115,6 +115,7 @@ class Coordinator:
         self._over: list[Wave] = []  # training waves of this round that are over
         self._losses: list[float] = []  # of the rounds so far
         self._now = 0.0
+        self.merges = 0  # after waves and rounds, in this process: since the last one, no shared weights have changed
         self.rests = 0  # training waves that are over: between two of them the state can be kept
         self.checkpoint = 0  # after which of them it was last made durable
         self.must_redo = False  # a client was lost, and the run is to go back to its last checkpoint and wait for it
@@ -608,6 +609,7 @@ class Coordinator:
             if member.here and member.taught:  # not whoever has its shard now
                 self._expel(member, why)
         self._weights.merge(merged)
+        self.merges += 1
 
     def _next_round(self) -> None:
         self._round += 1

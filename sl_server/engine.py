@@ -207,7 +207,7 @@ class Engine:
     def stop(self, reason: str) -> None:
         """End the run early; clients are told."""
         self.health.ends("stopping: the run ends early")
-        self._inbox.put(lambda: self.coordinator.stop(reason))
+        self._inbox.put(lambda: self.sessions.stop(reason))
 
     def drain(self) -> None:
         """Finish the wave that is under way if its clients are there, keep what there is, and end; they are not told that the run
@@ -469,7 +469,7 @@ class Engine:
         self.failure = text
         if not isinstance(error, CutlayerError):
             self._warn(traceback.format_exc())
-        self.coordinator.stop(text)
+        self.sessions.stop(text)
         self._work()
         time.sleep(_TICK_S)  # let the streams carry the Bye
 

@@ -1,32 +1,65 @@
-"""The opt-in event log (`--record`): every event the coordinator took, in order; and replaying one.
+"""The opt-in event log (`--record`): every event the coordinator took, in order, and digests of what came of each.
 
-A bug report is an event log: the same events give the same weights, on any machine of the same kind.
+file = b"SLEVENTS", version, length of the preface, its CRC-32 | preface: JSON | records, as sl_common.wire.eventlog has them
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable
+import json
+import platform
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+from sl_common import __version__
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
-from sl_common.messages import Advanced, Logged, Restored, Saved
-from sl_common.network import Network
-from sl_common.segment import Tree
+from sl_common.messages import Logged
 from sl_common.wire import eventlog
-from sl_server.coordinator import Coordinator, Said
+from sl_common.wire.eventlog import LOG_VERSION, LogReader
 from sl_server.growing import GrowingFile
 
+NAME = "events.log"  # in a run directory
+MAX_PREFACE = 4 << 20  # bytes
+_MAGIC = b"SLEVENTS"
+_START = struct.Struct("<8sIII")
 GROWN = 1_000_000_000  # bytes of an event log between two lines that say how large it is
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recorded:
+    """Where and of which run a log was made: computations agree to the last bit between machines of one kind only."""
+
+    config: str  # JSON
+    run: str = ""  # the run's own name for itself
+    cutlayer: str = __version__
+    torch: str = torch.__version__
+    machine: str = platform.machine()
+    device: str = "cpu"
+
+    @property
+    def kind(self) -> str:
+        """The machine and programs that computed, for people."""
+        return f"cutlayer {self.cutlayer}, torch {self.torch}, {self.machine}, device {self.device}"
 
 
 class EventLog:
     """Appends events to a file as they are handled. A log with a gap could not be replayed: it ends before one."""
 
-    def __init__(self, path: Path, config: RunConfig, say: Callable[[str], None] = lambda _text: None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: RunConfig,
+        say: Callable[[str], None] = lambda _text: None,
+        *,
+        run: str = "",
+        device: str = "cpu",
+    ) -> None:
         """`say` is told how large the log has grown, at each gigabyte, and why it ends early. Raises ConfigError."""
         try:
             self._file = GrowingFile(path)
@@ -35,8 +68,8 @@ class EventLog:
         self._say = say
         self._told = 0  # gigabytes
         self.complete = True
-        text = config.to_json().encode()
-        self._file.append(len(text).to_bytes(4, "little") + text)
+        preface = json.dumps(asdict(Recorded(config=config.to_json(), run=run, device=device))).encode()
+        self._file.append(_START.pack(_MAGIC, LOG_VERSION, len(preface), zlib.crc32(preface)) + preface)
 
     def append(self, entry: tuple[str, Logged]) -> None:
         """One event of one client."""
@@ -59,32 +92,34 @@ class EventLog:
         self._file.close()
 
 
-def replay(path: Path) -> tuple[Coordinator, Said]:
-    """Feed a recorded log to a fresh coordinator: it, and everything it said."""
-    data = path.read_bytes()
-    length = int.from_bytes(data[:4], "little")
-    if len(data) < 4 + length:
-        raise ConfigError(f"{path}: not an event log")
-    config = RunConfig.from_json(data[4 : 4 + length].decode(errors="replace"))
-    torch.set_num_threads(config.run.threads)
-    coordinator = Coordinator(config, Network.build(config))
-    return coordinator, replay_events(coordinator, eventlog.load(data[4 + length :]))
-
-
-def replay_events(coordinator: Coordinator, events: Iterable[tuple[str, Logged]]) -> Said:
-    """What a coordinator says to these events; it keeps its own snapshots where the run kept checkpoints."""
-    said: Said = []
-    kept: dict[int, Tree] = {}
-    for client, event in events:
-        match event:
-            case Advanced():
-                said += coordinator.advance() or []
-            case Restored(number=number, now=now):
-                if number not in kept:
-                    raise ConfigError(f"the event log goes back to checkpoint {number}, which was made before it began")
-                coordinator.restore(kept[number], now)
-            case _:
-                if isinstance(event, Saved):
-                    kept[event.number] = copy.deepcopy(coordinator.snapshot())
-                coordinator.handle(client, event)
-    return said
+@contextmanager
+def opened_log(path: Path) -> Iterator[tuple[Recorded, LogReader]]:
+    """A log for reading, its version checked before anything else. Raises ConfigError."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    with file:
+        start = file.read(_START.size)
+        if start[: len(_MAGIC)] != _MAGIC:
+            older = start[4:5] == b"{"  # version 1 began with the length of the configuration and the configuration
+            why = (
+                f"an event log of version 1, this program reads version {LOG_VERSION}" if older else "not an event log"
+            )
+            raise ConfigError(f"{path}: {why}")
+        if len(start) < _START.size:
+            raise ConfigError(f"{path}: cut short within its first {_START.size} bytes")
+        _, version, length, checksum = _START.unpack(start)
+        if version != LOG_VERSION:
+            raise ConfigError(f"{path}: an event log of version {version}, this program reads version {LOG_VERSION}")
+        preface = file.read(min(length, MAX_PREFACE))
+        if len(preface) != length or zlib.crc32(preface) != checksum:
+            raise ConfigError(f"{path}: damaged: its first {_START.size + length} bytes do not fit their checksum")
+        try:
+            recorded = Recorded(**json.loads(preface))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ConfigError(f"{path}: a preface that makes no sense: {str(error)[:200]}") from error
+        if wrong := sorted(name for name, value in asdict(recorded).items() if not isinstance(value, str)):
+            raise ConfigError(f"{path}: a preface that makes no sense: {wrong[0]} is no text")
+        size = path.stat().st_size - file.tell()
+        yield recorded, LogReader(file.read, size)

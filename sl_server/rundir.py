@@ -17,6 +17,7 @@ from sl_common.errors import ConfigError
 from sl_common.facts import Evaluated, Fact, RoundEnded, RunEnded, Trained, WaveBegun
 from sl_common.host.files import make_folder, remove_parts, sync_folder, write_atomically
 from sl_common.tensors import State
+from sl_server import eventlog
 from sl_server.coordinator import Coordinator
 from sl_server.growing import GrowingFile
 from sl_server.ledger import Ledger
@@ -162,7 +163,7 @@ class RunDirectory:
     def discard(self) -> None:
         """Leave nothing of a run that could not begin, so that its place can be taken again."""
         self.close()
-        begun = (self.path / name for name in ("config.json", "events.log", *GROWING))
+        begun = (self.path / name for name in ("config.json", eventlog.NAME, *GROWING))
         for path in (*begun, *self.path.glob(BOARD_FILES)):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # there is something else in it

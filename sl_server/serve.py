@@ -21,7 +21,7 @@ from sl_common.exits import HAND_OVER_S
 from sl_common.facts import Evaluated, Fact, WaveBegun
 from sl_common.network import Network
 from sl_common.segment import Tree
-from sl_server import handshakes, service
+from sl_server import eventlog, handshakes, service
 from sl_server.checkpoint import Checkpoints
 from sl_server.coordinator import Coordinator
 from sl_server.door import Door
@@ -90,7 +90,7 @@ async def _serve(
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
     scribe = Scribe(coordinator, directory, show)
-    log = EventLog(out / "events.log", config, show.warn) if record else None
+    log = EventLog(out / eventlog.NAME, config, show.warn, run=run, device=device) if record else None
     archive = DiskArchive(checkpoints, directory, ledger, scribe, log)
     engine = Engine(
         coordinator,
@@ -127,7 +127,7 @@ async def _serve(
             show.say("drained", f"stopped between two waves; go on with: sl-server run --resume {out}", out=str(out))
             return {}, None, False
         if log is not None and not log.complete:
-            directory.notes["events.log"] = "ends early: the disk was full"
+            directory.notes[eventlog.NAME] = "ends early: the disk was full"
         summary, failure = scribe.finish(engine.failure)
         await metrics.scrapes.last()
         return summary, failure, stopped.is_set()

@@ -16,6 +16,7 @@ from sl_common.messages import (
     Advanced,
     Aligned,
     Event,
+    Failed,
     Joined,
     Leave,
     Left,
@@ -23,12 +24,14 @@ from sl_common.messages import (
     Ready,
     Restored,
     Saved,
+    Stopped,
     Tick,
     ToServer,
 )
 from sl_common.segment import Tree
 from sl_common.wire import Endpoint, Frame, Greeting, Hello, Received
 from sl_server.coordinator import Coordinator, Said
+from sl_server.digests import AdvanceDigests
 from sl_server.identity import Identity, admit
 
 NOBODY_ASKS = Identity()
@@ -72,6 +75,7 @@ class Sessions:
         self.incarnation = incarnation
         self.by_client: dict[str, Session] = {}
         self.log: Log | None = None  # if set, every event is written down here
+        self._digests = AdvanceDigests(coordinator)
         self._residuals: dict[str, dict[str, Tensor]] = {}  # of endpoints whose clients are not back after a restart
 
     def open(self, hello: Hello, identity: Identity = NOBODY_ASKS) -> Opened:
@@ -175,8 +179,7 @@ class Sessions:
         self.by_client.clear()
         self._residuals = {name: dict(residuals) for name, residuals in tree["residuals"].items()}
         self.coordinator.restore(tree["coordinator"], now)
-        if self.log is not None:
-            self.log.append(("", Restored(number=self.coordinator.rests, now=now)))
+        self._write("", Restored(number=self.coordinator.rests, now=now))
 
     def lose(self, session: Session, reason: str) -> None:
         """The client was away for too long."""
@@ -194,10 +197,20 @@ class Sessions:
 
     def advance(self) -> Said | None:
         """Let the coordinator work: what is to be said, or None if it must wait."""
-        said = self.coordinator.advance()
+        try:
+            said = self.coordinator.advance()
+        except Exception as error:
+            self._write("", Advanced())
+            self._failed(error)
+            raise
         if said is not None and self.log is not None:
-            self.log.append(("", Advanced()))
+            self.log.append(("", self._digests.of(said)))
         return said
+
+    def stop(self, reason: str) -> None:
+        """End the run before its last round."""
+        self.coordinator.stop(reason)
+        self._write("", Stopped(reason=reason))
 
     def expelled(self) -> list[tuple[Session, WireError]]:
         """The sessions that the last work ended, and why; their clients are to be told."""
@@ -214,6 +227,19 @@ class Sessions:
         self._handle(client, result)
 
     def _handle(self, client: str, event: Event) -> None:
-        self.coordinator.handle(client, event)
+        try:
+            self.coordinator.handle(client, event)
+        except (Refused, WireError):  # nothing has changed
+            raise
+        except Exception as error:
+            self._write(client, event)
+            self._failed(error)
+            raise
+        self._write(client, event)
+
+    def _failed(self, error: Exception) -> None:
+        self._write("", Failed(error=f"{type(error).__name__}: {error}"))
+
+    def _write(self, client: str, event: Logged) -> None:
         if self.log is not None:
             self.log.append((client, event))

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from mutations import misfiled, mutated, swollen_text, swollen_tree
+from recorded import parts, record
 from world import make_config
 
 from sl_common.config import RunConfig
@@ -70,6 +71,16 @@ def events(name: str) -> bytes:
     simulation.sessions.log = kept
     simulation.run()
     return b"".join(eventlog.dump(*entry) for entry in kept)
+
+
+@lru_cache
+def records(name: str) -> list[tuple[bytes, bytes, list[bytes]]]:
+    """The same log, each record taken apart."""
+    found, data = [], events(name)
+    while data:
+        *one, data = parts(data)
+        found.append((one[0], one[1], one[2]))
+    return found
 
 
 def wrong(frame: bytes, direction: str, rng: random.Random) -> bytes:
@@ -156,8 +167,15 @@ def _ping(data: bytes, is_answer: bool) -> str:
 def _record(rng: random.Random) -> tuple[bytes, None]:
     """A stretch of a recorded run's file."""
     data = events("plain")
-    start = rng.choice((0, 0, rng.randrange(len(data))))
-    return mutated(data[start : start + rng.choice((400, 4000))], rng), None
+    if rng.random() < 0.3:  # wrong in its checksums, too
+        start = rng.choice((0, 0, rng.randrange(len(data))))
+        return mutated(data[start : start + rng.choice((400, 4000))], rng), None
+    name, header, bodies = rng.choice(records("plain"))
+    which = rng.randrange(3)
+    name = mutated(name, rng) if which == 0 and name else name
+    header = mutated(header, rng) if which == 1 else header
+    bodies = [mutated(body, rng) if which == 2 and body else body for body in bodies]
+    return record(name, header, bodies), None
 
 
 def _event_log(data: bytes, _: None) -> str:

@@ -29,9 +29,9 @@ from sl_common.protocol.align import Alignment, Memory, squared_error
 from sl_common.segment import Bank, Segment
 from sl_common.wire import eventlog
 from sl_server.coordinator import Coordinator
-from sl_server.eventlog import replay_events
 from sl_server.ledger import Ledger
 from sl_server.recordings import Recordings
+from sl_server.replay import replay_events
 from sl_server.simulate import Simulation
 
 

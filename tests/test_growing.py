@@ -14,8 +14,9 @@ from world import World, make_config
 
 from sl_common.config import RunConfig
 from sl_server import growing
-from sl_server.eventlog import EventLog, replay
+from sl_server.eventlog import EventLog
 from sl_server.growing import GrowingFile
+from sl_server.replay import replay_log
 
 LINES = [f"c{number % 3} 0 0 {number} {number:08x}\n" for number in range(3600)]
 
@@ -122,7 +123,7 @@ def test_an_event_log_outlives_a_full_disk(tmp_path: Path) -> None:
     log.close()
     assert log.complete
     assert not said
-    assert replay(tmp_path / "events.log")[0].weights_sha256() == simulated_sha(config)
+    assert replay_log(tmp_path / "events.log").coordinator.weights_sha256() == simulated_sha(config)
 
 
 def test_an_event_log_ends_before_a_gap_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +135,7 @@ def test_an_event_log_ends_before_a_gap_and_says_so(tmp_path: Path, monkeypatch:
     assert not log.complete
     assert len(said) == 1
     assert "events.log ends here" in said[0]
-    assert replay(tmp_path / "events.log")[0].ended is None
+    assert replay_log(tmp_path / "events.log").coordinator.ended is None
 
 
 def test_an_event_log_says_how_large_it_has_grown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 import tracemalloc
 from pathlib import Path
 
 import pytest
 import torch
+from recorded import header_of, record
 
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, DataError, WireError
 from sl_common.messages import Leave, Smashed, Tick
 from sl_common.tree import MAGIC, dumps, loads
 from sl_common.wire import eventlog
-from sl_server.eventlog import replay
+from sl_server.replay import replay_log
 from sl_server.tokens import Tokens
 
+BATCH = Smashed(step=0, z=torch.zeros(7, 11, 13), y=torch.zeros(2, dtype=torch.int64))
 DEEP = "[" * 100_000
 
 
@@ -51,40 +52,35 @@ def test_a_snapshot_that_makes_no_sense(text: str) -> None:
         loads(sealed(text))
 
 
-def event(name: bytes, header: bytes, count: int = 0, rest: bytes = b"") -> bytes:
-    return struct.pack("<III", len(name), len(header), count) + name + header + rest
-
-
 EVENTS = {
-    "a name that is no text": event(b"\xff", b'{"event": "tick", "now": 1}'),
-    "no JSON": event(b"", b"{nothing"),
-    "nested without end": event(b"", b'{"event": ' + DEEP.encode()),
-    "an unknown event": event(b"", b'{"event": "x"}'),
-    "no event": event(b"", b"{}"),
-    "unknown fields": event(b"", b'{"event": "tick", "then": 1}'),
-    "no protobuf": event(b"", b"P\xff"),
-    "too few tensors": eventlog.dump(
-        "", Smashed(step=0, z=torch.zeros(2), y=torch.zeros(2, dtype=torch.int64))
-    ).replace(struct.pack("<I", 2), struct.pack("<I", 1), 1),
+    "a name that is no text": record(b"\xff", b'{"event": "tick", "now": 1}'),
+    "no JSON": record(b"", b"{nothing"),
+    "nested without end": record(b"", b'{"event": ' + DEEP.encode()),
+    "an unknown event": record(b"", b'{"event": "x"}'),
+    "no event": record(b"", b"{}"),
+    "unknown fields": record(b"", b'{"event": "tick", "now": 1, "then": 1}'),
+    "a field of the wrong kind": record(b"", b'{"event": "tick", "now": "soon"}'),
+    "digests that are none": record(b"", b'{"event": "advanced", "said": [{"client": "", "kind": "", "fields": 3}]}'),
+    "no protobuf": record(b"", b"P\xff"),
+    "no event in its protobuf": record(b"", b"P"),
+    "too few tensors": record(b"", header_of(BATCH), [b""]),
+    "a header that is longer than any": record(b"", b"", count=1 << 30),
 }
 
 
 @pytest.mark.parametrize("what", EVENTS)
 def test_an_event_log_that_makes_no_sense(what: str) -> None:
     good = eventlog.dump("c0", Leave(reason="x"))
-    with pytest.raises(WireError, match="event log"):
+    with pytest.raises(WireError, match=rf"event log: event 2 at byte {len(good)}: "):
         list(eventlog.load(good + EVENTS[what] + eventlog.dump("", Tick(now=1.0))))
 
 
 def test_an_event_log_that_lies_about_a_tensor_takes_no_memory() -> None:
-    data = eventlog.dump("", Smashed(step=0, z=torch.zeros(7, 11, 13), y=torch.zeros(2, dtype=torch.int64)))
-    nbytes = struct.pack("<Q", 7 * 11 * 13 * 4)
-    at = data.index(nbytes)
-    cut = data[:at] + struct.pack("<Q", 4) + data[at + 8 : at + 12]  # its header still says 4,004 bytes
+    data = record(b"", header_of(BATCH), [bytes(16), bytes(4)])  # its header says 4,004 bytes
     tracemalloc.start()
     try:
         with pytest.raises(WireError, match="a tensor of 4 bytes, its header says 4004"):
-            list(eventlog.load(cut))
+            list(eventlog.load(data))
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
@@ -92,5 +88,5 @@ def test_an_event_log_that_lies_about_a_tensor_takes_no_memory() -> None:
 
 def test_a_recorded_run_whose_configuration_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "events.log").write_bytes((3).to_bytes(4, "little") + b"\xff\xfe\xfd")
-    with pytest.raises(ConfigError, match="not JSON"):
-        replay(tmp_path / "events.log")
+    with pytest.raises(ConfigError, match="not an event log"):
+        replay_log(tmp_path / "events.log")

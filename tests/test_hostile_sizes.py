@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recorded import record
 from test_cifar import write
 from world import make_config
 
@@ -180,7 +181,7 @@ def test_what_is_wrong_with_a_megabyte_is_said_in_a_line() -> None:
     with pytest.raises(DataError, match="makes no sense: UnicodeDecodeError") as damaged:
         loads(dumps(0)[:8] + hashlib.sha256(body).digest() + body)
     with pytest.raises(WireError, match="makes no sense: UnicodeDecodeError") as garbage:
-        list(eventlog.load(struct.pack("<III", len(noise), 0, 0) + noise))
+        list(eventlog.load(record(noise, b"{}")))
     assert max(len(str(damaged.value)), len(str(garbage.value))) < 500
 
 

@@ -19,7 +19,7 @@ from sl_common.facts import ClientLeft, RoundEnded, Trained
 from sl_common.messages import Smashed
 from sl_common.presets import PRESETS
 from sl_common.wire import WIRE_VERSION, Hello, read_answer
-from sl_server.eventlog import replay
+from sl_server.replay import replay_log
 from sl_server.simulate import Simulation
 
 BIN = Path(sys.executable).parent
@@ -68,7 +68,7 @@ def test_a_recorded_run_of_processes_replays_to_the_same_bits(tmp_path: Path) ->
     """On a shared head under `each` nobody can say what the order of arrival will be; the log can say what it was."""
     config = make_config("parallel", protocol__barrier='{ kind = "each" }', run__rounds=3)
     summary = federation(config, tmp_path / "run", "--record")
-    coordinator, _said = replay(tmp_path / "run" / "events.log")
+    coordinator = replay_log(tmp_path / "run" / "events.log").coordinator
     assert coordinator.weights_sha256() == summary["weights_sha256"]
 
 

@@ -15,7 +15,7 @@ from sl_common.messages import Begin, Late
 from sl_common.network import Network
 from sl_common.protocol import At, Quorum, WaitUntil, Without
 from sl_server.coordinator import Coordinator
-from sl_server.eventlog import replay_events
+from sl_server.replay import replay_events
 
 QUORUM = '{ kind = "quorum", fraction = 0.5, timeout_s = 2 }'
 

@@ -24,8 +24,8 @@ from sl_common.snapshots import Snapshots
 from sl_common.tree import MAGIC, dumps, loads
 from sl_server.checkpoint import Checkpoints
 from sl_server.coordinator import Coordinator
-from sl_server.eventlog import replay_events
 from sl_server.redo import RedoBudget
+from sl_server.replay import replay_events
 from sl_server.sessions import Sessions
 
 
