@@ -216,7 +216,9 @@ class Advanced:
     """The coordinator worked: only in event logs, where it says between which events, and what came of it."""
 
     said: tuple[MessageDigest, ...] = ()  # digests of the messages that it gave to send
-    weights: Mapping[str, str] = field(default_factory=dict)  # digests by tensor, where a wave or a round has just ended
+    weights: Mapping[str, str] = field(
+        default_factory=dict
+    )  # digests by tensor, where a wave or a round has just ended
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -89,7 +89,11 @@ def which_run(
         raise ConfigError(
             "--resume goes on with a run as it is: without --out and --record, and --set only beside a file"
         )
+    from sl_server.schema import check_schema
+
     over = is_over(resume)
+    if not over and (resume / "config.json").exists():
+        check_schema(resume)
     if config_file is None:
         if over:
             raise ConfigError(f"--resume {resume}: that run is over; its results are in summary.json")

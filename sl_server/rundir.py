@@ -17,10 +17,11 @@ from sl_common.errors import ConfigError
 from sl_common.facts import Evaluated, Fact, RoundEnded, RunEnded, Trained, WaveBegun
 from sl_common.host.files import make_folder, remove_parts, sync_folder, write_atomically
 from sl_common.tensors import State
-from sl_server import eventlog
+from sl_server import eventlog, schema
 from sl_server.coordinator import Coordinator
 from sl_server.growing import GrowingFile
 from sl_server.ledger import Ledger
+from sl_server.schema import write_schema
 from sl_server.table import Board, Table, row_of
 from sl_server.weight_set import put_in_place, write_weights
 
@@ -30,7 +31,7 @@ NOTHING: Mapping[str, int] = dict.fromkeys(GROWING, 0)  # their bytes, when noth
 
 
 class RunDirectory:
-    """`config.json`, `metrics.jsonl`, `metrics.csv`, `digests.log`, weights as safetensors after every evaluation, `summary.json`.
+    """`run.json`, `config.json`, `metrics.jsonl`, `metrics.csv`, `digests.log`, weights as safetensors after every evaluation, `summary.json`.
 
     Whoever makes one holds the directory: see `sl_common.host.locks`.
     """
@@ -60,6 +61,7 @@ class RunDirectory:
             else:
                 if (path / "config.json").exists():
                     raise ConfigError(f"--out {path}: holds a run already; choose another directory, or --resume it")
+                write_schema(path)
                 write_atomically(path / "config.json", config.model_dump_json(indent=2).encode() + b"\n")
             remove_parts(path)
             put_in_place(path)
@@ -163,7 +165,7 @@ class RunDirectory:
     def discard(self) -> None:
         """Leave nothing of a run that could not begin, so that its place can be taken again."""
         self.close()
-        begun = (self.path / name for name in ("config.json", eventlog.NAME, *GROWING))
+        begun = (self.path / name for name in ("config.json", schema.NAME, eventlog.NAME, *GROWING))
         for path in (*begun, *self.path.glob(BOARD_FILES)):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # there is something else in it

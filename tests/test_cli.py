@@ -325,7 +325,7 @@ def test_simulate_writes_the_run_directory(simulated: tuple[Process, Path]) -> N
     assert process.code == 0, process.err
     assert {path.name for path in out.iterdir()} == {
         "config.json", "metrics.jsonl", "metrics.csv", "digests.log", "summary.json", "lower.safetensors", "head.safetensors",
-        "weights.json", ".lock",
+        "weights.json", "run.json", ".lock",
     }  # fmt: skip
     summary = read_json(out / "summary.json")
     assert summary.keys() == SUMMARY_KEYS

@@ -21,6 +21,7 @@ from sl_common.presets import PRESETS
 from sl_common.segment import Tree
 from sl_common.tree import loads
 from sl_server.beginning import Stage, is_over, which_run
+from sl_server.schema import write_schema
 
 SENDING = [name for name, preset in PRESETS.items() if preset.protocol.learner.exchange != "nothing"]
 
@@ -98,6 +99,7 @@ def test_a_failed_run_is_not_over(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="that run is over"):
         which_run(None, tmp_path, None, None, record=False)
     (tmp_path / "summary.json").write_text('{"failed": true}')
+    write_schema(tmp_path)
     assert which_run(None, tmp_path, None, None, record=False)[2] is Stage.BEGUN
     assert which_run(tmp_path / "config.json", tmp_path, None, None, record=False)[2] is Stage.BEGUN
 

@@ -1,0 +1,47 @@
+"""The schema of a run directory: which files it has and what is in them, as one number, written before anything else.
+
+Law: a program that goes on with a run changes nothing in its directory unless the numbers agree.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from sl_common import __version__
+from sl_common.errors import ConfigError
+from sl_common.host.files import read_bounded, write_atomically
+
+SCHEMA = 2  # 1 had no run.json
+NAME = "run.json"
+_MOST = 1 << 16  # bytes
+
+
+def write_schema(folder: Path) -> None:
+    """Raises OSError."""
+    said = {"schema": SCHEMA, "cutlayer": __version__, "torch": torch.__version__}
+    write_atomically(folder / NAME, json.dumps(said, indent=2).encode() + b"\n")
+
+
+def check_schema(folder: Path) -> None:
+    """Raise ConfigError, with nothing touched, unless the run in `folder` has this program's schema."""
+    found, by = _read(folder / NAME)
+    if found != SCHEMA:
+        raise ConfigError(
+            f"--resume {folder}: a run of schema {found}, begun by {by}; this program, cutlayer {__version__}, goes on with "
+            f"schema {SCHEMA}: finish the run with the program that began it, or begin anew in another directory. Its "
+            "directory is as it was"
+        )
+
+
+def _read(path: Path) -> tuple[object, str]:
+    """Schema and program. Raises ConfigError if the file is there and says neither."""
+    try:
+        said = json.loads(read_bounded(path, _MOST).decode("utf-8-sig"))
+        return said["schema"], f"cutlayer {said['cutlayer']}"
+    except FileNotFoundError:
+        return 1, "an older cutlayer"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or repr(error)[:200]}") from error
