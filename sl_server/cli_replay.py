@@ -113,7 +113,7 @@ def _print(as_json: bool, event: str, fields: dict[str, Any]) -> None:
         case "warning":
             text = f"warning: {fields['text']}"
         case "replayed":
-            over = f"the run {fields['reason']}" if fields["reason"] else "the run was under way"
+            over = f"the run ended: {fields['reason']}" if fields["reason"] else "the run was under way"
             same = ", as in summary.json" if fields["as_summary"] else ""
             text = (
                 f"replayed {fields['events']:,} events, every message and all weights agree; {over}; "
