@@ -4,8 +4,10 @@ Chen, Li & Chakrabarti, "Communication and Computation Reduction for Split Learn
 quantiser's details could not be read; these are ours). A code is sign, e exponent bits and m = 7 − e
 mantissa bits with a bias β: 2^(E−β)·(1 + M/2^m), or 2^(1−β)·M/2^m for E = 0. Round to nearest even, saturating, −0 is never written.
 
-`searched`: every pattern is a finite number; e ∈ 2..5 and β ∈ {β₀−1, β₀, β₀+1} are chosen on each encode by the least squared error
-on a strided sample, β₀ being the largest bias whose greatest number is at least max|x|. Ties go to the larger e, then to β₀.
+`searched`: every pattern is a finite number; e ∈ 2..5 and β ∈ {β₀−1, β₀, β₀+1} are chosen on each encode by the least squared error,
+β₀ being the largest bias whose greatest number is at least max|x|. Up to 4096 elements it is the error of all of them. Of a larger tensor
+it is that of a strided sample and of all the largest elements, and what β₀+1 would clip is summed exactly over all elements. Ties go
+to the larger e, then to β₀.
 `e4m3`, `e5m2`: the OCP formats (greatest 448 and 57344, NaN and Inf never written) times the power of two that brings max|x| just
 under the greatest number; the power is written as a shift of β. Parameters: e (uint8), β (int16).
 """
@@ -23,13 +25,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sl_common.codec.bits import BLOCK, Bytes
+from sl_common.codec.float8_search import search, widest_bias
 from sl_common.codec.numbers import Floats, checked, extremes, flat, look_up, table_of
 from sl_common.codec.packed import Coding, Layout, Packed, make_layout
 from sl_common.errors import WireError
-from sl_common.tensors import stride
 from sl_common.value import Value
 
-SAMPLE = 4096  # elements that the search looks at
 _PARAMS = struct.Struct("<Bh")
 _BIASES = range(-1200, 1201)  # enough for every float64
 _TABLE_FROM = 2048  # elements from which a table by upper halves pays for itself
@@ -59,9 +60,9 @@ class Float8(Value):
     def _format(self, values: Floats, greatest: float) -> tuple[int, int]:
         """(exponent bits, bias) for these values."""
         if self.format == "searched":
-            return _search(values[:: stride(len(values), SAMPLE)], greatest)
+            return search(values, greatest)
         bits, top = _OCP[self.format]
-        return bits, _widest_bias(bits, top, greatest)
+        return bits, widest_bias(bits, top, greatest)
 
     def _top(self) -> int:
         return 0x7F if self.format == "searched" else _OCP[self.format][1]
@@ -113,46 +114,6 @@ def _values(bits: int, bias: int) -> NDArray[np.float64]:
     with np.errstate(over="ignore"):
         positive = np.ldexp(significand.astype(np.float64), np.maximum(exponent, 1) - bias - mantissa_bits)
     return np.concatenate([positive, -positive])
-
-
-# --- choosing the format
-
-
-def _widest_bias(bits: int, top: int, greatest: float) -> int:
-    """The largest bias at which the value of code `top` is at least `greatest`; a usual one for 0."""
-    if greatest == 0.0:
-        return (1 << bits - 1) - 1
-    exponent, mantissa = divmod(top, 1 << 7 - bits)
-    significand, power = math.frexp(greatest)  # significand in [.5, 1)
-    own = (1 + mantissa / (1 << 7 - bits)) / 2  # the same of the greatest number, whose power is exponent − bias + 1
-    return exponent + 1 - power - (significand > own)
-
-
-def _search(sample: Floats, greatest: float) -> tuple[int, int]:
-    """The candidate of least squared error on the sample."""
-    magnitudes = np.abs(sample, dtype=np.float64)
-    if not magnitudes.any():
-        return 5, _widest_bias(5, 0x7F, greatest)
-    shift = math.frexp(greatest)[1]  # all near 1, so that no square underflows or overflows
-    magnitudes = np.ldexp(magnitudes, -shift)
-    powers = np.frexp(magnitudes)[1] - 1
-    best, found = math.inf, (5, 0)
-    for bits in (5, 4, 3, 2):
-        widest = _widest_bias(bits, 0x7F, greatest)
-        for bias in (widest, widest - 1, widest + 1):
-            error = _squared_error(magnitudes, powers, bits, bias + shift)
-            if error < best:
-                best, found = error, (bits, bias)
-    return found
-
-
-def _squared_error(magnitudes: NDArray[np.float64], powers: NDArray[np.int32], bits: int, bias: int) -> float:
-    mantissa_bits = 7 - bits
-    steps = np.ldexp(1.0, np.maximum(powers, 1 - bias) - mantissa_bits)
-    rounded = np.rint(magnitudes / steps) * steps
-    top = math.ldexp(2 - 2.0**-mantissa_bits, (1 << bits) - 1 - bias)
-    difference = magnitudes - np.minimum(rounded, top)
-    return float(difference @ difference)
 
 
 # --- codes
