@@ -36,10 +36,12 @@ class Head(Value):
     """The server's step.
 
     `cut_grad_scale`: with `own_mean` a client's gradient is that of the mean loss over its own batch, dzᵢ·Σ|B|/|Bᵢ| (in that
-    order); with `global_mean` that of the mean over the cohort. `weights`: how the cohort's samples count in the loss, all alike
-    (a client then weighs |Bᵢ|/Σ|B|), or each client by its |Dᵢ|. `loss`: `softmax_bce` is the mean over samples and classes of the
-    binary cross-entropy of the softmax's probabilities, as in SGLR's code; a mix has a loss of its own. `lr_power`: the head's learning rate is multiplied by
-    C^lr_power, C = clients in the wave.
+    order); with `global_mean` that of the mean over the cohort. `own_mean` is SGLR's Eq. 5; its Section 3 and its authors' code use
+    `global_mean`. Under SGD the two differ by a factor C, the number of clients, in the clients' step.
+
+    `weights`: how the cohort's samples count in the loss, all alike (a client then weighs |Bᵢ|/Σ|B|), or each client by its |Dᵢ|.
+    `loss`: `softmax_bce` is the mean over samples and classes of the binary cross-entropy of the softmax's probabilities, as in SGLR's
+    code; a mix has a loss of its own. `lr_power`: the head's learning rate is multiplied by C^lr_power, C = clients in the wave.
     """
 
     copies: Literal["shared", "per_client"] = "shared"
@@ -155,7 +157,14 @@ class Head(Value):
     def _gradients(self, dz: Tensor, cohort: Sequence[Arrived], at: At) -> Mapping[int, Tensor]:
         slices = dict(zip([a.client for a in cohort], self._pieces(dz, cohort), strict=True))
         wanted = {a.client for a in cohort if a.batch.needs_grad}
-        return {c: g.to("cpu") for c, g in self.scatter.scatter(slices, at).items() if c in wanted}
+        scattered = self.scatter.scatter(slices, at, self._divisors(cohort))
+        return {c: g.to("cpu") for c, g in scattered.items() if c in wanted}
+
+    def _divisors(self, cohort: Sequence[Arrived]) -> Mapping[int, float] | None:
+        """What the gradients of a sample's own loss are divided by in each client's part, up to one factor; None where in all by the same."""
+        if self.cut_grad_scale == "own_mean":
+            return {a.client: float(len(a.batch.y)) for a in cohort}
+        return None if self.weights == "batch" else {a.client: len(a.batch.y) / a.samples for a in cohort}
 
     def _pieces(self, dz: Tensor, cohort: Sequence[Arrived]) -> Sequence[Tensor]:
         """Each client's part of dz in its own scale, in dz's memory; neighbours that count alike by one operation, which gives the same

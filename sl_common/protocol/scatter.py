@@ -24,7 +24,12 @@ class Own(Value):
     kind: Literal["own"] = "own"
     equal_batches: ClassVar[bool] = False
 
-    def scatter(self, gradients: Mapping[int, Tensor], at: At) -> Mapping[int, Tensor]:  # noqa: ARG002
+    def scatter(
+        self,
+        gradients: Mapping[int, Tensor],
+        at: At,  # noqa: ARG002
+        divisors: Mapping[int, float] | None = None,  # noqa: ARG002
+    ) -> Mapping[int, Tensor]:
         """What each client receives in place of its own dz (B, *cut)."""
         return gradients
 
@@ -35,8 +40,16 @@ class Averaged(Value):
     ⌊fraction·C⌋ clients of the cohort share; one alone changes nothing. The mean (Eq. 15 prints a sum; text, name and the authors'
     code average) is by position in the batch, which mixes unrelated samples and needs batches of one size: clients then drop their
     last, smaller batch. With `unequal = "mean"` it is instead the mean over each batch's samples, then over the sharing clients,
-    for every sample of each. `reduction = "sum"` is GradMix as a re-implementation of Mix2SFL has it. `phase` restricts it to the first or last `share` of the rounds: fraction 1 throughout is harmful for
-    many clients (Table 3).
+    for every sample of each.
+
+    What is averaged is the gradient of a sample's own loss; each client then gets it in the scale that its own gradients have. With
+    `head.cut_grad_scale = "own_mean"`, where each holds 1/|Bᵢ| already, that is the mean over the sharing clients k of Σⱼ g_kj, over
+    |Bᵢ|; with `global_mean` the mean over clients of the mean over samples. With `head.weights = "data"` and `global_mean` a client's
+    gradients weigh as much as its data, before and after; so those who share get the same direction in scales of their own. So clients
+    that are alike get what they had, whatever the sizes of their batches and data.
+
+    `reduction = "sum"` is GradMix as a re-implementation of Mix2SFL has it. `phase` restricts it to the first or last `share` of the
+    rounds: fraction 1 throughout is harmful for many clients (Table 3).
     """
 
     kind: Literal["averaged"] = "averaged"
@@ -51,15 +64,22 @@ class Averaged(Value):
         """Clients must send batches of one size."""
         return self.unequal == "error"
 
-    def scatter(self, gradients: Mapping[int, Tensor], at: At) -> Mapping[int, Tensor]:
-        """Each dz is (B, *cut). Raises ConfigError if batches differ in size and `unequal` is error."""
+    def scatter(
+        self, gradients: Mapping[int, Tensor], at: At, divisors: Mapping[int, float] | None = None
+    ) -> Mapping[int, Tensor]:
+        """Each dz is (B, *cut), the gradients of its samples' own losses over that client's divisor; without divisors all have the same.
+
+        Raises ConfigError if batches differ in size and `unequal` is error.
+        """
         sharing = self.sharing(sorted(gradients), at)
         if len(sharing) < 2:
             return gradients
-        common = self._common([gradients[client] for client in sharing])
+        divisors = {} if divisors is None or len({divisors[c] for c in sharing}) == 1 else divisors
+        common = self._common([_times(gradients[client], divisors.get(client)) for client in sharing])
         if self.reduction == "sum":
             common = common * len(sharing)
-        return {**gradients, **{client: common.expand_as(gradients[client]).contiguous() for client in sharing}}
+        given = {c: common / divisors[c] if divisors else common for c in sharing}
+        return {**gradients, **{c: one.expand_as(gradients[c]).contiguous() for c, one in given.items()}}
 
     def sharing(self, clients: list[int], at: At) -> list[int]:
         """Who shares in this step: a draw that depends on nothing but seed, step and who is there."""
@@ -81,6 +101,10 @@ class Averaged(Value):
                 "set it to 'mean', or let every client have at least one full batch"
             )
         return torch.stack(gradients).mean(dim=0)
+
+
+def _times(gradient: Tensor, factor: float | None) -> Tensor:
+    return gradient if factor is None else gradient * factor
 
 
 def _exact(number: float) -> Fraction:
