@@ -127,7 +127,7 @@ def test_losses_go_to_the_gate_as_in_the_plain_run() -> None:
 @pytest.mark.parametrize("name", ["mlp", "cnn", "cnn_lrn", "cnn_emnist", "alexnet"])
 def test_named_models_compute_alike_in_a_stack(name: str) -> None:
     """One step of three of its lower segments on one batch each, cut after two blocks where it has as many."""
-    args = "args = { hidden = [8, 8] }" if name == "mlp" else ""
+    args = {"mlp": "args = { hidden = [8, 8] }", "cnn_emnist": "args = { dropout = [0.0, 0.0] }"}.get(name, "")
     config = RunConfig.from_toml(f'[model]\nname = "{name}"\ncut = 2\n{args}\n[data]\nname = "cifar10"')
     network = Network.build(config)
     segments = [Segment(copy.deepcopy(network.lower), Sgd()) for _ in range(6)]

@@ -23,7 +23,7 @@ from sl_common.models.cnn import cnn
 from sl_common.models.convnets import cnn_emnist, cnn_lrn
 from sl_common.models.mlp import mlp
 from sl_common.models.resnet import resnet16, resnet18, resnet34
-from sl_common.models.vgg import vgg11, vgg13, vgg19
+from sl_common.models.vgg import vgg11, vgg13, vgg16, vgg19
 from sl_common.seeds import seed_of
 from sl_common.segment import seeded
 
@@ -39,6 +39,7 @@ MODELS: dict[str, Callable[..., Sequence[Block | nn.Module]]] = {
     "resnet34": resnet34,
     "vgg11": vgg11,
     "vgg13": vgg13,
+    "vgg16": vgg16,
     "vgg19": vgg19,
 }
 

@@ -1,4 +1,8 @@
-"""Residual networks of basic blocks (He et al., CVPR 2016), one block of the list for each, so that every one of them can be a cut."""
+"""Residual networks of basic blocks (He et al., CVPR 2016), one block of the list for each, so that every one of them can be a cut.
+
+They begin as torchvision's and FSL-SAGE's do: convolutions from He et al.'s normal distribution by their outgoing connections (ICCV 2015),
+BatchNorm with scale 1 and shift 0, the linear layer as torch draws it.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +17,29 @@ from sl_common.errors import ConfigError
 Stem = Literal["imagenet", "cifar"]
 
 
+class HeConv2d(nn.Conv2d):
+    """A convolution without bias, before a BatchNorm and a ReLU: weights from N(0, 2 / (outputs · kernel size²))."""
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
+        super().__init__(inputs, outputs, kernel_size, stride, padding, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights: torch calls it when the layer is made, `models.fill` when a hollow one gets its memory."""
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+
+
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions with BatchNorm beside the identity, or beside a 1×1 convolution where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.conv1 = HeConv2d(inputs, outputs, 3, stride, 1)
         self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.conv2 = HeConv2d(outputs, outputs, 3, 1, 1)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.down: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.down = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.down = nn.Sequential(HeConv2d(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
@@ -73,6 +88,6 @@ def _resnet(
 
 def _stem(channels: int, width: int, stem: Stem) -> nn.Sequential:
     if stem == "cifar":
-        return nn.Sequential(nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-    first = nn.Conv2d(channels, width, 7, 2, 3, bias=False)
+        return nn.Sequential(HeConv2d(channels, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU())
+    first = HeConv2d(channels, width, 7, 2, 3)
     return nn.Sequential(first, nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
