@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-table bench-step bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker sbom lock install-hashed pin-images bench-images bench-scrape bench-memory test-edge bench-infer bench-bandwidth bench-flames
+.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-table bench-cost bench-step bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker sbom lock install-hashed pin-images bench-images bench-scrape bench-memory test-edge bench-infer bench-bandwidth bench-flames
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
@@ -123,6 +123,9 @@ bench-table: install  ## the committed numbers beside their targets
 
 bench-step: install  ## one step against a bare stream; writes benchmarks/results/step.md
 	@$(BIN)/python -m benchmarks.step
+
+bench-cost: install  ## CPU time a step of server and client beside a bare stream's, about six minutes (Linux); writes benchmarks/results/cost.md
+	@$(BIN)/python -m benchmarks.cost
 
 bench-images: install  ## sizes of the container images, once they are built; writes benchmarks/results/images.md
 	@$(BIN)/python -m benchmarks.images

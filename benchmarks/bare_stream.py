@@ -35,11 +35,11 @@ TUNED: Options = (
 )
 
 
-async def serve(workload: Workload, piece: int, options: Options, clients: int) -> None:
-    """Train the head for so many clients, who start together, then print the seconds that computing took, and the process's CPU time, the
-    warm-up's included."""
+async def serve(workload: Workload, piece: int, options: Options, clients: int, steps: int) -> None:
+    """Train the head for so many clients, who start together, then print the seconds that computing took, the warm-up's included, and the
+    CPU time from the end of the warm-up, `steps` steps of each client, to the last reply."""
     head = workload.segments()[1]
-    began = 0.0
+    began, ended, taken = 0.0, 0.0, 0
     optimizer = sgd(head)
     begin, over, laps = asyncio.Barrier(clients), asyncio.Barrier(clients + 1), Laps()
     nbytes = BATCH * math.prod(workload.cut) * 4
@@ -55,17 +55,20 @@ async def serve(workload: Workload, piece: int, options: Options, clients: int) 
         return z.grad
 
     async def train(_requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        nonlocal began
+        nonlocal began, ended, taken
         memory = memoryview(bytearray(nbytes + 8 * BATCH))
         data = await gather(context.read, memory)
         await begin.wait()
-        began = began or time.process_time()
         while data is not None:
             laps.lap("wait")
             dz = step(data)
             laps.lap("server_compute")
             for out in pieces(view(dz), memoryview(b""), piece or nbytes):
                 await context.write(out)
+            taken += 1
+            if taken == steps * clients:
+                began = time.process_time()
+            ended = time.process_time()
             data = await gather(context.read, memory)
         await over.wait()
 
@@ -77,7 +80,7 @@ async def serve(workload: Workload, piece: int, options: Options, clients: int) 
     print(json.dumps({"port": port}), flush=True)
     await over.wait()
     await server.stop(grace=1)
-    print(json.dumps({"server_compute": laps["server_compute"], **cost(began)}), flush=True)
+    print(json.dumps({"server_compute": laps["server_compute"], **cost(began, ended)}), flush=True)
 
 
 async def train(workload: Workload, piece: int, options: Options, steps: int, address: str) -> dict[str, object]:
@@ -104,11 +107,11 @@ async def train(workload: Workload, piece: int, options: Options, steps: int, ad
             z.backward(torch.frombuffer(data, dtype=torch.float32).view(shape))
             optimizer.step()
             laps.lap("client_backward")
-        ended = time.perf_counter()
+        ended, spent = time.perf_counter(), time.process_time()
         await call.done_writing()
         await call.read()
     times = {"steps_per_s": steps / (ended - started), "seconds": dict(laps), "began": started, "ended": ended}
-    return {**times, **cost(began)}
+    return {**times, **cost(began, spent)}
 
 
 def main() -> None:
@@ -118,17 +121,17 @@ def main() -> None:
     parser.add_argument("--workload", choices=WORKLOADS, required=True)
     parser.add_argument("--piece", type=int, default=0, help="bytes of a message; 0 = all in one")
     parser.add_argument("--tuned", action="store_true", help="HTTP/2 options for messages of this size")
-    parser.add_argument("--steps", type=int, help="by default the workload's")
+    parser.add_argument("--steps", type=int, help="that count, after as many to warm up; by default the workload's")
     parser.add_argument("--address", help="the server's")
     parser.add_argument("--clients", type=int, default=1, help="whom the server waits for")
     args = parser.parse_args()
     one_thread()
     workload = WORKLOADS[args.workload]
     options = TUNED if args.tuned else DEFAULT
+    steps = args.steps or workload.steps
     if args.side == "server":
-        asyncio.run(serve(workload, args.piece, options, args.clients))
+        asyncio.run(serve(workload, args.piece, options, args.clients, steps))
     else:
-        steps = args.steps or workload.steps
         print(json.dumps(asyncio.run(train(workload, args.piece, options, steps, args.address))))
 
 

@@ -39,9 +39,10 @@ def bare(workload: Workload, steps: int, *, piece: int = 0, tuned: bool = False,
     """
     common = ("--workload", workload.name, "--piece", piece, *(("--tuned",) if tuned else ()))
     with contextlib.ExitStack() as stack:
+        common = (*common, "--steps", steps)
         server = stack.enter_context(started(module("bare_stream", "server", *common, "--clients", clients)))
         address = f"127.0.0.1:{server.line('port', START_S)['port']}"
-        command = module("bare_stream", "client", *common, "--steps", steps, "--address", address)
+        command = module("bare_stream", "client", *common, "--address", address)
         running = [stack.enter_context(started(command)) for _ in range(clients)]
         results = [client.line("steps_per_s", limit_s(steps)) for client in running]
         serving = server.line("server_compute", START_S)
@@ -52,7 +53,7 @@ def bare(workload: Workload, steps: int, *, piece: int = 0, tuned: bool = False,
         "steps_per_s": steps / span(results),
         "phases": {k: 1e3 * s / steps for k, s in seconds.items()},
         "cpu_ms": {
-            "server": 1e3 * serving["cpu_s"] / 2 / clients / steps,
+            "server": 1e3 * serving["cpu_s"] / clients / steps,
             "client": 1e3 * sum(r["cpu_s"] for r in results) / clients / steps,
         },
         "peak_mb": {"server": serving["peak_kb"] / 1e3, "client": max(r["peak_kb"] for r in results) / 1e3},
@@ -101,7 +102,8 @@ every = 0
 class _Scrapes:
     """What /metrics and the system said at the end of each round; a look in between would disturb what it measures."""
 
-    def __init__(self) -> None:
+    def __init__(self, phases: bool) -> None:
+        self._wanted = phases
         self.port = 0
         self.server: Process | None = None
         self.clients: list[Process] = []
@@ -114,11 +116,10 @@ class _Scrapes:
         if line.get("event") == "metrics":
             self.port = line["port"]
         if line.get("event") == "round":
-            self._look()
-            with contextlib.suppress(
-                OSError
-            ):  # the run is over already: the phases of this pair are lost, not its time
-                self.taken.append(_scrape(self.port))
+            with contextlib.suppress(OSError):  # the run is over already: this pair's are lost, not its time
+                self._look()
+                if self._wanted:
+                    self.taken.append(_scrape(self.port))
 
     def _look(self) -> None:
         if self.server is not None and self.clients:
@@ -157,16 +158,24 @@ def _scrape(port: int) -> dict[str, dict[str, float]]:
 
 
 def ours(
-    workload: Workload, steps: int, *, clients: int = 1, server: Words = (), client: Words = (), extra: str = ""
+    workload: Workload,
+    steps: int,
+    *,
+    clients: int = 1,
+    server: Words = (),
+    client: Words = (),
+    extra: str = "",
+    phases: bool = True,
 ) -> Result:
     """`sl-server run` and `sl-client run`; the time is the server's own, from the second wave's begin to its round's end.
 
-    `server` and `client` are further options of the two commands, `extra` is further configuration.
+    `server` and `client` are further options of the two commands, `extra` is further configuration. Without `phases` nobody asks for
+    /metrics, which the server's CPU time would hold.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         toml, out = Path(folder, "run.toml"), Path(folder, "out")
         toml.write_text(config(workload, steps, clients) + extra)
-        scrapes = _Scrapes()
+        scrapes = _Scrapes(phases)
         at = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
         with contextlib.ExitStack() as stack:
             serve = script("sl-server", "run", toml, *at, "--out", out, "--json", *server)

@@ -2,7 +2,7 @@
 
 python -m benchmarks.targets [--run [NAME…]]; `make bench` measures everything anew, two to three hours,
 `make bench-table` prints what is committed, and
-writes it into benchmarks/results/targets.md.
+writes it into benchmarks/results/targets.md, and bench-cost's medians into README.md.
 
 With --run the benchmarks write into build/bench, and the table shows their numbers beside the committed ones: what got slower is seen there.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import cost_page
 from benchmarks.processes import ROOT, module
 from benchmarks.step import RESULTS
 
@@ -26,6 +27,7 @@ FRESH = ROOT / "build" / "bench"
 PAGE = RESULTS / "targets.md"
 NOT_PEERS = ("ours", "bare", "bare-tuned", "bare-1MiB", "plain", "raw-tcp")  # torch.distributed.rpc is one
 RUNS = {  # a name of ours: the page, and the module and its arguments that make it
+    "cost": ("cost",),
     "step-mlp": ("step", "--workload", "mlp", "--steps", "1000", "--pairs", "7"),
     "step-cnn": ("step", "--workload", "cnn", "--steps", "60"),
     "bandwidth": ("bandwidth",),
@@ -71,6 +73,11 @@ def _step(raw: Any) -> float:
     return float(raw["results"][0]["ratio"])
 
 
+def _cost(workload: str) -> Callable[[Any], float]:
+    """Steps/s of the bare stream's, of the host that bench-cost was run on last."""
+    return lambda raw: cost_page.ratio(cost_page.rows_of(raw, workload), "steps_per_s").median
+
+
 def _of_bare(workload: str, clients: int) -> Callable[[Any], float]:
     """Of the fastest variant of the bare stream."""
 
@@ -109,12 +116,12 @@ def _each_kb(by: dict[int, Any]) -> float:
 
 
 def _targets() -> Iterator[Target]:
-    yield Target("`mlp`, 1 client: steps/s of the bare stream's", "step-mlp", _step, least=0.90)
+    yield Target("`mlp`, 1 client: steps/s of the bare stream's", "cost", _cost("mlp"), least=0.90)
     yield Target("`mlp`, 2 clients: the same", "peers-mlp", _of_bare("mlp", 2), least=0.90)
     for clients in (1, 2):
         text = f"`mlp`, clients: {clients}: steps/s of the fastest peer's"
         yield Target(text, "peers-mlp", _of_best_peer("mlp", clients), least=1.3)
-    yield Target("`cnn`, 1 client: steps/s of the bare stream's", "step-cnn", _step, least=1.0)
+    yield Target("`cnn`, 1 client: steps/s of the bare stream's", "cost", _cost("cnn"), least=1.0)
     yield Target("`cnn`, 2 clients: the same", "peers-cnn", _of_bare("cnn", 2), least=1.0)
     yield Target("`cnn`, 1 client: steps/s of the plain loop's", "step-cnn", _of_plain, least=0.83)
     for clients in (1, 2):
@@ -202,7 +209,14 @@ def table(fresh: Path | None) -> str:
 
 def page() -> str:
     """What is committed, as Markdown."""
-    return f"# What was wanted, and what was measured\n\nMade by `make bench-table` from the pages beside it.\n\n{table(None)}\n"
+    said = cost_page.statement(cost_page.hosts_of()).replace("benchmarks/results/", "")
+    parts = [
+        "# What was wanted, and what was measured",
+        "Made by `make bench-table` from the pages beside it; where one page has several hosts, the last of them counts.",
+        table(None),
+        said,
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def run(name: str) -> None:
@@ -231,6 +245,7 @@ def main() -> None:
             sys.exit(130)
     if args.run is None:
         PAGE.write_text(page())
+        cost_page.state_in_readme()
     print(table(None if args.run is None else FRESH))
 
 
