@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from sl_common.bounded import check, load_toml, read_json, read_toml
+from sl_common.bounded import check, read_json, read_toml
 from sl_common.codec import Link
 from sl_common.errors import ConfigError
 from sl_common.explain import did_you_mean, explain
 from sl_common.imports import is_user_code
 from sl_common.limits import Limits
 from sl_common.optim import Optimizer, Training
+from sl_common.overrides import complete, deep_merge, parse_override, spell_out
 from sl_common.partition import Iid, Own, Partition
 from sl_common.presets import PRESETS
 from sl_common.protocol import Average, Averaged, Keep, Protocol
@@ -310,60 +310,13 @@ class RunConfig(Value):
     @classmethod
     def from_toml(cls, text: str, overrides: Sequence[str] = ()) -> RunConfig:
         """The file's text, and `a.b=c` overrides that win over it. Raises ConfigError naming the key and its closest match."""
-        raw = read_toml(text)
-        for override in overrides:
-            raw = deep_merge(raw, _parse_override(override))
+        raw = spell_out(read_toml(text), cls)
+        over: dict[str, Any] = {}
+        for override in overrides:  # first among themselves: a kind and its keys may come in any order
+            over = deep_merge(over, spell_out(parse_override(override), cls))
+        raw = deep_merge(raw, over)
         check(raw)
-        return _validate(_with_preset(raw))
-
-
-def deep_merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` wins key by key; a table with another `kind` replaces the one below it instead of merging into it."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        if isinstance(below, Mapping) and isinstance(value, Mapping) and _merges(below, value):
-            merged[key] = deep_merge(below, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _merges(below: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
-    return "kind" not in below or "kind" not in over or below["kind"] == over["kind"]
-
-
-def _parse_override(text: str) -> dict[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set {text!r}: write it as key.subkey=value")
-    if not text.isprintable():
-        raise ConfigError(f"--set {text!r}: one key and one value on one line, without control characters")
-    try:
-        parsed = load_toml(f"{key} = {value}")
-    except (ValueError, RecursionError):
-        try:
-            parsed = load_toml(f"{key} = {json.dumps(value)}")  # a bare word is a string
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"--set {text[:200]!r}: {str(error)[:200]}") from error
-    check(parsed)
-    if not _is_one_key(key, parsed):
-        raise ConfigError(f"--set {text[:200]!r}: sets another key than {key.strip()!r}; write it as key.subkey=value")
-    return parsed
-
-
-def _is_one_key(key: str, parsed: Mapping[str, Any]) -> bool:
-    """Whether the text before the equals sign is a dotted key, and what was parsed is that key alone."""
-    try:
-        node: Any = load_toml(f"{key} = 0")
-        while isinstance(node, Mapping) and len(node) == 1:
-            ((name, node),) = node.items()
-            if not isinstance(parsed, Mapping) or parsed.keys() != {name}:
-                return False
-            parsed = parsed[name]
-    except ValueError:
-        return False
-    return node == 0 and "[" not in key and "#" not in key
+        return _validate(complete(_with_preset(raw), cls))
 
 
 def _with_preset(raw: dict[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,9 @@ def _line(detail: ErrorDetails, raw: object, schema: Mapping[str, Any]) -> tuple
         case "extra_forbidden":
             known = _keys_beside(path, schema)
             hint = did_you_mean(path[-1], known, cutoff=0.5)
-            return key, "unknown key" + (hint or f" (known here: {', '.join(known)})")
+            others = _kinds_with(path, schema)
+            elsewhere = f"; of kind {' or '.join(others)} it is one" if others and not hint else ""
+            return key, "unknown key" + (hint or f" (known here: {', '.join(known)})") + elsewhere
         case "union_tag_invalid":
             known = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
             return f"{key}.kind = {context['tag']!r:.80}", _unknown_kind(context["tag"], known)
@@ -52,9 +54,12 @@ def _line(detail: ErrorDetails, raw: object, schema: Mapping[str, Any]) -> tuple
         case "literal_error" if path[-1] == "kind":
             return f"{key}{shown}", _unknown_kind(value, context["expected"].replace("'", "").split(" or "))
         case "missing":
-            return key, "missing"
+            kind = value.get("kind") if isinstance(value, Mapping) else None
+            return key, "missing" + (f": kind {kind!r:.80} needs it" if isinstance(kind, str) else "")
         case "model_type" | "model_attributes_type" | "dict_type":
-            return f"{key}{shown}", "must be a table of keys"
+            kinds, known = _kinds_at(path, schema), _keys_beside([*path, ""], schema)
+            words = f", or one of: {', '.join(kinds)}" if kinds else f" ({', '.join(known)})" if known else ""
+            return f"{key}{shown}", f"must be a table of keys{words}"
         case _:
             message = detail["msg"].removeprefix("Value error, ")
             return f"{key}{shown}", message.replace("Input should be ", "must be ", 1)
@@ -100,9 +105,20 @@ def _keys_beside(path: Path, schema: Mapping[str, Any]) -> list[str]:
     return list(_node(path[:-1], schema).get("properties", {}))
 
 
+def _kinds_with(path: Path, schema: Mapping[str, Any]) -> list[str]:
+    """The other kinds of a union whose table does have the last key of this path, which goes through a member that has not."""
+    definitions = schema.get("$defs", {})
+    members = list(_options(_node(path[:-2], schema), definitions)) if len(path) > 2 else []
+    if not any(path[-2] in _kinds(member) for member in members):
+        return []
+    having = [member for member in members if path[-1] in member.get("properties", {})]
+    return list(dict.fromkeys(kind for member in having for kind in _kinds(member) if kind is not None))
+
+
 def _kinds_at(path: Path, schema: Mapping[str, Any]) -> list[str]:
     """The kinds that a union may have."""
-    return list(_node(path, schema).get("discriminator", {}).get("mapping", {}))
+    members = _options(_node(path, schema), schema.get("$defs", {}))
+    return sorted({kind for member in members for kind in _kinds(member) if kind is not None})
 
 
 def _node(path: Path, schema: Mapping[str, Any]) -> Any:

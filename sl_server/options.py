@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +10,31 @@ import typer
 
 from sl_common.errors import ConfigError
 
+SET_VARIABLE = "SL_SET"
+
+
+def _overrides(context: typer.Context, values: list[str] | None) -> list[str] | None:
+    """The items of SL_SET by our own rule: click splits at every space, also within a value."""
+    source = context.get_parameter_source("overrides")
+    if source is None or source.name != "ENVIRONMENT":
+        return values
+    from sl_common.overrides import split_overrides
+
+    return split_overrides(os.environ.get(SET_VARIABLE, ""))
+
+
 ConfigFile = Annotated[
     Path, typer.Argument(help="The run's configuration, a TOML file (or a run's config.json).", metavar="RUN.toml")
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override a key of the file: --set run.rounds=3. May be repeated.", envvar="SL_SET"),
+    typer.Option(
+        "--set",
+        help="Override a key of the file: --set run.rounds=3 --set codec.up=float8. May be repeated; in the variable, items are "
+        "separated by spaces, and a value with spaces stands in quotes: run.rounds=3 run.name='my run'.",
+        envvar=SET_VARIABLE,
+        callback=_overrides,
+    ),
 ]
 Cert = Annotated[
     Path | None,

@@ -279,8 +279,11 @@ def test_an_override_of_another_kind_replaces_the_files() -> None:
             "data.partition = { kind = 'iidd' }",
             "data.partition.kind = 'iidd': unknown kind, did you mean 'iid'? (known: iid, ",
         ),
-        ("data.partition = { alpha = 3 }", "data.partition.kind: missing, one of: dirichlet, iid, own, shards"),
-        ("client.optimizer = { lr = 0.1 }", "client.optimizer.kind: missing, one of: adam, adamw, sgd"),
+        (
+            "data.partition = { alpha = 3 }",  # laid over the default, which is iid
+            "data.partition.alpha: unknown key (known here: kind); of kind dirichlet it is one",
+        ),
+        ("client.aux_optimizer = { lr = 0.1 }", "client.aux_optimizer.kind: missing, one of: adam, adamw, sgd"),
         ("client.optimizer = { kind = 'adm' }", "client.optimizer.kind = 'adm': unknown kind, did you mean 'adam'?"),
         (
             "protocol.barrier.kind = 'in_trun'",

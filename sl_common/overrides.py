@@ -1,0 +1,173 @@
+"""A file, `--set` and SL_SET, laid over each other and completed. Law: what was written last wins, key by key.
+
+A table whose `kind` chooses among several (a codec, an optimiser, …) may be written as that word alone. Without a `kind` it changes
+keys of what is there: of the file's table, of the preset's, or of the default. With another `kind` it takes the place of what is there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from sl_common.bounded import check, load_toml
+from sl_common.errors import ConfigError
+
+Table = Mapping[str, Any]
+_CLOSING = {"{": "}", "[": "]", '"': '"', "'": "'"}
+
+
+def deep_merge(base: Table, over: Table) -> dict[str, Any]:
+    """`over` wins key by key; a table with another `kind` replaces the one below it instead of merging into it."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and _merges(below, value):
+            merged[key] = deep_merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _merges(below: Table, over: Table) -> bool:
+    return "kind" not in below or "kind" not in over or below["kind"] == over["kind"]
+
+
+# --- unions: fields whose table has a `kind`
+
+
+def spell_out(raw: Table, *models: type[BaseModel]) -> dict[str, Any]:
+    """A word in place of a union's table becomes that table: `up = "float8"` is `up = { kind = "float8" }`.
+
+    `models`: what the table may be, of which its `kind` is not known yet.
+    """
+    done = dict(raw)
+    for name, value in raw.items():
+        members = list(chain.from_iterable(_members(field) for field in _fields(models, name)))
+        kinds = any("kind" in member.model_fields for member in members)
+        if kinds and isinstance(value, str):
+            done[name] = {"kind": value}
+        elif isinstance(value, Mapping):
+            done[name] = spell_out(value, *members)
+    return done
+
+
+def complete(raw: Table, model: type[BaseModel]) -> dict[str, Any]:
+    """A union's table without a `kind` is laid over the default of its field, where that has one."""
+    done = dict(raw)
+    for name, value in raw.items():
+        field = model.model_fields.get(name)
+        if field is None or not isinstance(value, Mapping):
+            continue
+        members = _members(field)
+        kinds = {kind: member for member in members for kind in _kinds(member)}
+        table: Table = value
+        default = field.get_default(call_default_factory=True)
+        if kinds and "kind" not in table and isinstance(default, BaseModel):
+            table = deep_merge(default.model_dump(mode="json"), table)
+        kind = table.get("kind")
+        chosen = (kinds.get(kind) if isinstance(kind, str) else None) if kinds else next(iter(members), None)
+        done[name] = table if chosen is None else complete(table, chosen)
+    return done
+
+
+def _fields(models: tuple[type[BaseModel], ...], name: str) -> Iterator[FieldInfo]:
+    return (model.model_fields[name] for model in models if name in model.model_fields)
+
+
+def _members(field: FieldInfo) -> list[type[BaseModel]]:
+    """The tables that a field may hold; none for a plain value."""
+    return list(_models(field.annotation))
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
+
+
+def _kinds(member: type[BaseModel]) -> tuple[str, ...]:
+    """The words under which a union knows it."""
+    return get_args(member.model_fields["kind"].annotation) if "kind" in member.model_fields else ()
+
+
+# --- what a person writes in a shell
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """The tree of one `a.b=c`: a TOML value, or a bare word. Raises ConfigError."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text!r}: write it as key.subkey=value")
+    if not text.isprintable():
+        raise ConfigError(f"--set {text!r}: one key and one value on one line, without control characters")
+    try:
+        parsed = load_toml(f"{key} = {value}")
+        if not isinstance(_leaf(parsed), str | int | float | list | Mapping):  # a date, after which a run may be called
+            parsed = load_toml(f"{key} = {json.dumps(value)}")
+    except (ValueError, RecursionError):
+        try:
+            parsed = load_toml(f"{key} = {json.dumps(value)}")  # a bare word is a string
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"--set {text[:200]!r}: {str(error)[:200]}") from error
+    check(parsed)
+    if not _is_one_key(key, parsed):
+        raise ConfigError(f"--set {text[:200]!r}: sets another key than {key.strip()!r}; write it as key.subkey=value")
+    return parsed
+
+
+def split_overrides(text: str) -> list[str]:
+    """The items of SL_SET, separated by white space outside quotes and brackets.
+
+    A value with spaces stands in quotes (`run.name='my run'`), or the whole item does. Raises ConfigError for what is not closed.
+    """
+    items: list[str] = []
+    item, open_ = "", ""
+    for place, one in enumerate(text):
+        before = text[place - 1 : place]
+        if open_ and one == open_[-1]:
+            open_ = open_[:-1]
+        elif open_[-1:] not in ('"', "'") and one in _CLOSING and (one in "{[" or not before or before in " \t\n=[{,."):
+            open_ += _CLOSING[one]
+        if one.isspace() and not open_:
+            items.append(item)
+            item = ""
+        else:
+            item += one
+    if open_:
+        raise ConfigError(
+            f"SL_SET = {text[:200]!r}: {open_[-1]} is missing; items are separated by spaces, a value with spaces stands "
+            "in quotes: run.rounds=3 run.name='my run'"
+        )
+    return [_unquoted(one) for one in [*items, item] if one]
+
+
+def _unquoted(item: str) -> str:
+    """Without quotes around the whole of it."""
+    quoted = len(item) > 1 and item[0] in "\"'" and item.find(item[0], 1) == len(item) - 1
+    return item[1:-1] if quoted else item
+
+
+def _leaf(parsed: Any) -> Any:
+    while isinstance(parsed, Mapping) and len(parsed) == 1:
+        (parsed,) = parsed.values()
+    return parsed
+
+
+def _is_one_key(key: str, parsed: Mapping[str, Any]) -> bool:
+    """Whether the text before the equals sign is a dotted key, and what was parsed is that key alone."""
+    try:
+        node: Any = load_toml(f"{key} = 0")
+        while isinstance(node, Mapping) and len(node) == 1:
+            ((name, node),) = node.items()
+            if not isinstance(parsed, Mapping) or parsed.keys() != {name}:
+                return False
+            parsed = parsed[name]
+    except ValueError:
+        return False
+    return node == 0 and "[" not in key and "#" not in key
