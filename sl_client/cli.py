@@ -25,6 +25,7 @@ from sl_client.options import (
     Threads,
     Token,
     reach,
+    server_of,
     shard_of,
 )
 from sl_common import __version__
@@ -104,6 +105,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Take part in a run, until it is over."""
+    server = server_of(server)
     access = reach(server, ca=ca, cert=cert, key=key, token=token, insecure=insecure)
     index, shards = shard_of(shard)
     if save_lower is not None and not save_lower.parent.is_dir():
@@ -167,6 +169,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Can this device take part? Reach, versions, certificates, round trip and bandwidth, and what is installed here."""
+    server = server_of(server)
     access = reach(server, ca=ca, cert=cert, key=key, token=token, insecure=insecure)
     from sl_client.doctor import examine
 

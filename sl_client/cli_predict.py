@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sl_client.options import Allow, Ca, Cert, DataFolder, Insecure, Json, Key, Server, Token, reach, shard_of
+from sl_client.options import (
+    Allow,
+    Ca,
+    Cert,
+    DataFolder,
+    Insecure,
+    Json,
+    Key,
+    Server,
+    Token,
+    reach,
+    server_of,
+    shard_of,
+)
 from sl_common.errors import ConfigError
 from sl_common.exits import INTERRUPTED
 
@@ -75,6 +88,7 @@ def predict(
     """After a run: classify files, the lower segment here and the head on the server (sl-server serve)."""
     if bool(files) == (test is not None):
         raise ConfigError("give files, or --test N for the run's own test set, not both and not neither")
+    server = server_of(server)
     access = reach(server, ca=ca, cert=cert, key=key, token=token, insecure=insecure)
     index, shards = shard_of(shard)
     from sl_client.lowers import default_folder

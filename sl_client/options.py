@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sl_common.addresses import address_to_reach
 from sl_common.errors import ConfigError
 
 if TYPE_CHECKING:  # grpc is imported when it is needed, not for --help
     from sl_client.access import Access
 
-Server = Annotated[str, typer.Option(help="The server's HOST:PORT.", envvar="SL_SERVER")]
+Server = Annotated[str, typer.Option(help="The server's HOST:PORT; [::1]:PORT for IPv6.", envvar="SL_SERVER")]
 Ca = Annotated[
     Path | None,
     typer.Option(
@@ -74,13 +75,15 @@ Allow = Annotated[
 ]
 
 
+def server_of(text: str) -> str:
+    """The address in --server. Raises ConfigError."""
+    return address_to_reach(text, "--server")
+
+
 def reach(
     server: str, *, ca: Path | None, cert: Path | None, key: Path | None, token: str | None, insecure: bool
 ) -> Access:
-    """Raises ConfigError for an address that is none, and for what make_access does not take."""
-    host, colon, port = server.rpartition(":")
-    if not server.startswith("unix:") and (not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536):
-        raise ConfigError(f"--server {server!r}: write it as HOST:PORT")
+    """To an address that `server_of` gave. Raises ConfigError for what make_access does not take."""
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # before grpc is imported; what fails is said in our words
     from sl_client.access import make_access
 

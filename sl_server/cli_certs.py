@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sl_common.addresses import USUAL_PORT, joined
 from sl_common.errors import ConfigError
 from sl_server.options import Json
 
@@ -87,7 +88,7 @@ def certs(
         f"""
 sl-server run RUN.toml --listen 0.0.0.0:50051 --cert {here.cert("server")} --key {here.key("server")} --client-ca {ca} \\
     --revoked {here.revoked}
-sl-client run --server {(hosts or ["HOST"])[0]}:50051 --ca {ca} --cert {here.cert(client)} --key {here.key(client)}"""
+sl-client run --server {joined((hosts or ["HOST"])[0], USUAL_PORT)} --ca {ca} --cert {here.cert(client)} --key {here.key(client)}"""
     )
 
 

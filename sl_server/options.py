@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from sl_common.errors import ConfigError
+from sl_common.addresses import USUAL_PORT, address_to_listen
 
 SET_VARIABLE = "SL_SET"
+USUAL_METRICS = 9464
 
 
 def _overrides(context: typer.Context, values: list[str] | None) -> list[str] | None:
@@ -77,7 +78,10 @@ TensorBoard = Annotated[
     ),
 ]
 Listen = Annotated[
-    str, typer.Option(help="Where clients connect: HOST:PORT; port 0 takes a free one.", envvar="SL_LISTEN")
+    str,
+    typer.Option(
+        help="Where clients connect: HOST:PORT, [::1]:PORT for IPv6; port 0 takes a free one.", envvar="SL_LISTEN"
+    ),
 ]
 Metrics = Annotated[
     str | None, typer.Option(help="Prometheus metrics at HOST:PORT (9464 is usual).", envvar="SL_METRICS")
@@ -94,9 +98,7 @@ Plaintext = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.", envvar="SL_JSON")]
 
 
-def host_port(text: str, option: str, default_host: str = "127.0.0.1") -> tuple[str, int]:
-    """HOST:PORT or PORT. Raises ConfigError."""
-    host, _, port = text.rpartition(":")
-    if not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"{option} {text!r}: write it as HOST:PORT with a port from 0 to 65535")
-    return host or default_host, int(port)
+def host_port(text: str, option: str) -> tuple[str, int]:
+    """HOST:PORT or PORT; an IPv6 address keeps its brackets. Raises ConfigError."""
+    address = address_to_listen(text, option, USUAL_METRICS if option == "--metrics" else USUAL_PORT)
+    return address.bracketed, address.port
