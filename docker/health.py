@@ -1,17 +1,19 @@
 """health.py server|client : a container's health check; exit code 0 if it is well, else 1 and why.
 
 A server is well if it answers grpc.health.v1 on the port that it listens on. A client is well while it has a connection to its
-server: /proc tells, at no cost to either.
+server, or to the proxy on the way there: /proc tells, at no cost to either.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 
 TIMEOUT_S = 4.0
 ESTABLISHED = "01"
+DIRECT = (("grpc.enable_http_proxy", 0), ("grpc.address_http_proxy_enabled_addresses", ""))  # it is this container
 
 
 def server() -> str | None:
@@ -22,9 +24,9 @@ def server() -> str | None:
     address = "localhost:" + os.environ["SL_LISTEN"].rpartition(":")[2]
     if os.environ.get("SL_CERT"):
         ca, key, cert = (Path(os.environ[name]).read_bytes() for name in ("HEALTH_CA", "HEALTH_KEY", "HEALTH_CERT"))
-        channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(ca, key, cert))
+        channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(ca, key, cert), DIRECT)
     else:
-        channel = grpc.insecure_channel(address)
+        channel = grpc.insecure_channel(address, DIRECT)
     with channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
@@ -36,7 +38,12 @@ def server() -> str | None:
 
 def client() -> str | None:
     """What is wrong, if anything."""
-    port = int(os.environ["SL_SERVER"].rpartition(":")[2])
+    from sl_client.proxy import Unusable, find
+
+    port, proxy = int(os.environ["SL_SERVER"].rpartition(":")[2]), None
+    with contextlib.suppress(Unusable):  # which the client goes around
+        proxy = find(os.environ["SL_SERVER"], os.environ)
+    port = port if proxy is None else proxy.port
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]

@@ -119,6 +119,8 @@ def run(
     from sl_client.show import make_show
 
     show = make_show(as_json=as_json)
+    for text in access.cautions:
+        show.warn(text)
     runner = Runner(
         server,
         name=name,

@@ -97,6 +97,8 @@ def predict(
     from sl_client.runner import Interrupted, run_until_interrupted
 
     def connect(warn: Callable[[str], None]) -> Predictor:
+        for text in access.cautions:
+            warn(text)
         return Predictor(
             server,
             access=access,

@@ -47,6 +47,10 @@ def examine(server: str, access: Access, *, as_json: bool) -> None:
         "server": server,
         "tls": access.tls is not None,
     }
+    if access.proxy is not None:
+        found["proxy"] = f"{access.proxy} of {access.proxy.variable}"
+    if access.cautions:
+        found["caution"] = " ".join(access.cautions)
     with access.channel(server, OPTIONS) as channel:
         try:
             _measure(channel, access, found)

@@ -7,7 +7,6 @@ cause; nothing but the handshake goes over it.
 from __future__ import annotations
 
 import contextlib
-import socket
 import ssl
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 
 import grpc
 
+from sl_client.proxy import Proxy, open_line
 from sl_common.errors import ConfigError
 from sl_common.host.files import MAX_KEY, MAX_PAPER, read_bounded
 
@@ -56,11 +56,12 @@ class Certificate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tls:
-    """Files in PEM form: whom to trust, and for mutual TLS who we are."""
+    """Files in PEM form: whom to trust, and for mutual TLS who we are. Looks at a server take the same `proxy` as its channels."""
 
     ca: Path
     cert: Path | None = None
     key: Path | None = None
+    proxy: Proxy | None = None
 
     def credentials(self) -> grpc.ChannelCredentials:
         """As the files are now, so that a renewed certificate is used for the next stream. Raises ConfigError."""
@@ -89,7 +90,7 @@ class Tls:
         context = self._context()
         context.check_hostname = False
         context.verify_flags = ssl.VerifyFlags(context.verify_flags | _NO_CHECK_TIME)
-        with contextlib.suppress(OSError, ValueError), _knock(server, context) as line:
+        with contextlib.suppress(OSError, ValueError), _knock(server, context, self.proxy) as line:
             return Certificate.of(line.getpeercert() or {}), line.version() or "TLS"
         return None
 
@@ -106,7 +107,7 @@ class Tls:
         """One handshake: whether the server took it and then closed the connection, and what was wrong with it."""
         shaken = False
         try:
-            with _knock(server, self._context()) as line:
+            with _knock(server, self._context(), self.proxy) as line:
                 shaken = True
                 return not line.recv(1), None  # a server that takes us speaks first
         except ssl.SSLCertVerificationError as error:
@@ -151,24 +152,23 @@ class Tls:
 
 
 @contextlib.contextmanager
-def _knock(server: str, context: ssl.SSLContext) -> Iterator[ssl.SSLSocket]:
+def _knock(server: str, context: ssl.SSLContext, proxy: Proxy | None) -> Iterator[ssl.SSLSocket]:
     """A connection after its handshake. Raises OSError, of which ssl.SSLError is one, or ValueError for no HOST:PORT."""
-    host, _, port = server.rpartition(":")
-    host = host.strip("[]")
+    host = server.rpartition(":")[0].strip("[]")
     with (
-        socket.create_connection((host, int(port)), _TIMEOUT_S) as raw,
+        open_line(server, proxy, _TIMEOUT_S) as raw,
         context.wrap_socket(raw, server_hostname=host) as line,
     ):
         yield line
 
 
-def speaks_tls(server: str) -> bool:
+def speaks_tls(server: str, proxy: Proxy | None = None) -> bool:
     """Whether a server that does not answer in plaintext would answer in TLS; it need not be trusted for that."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
-    with contextlib.suppress(OSError, ValueError), _knock(server, context):
+    with contextlib.suppress(OSError, ValueError), _knock(server, context, proxy):
         return True
     return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests import `world`
 torch.set_num_threads(1)
+for _name in ("grpc_proxy", "https_proxy", "http_proxy", "HTTP_PROXY"):  # all that tests talk to is on this machine
+    os.environ.pop(_name, None)
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # as in a shell's background: what tests start would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
