@@ -74,7 +74,7 @@ def _batches(
         welcome.shard,
         config.data.batch_size,
         config.run.seed,
-        drop_last=config.protocol.head.scatter.equal_batches,
+        last=config.deal(0).last,
         augment=config.data.augment,
     )
 

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator, model
 
 from sl_common.bounded import check, read_json, read_toml
 from sl_common.codec import Link
+from sl_common.dealing import Deal, LastBatch
 from sl_common.errors import ConfigError
 from sl_common.explain import did_you_mean, explain
 from sl_common.imports import is_user_code
@@ -102,6 +103,7 @@ class Data(Value):
     shards: Clients | None = None  # default: run.clients
     augment: Literal["none", "crop_flip"] = "none"  # of training images on the client: pad 4, random crop, random flip
     batch_size: Annotated[int, Field(gt=0, le=1 << 20)] = 64
+    last_batch: LastBatch = "keep"  # what remains of an epoch; merge: a remainder of one sample joins the batch before
     # most training samples that one client may say it has, and most test samples of data of your own
     max_samples: PositiveInt | None = None
 
@@ -229,6 +231,15 @@ class RunConfig(Value):
         return self
 
     @model_validator(mode="after")
+    def _batches_are_equal(self) -> Self:
+        if self.data.last_batch == "merge" and self.protocol.head.scatter.equal_batches:
+            raise ValueError(
+                "data.last_batch = 'merge' makes batches of data.batch_size + 1 samples, and protocol.head.scatter.unequal = 'error' needs "
+                "batches of one size: say 'drop' here or 'mean' there"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _own_beginnings_stay_apart(self) -> Self:
         if self.client.initial == "own" and not isinstance(self.protocol.merge, Keep):
             raise ValueError(
@@ -246,6 +257,17 @@ class RunConfig(Value):
     def classes(self) -> int:
         """Number of classes."""
         return self.model.classes or KNOWN_DATA[self.data.name].classes
+
+    def deal(self, samples: int) -> Deal:
+        """The batches of a client with so many training samples; where all must be of one size, the last, smaller one is left out."""
+        drops = self.protocol.head.scatter.equal_batches
+        return Deal(samples, self.data.batch_size, "drop" if drops else self.data.last_batch)
+
+    @property
+    def largest_batch(self) -> int:
+        """The most samples of a training batch, and of a message."""
+        size = self.data.batch_size
+        return size + 1 if self.data.last_batch == "merge" and size > 1 else size
 
     @property
     def sharded(self) -> bool:

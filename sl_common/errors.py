@@ -19,6 +19,11 @@ class WireError(CutlayerError):
     """The peer is wrong: close that session, the others go on. The text carries both values."""
 
 
+class Unfit(ConfigError, WireError):
+    """A client and the run do not suit each other, by what the client truly has: it is refused, and the others go on. Where one process holds
+    both, its configuration is wrong."""
+
+
 AGAIN = frozenset({"crowded", "silent", "rate"})  # codes of a Refused that time may change
 
 

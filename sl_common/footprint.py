@@ -122,4 +122,4 @@ def footprint_of(config: RunConfig, network: Network) -> Footprint:
 
 
 def _of_batch(nbytes: int, config: RunConfig) -> int:
-    return nbytes * config.data.batch_size // _TRIED
+    return nbytes * config.largest_batch // _TRIED

@@ -32,7 +32,7 @@ class Network:
     cut: int
     cut_shape: tuple[int, ...]  # of one sample
     cut_dtype: torch.dtype
-    batch_size: int
+    batch_size: int  # of the largest batch
     classes: int
     aux: nn.Module | None = None  # what the learner puts on its own activations
 
@@ -67,7 +67,7 @@ class Network:
             cut=cut,
             cut_shape=cut_shape,
             cut_dtype=z.dtype,
-            batch_size=config.data.batch_size,
+            batch_size=config.largest_batch,
             classes=config.classes,
         )
 
@@ -96,7 +96,8 @@ class Network:
     def limit_bytes(self) -> int:
         """No message of this run has a larger body."""
         weights: int = sum(t.numel() * t.element_size() for t in self._tensors())
-        return max(self.smashed_nbytes + 8 * self.batch_size, weights) + SLACK
+        scores = 4 * self.batch_size * self.classes  # of a network that is asked
+        return max(self.smashed_nbytes + 8 * self.batch_size, scores, weights) + SLACK
 
     @property
     def limit_tensors(self) -> int:
@@ -201,6 +202,7 @@ def _try_out(blocks: list[Block], cut: int, config: RunConfig) -> Tensor:
     lower, head = join(blocks[:cut]), join(blocks[cut:])
     try:
         x = torch.zeros(2, *config.input)
+        lower.train(), head.train()
         with seeded(0, torch.device("cpu")), buffers_untouched(lower), buffers_untouched(head):
             z = lower(x)
             if not isinstance(z, Tensor) or not z.is_floating_point():

@@ -44,17 +44,13 @@ class Blame:
         """
         self.check_state(cohort[0].client, at, error)
         found = self._alone(cohort, at)
-        while (
-            len(found) < len(cohort)
-            and (rest := _without(cohort, found))
-            and not self._head.trial(self._bank, rest, at)
-        ):
+        while len(found) < len(cohort) and (rest := _without(cohort, found)) and not self._trial(rest, at):
             found.append(max(rest, key=lambda a: (_largest(a), a.client)).client)  # finite alone, not with the others
         return sorted(found)
 
     def _alone(self, cohort: Sequence[Arrived], at: At) -> list[int]:
         """Those that are not finite by themselves, by bisection."""
-        if self._head.trial(self._bank, cohort, at):
+        if self._trial(cohort, at):
             return []
         if len(cohort) == 1:
             return [cohort[0].client]
@@ -64,13 +60,21 @@ class Blame:
     def check_state(self, client: int, at: At, error: Diverged) -> None:
         """Raises Diverged unless the copy of the head that this client meets is finite on what it trained on last."""
         kept = self._kept.get(self._copy(client))
-        if self._head.trial(self._bank, [self._zeros(client) if kept is None else kept], at):
+        if self._trial([self._zeros(client) if kept is None else kept], at):
             return
         what = "a batch of zeros" if kept is None else "the batch that it last trained on"
         raise Diverged(f"{error}; so it is on {what}, which makes the head's own state the cause, not a client")
 
+    def _trial(self, cohort: Sequence[Arrived], at: At) -> bool:
+        """Whether a step could be taken. A sample that is alone goes twice: not every head has statistics of one."""
+        if len(cohort) == 1 and len(cohort[0].batch.y) == 1:
+            batch = cohort[0].batch
+            twice = replace(batch, z=torch.cat([batch.z, batch.z]), y=torch.cat([batch.y, batch.y]), packed=None)
+            cohort = [replace(cohort[0], batch=twice)]
+        return self._head.trial(self._bank, cohort, at)
+
     def _zeros(self, client: int) -> Arrived:
-        size, network = min(2, self._network.batch_size), self._network
+        size, network = 2, self._network
         z = torch.zeros(size, *network.cut_shape, dtype=network.cut_dtype)
         return Arrived(client=client, batch=Smashed(step=0, z=z, y=torch.zeros(size, dtype=torch.int64)), samples=size)
 

@@ -15,6 +15,11 @@ from sl_common.messages import Begin, Ready
 from sl_common.protocol.head import LARGE_LOSS
 
 MAX_COUNT = 1 << 40  # of anything that a client counts for itself, where nothing else bounds it
+_LAST = {
+    "keep": "",
+    "drop": ", and a last, smaller one is left out in this run",
+    "merge": ", and a last one of a single sample joins the one before in this run",
+}
 MAX_LOSS = LARGE_LOSS  # a mean per sample that a client computed itself: the run's gate and its report are made of it
 
 
@@ -64,14 +69,11 @@ def check_ready(config: RunConfig, ready: Ready) -> None:
     most, why = _most_samples(config)
     if not 1 <= ready.samples <= most:
         raise WireError(f"ready with {ready.samples} training samples, 1 to {most} are possible: {why}")
-    size, drop_last = config.data.batch_size, config.protocol.head.scatter.equal_batches
-    whole, rest = divmod(ready.samples, size)
-    batches = whole + (rest > 0)
-    if ready.batches != batches or (drop_last and rest):
-        dropped = ", and a last, smaller one is left out in this run" if drop_last else ""
+    deal = config.deal(ready.samples)
+    if ready.batches != deal.batches or ready.samples != deal.used:
         raise WireError(
             f"ready with {ready.samples} samples in {ready.batches} batches an epoch, "
-            f"data.batch_size = {size} makes them {batches}{dropped}"
+            f"data.batch_size = {deal.batch_size} makes them {-(-ready.samples // deal.batch_size)}{_LAST[deal.last]}"
         )
     if any(number > MAX_COUNT for number in ready.snapshots):
         raise WireError(f"ready with a snapshot of checkpoint {max(ready.snapshots)}, at most {MAX_COUNT} are possible")

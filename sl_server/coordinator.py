@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from sl_common.config import RunConfig
-from sl_common.errors import Diverged, Refused, WireError
+from sl_common.errors import Diverged, Refused, Unfit, WireError
 from sl_common.facts import (
     ClientDone,
     ClientJoined,
@@ -69,6 +69,7 @@ from sl_server.recordings import Recordings, Spill
 from sl_server.redo import RedoBudget
 from sl_server.roster import Member, Roster
 from sl_server.scores import evaluation, mean_loss
+from sl_server.singles import Singles
 from sl_server.wave import Wave
 from sl_server.weights import Weights
 
@@ -102,6 +103,7 @@ class Coordinator:
         self.alignments = Alignments(config, self.bank, self.recordings)
         own = frozenset({"lower"}) if config.client.initial == "own" else frozenset[str]()
         self._blame = Blame(self.protocol.head, self.bank, network)
+        self._singles = Singles(config, network)
         self._expelled: list[tuple[str, str]] = []
         self._weights = Weights(network, self.protocol.learner.parts, self.bank, own=own)
         self._facts: list[
@@ -243,6 +245,7 @@ class Coordinator:
         if member.ready:
             raise WireError("a second ready in one life")
         check_ready(self.config, event)
+        self._singles.check_client(f"client {member.name!r}", event.samples)
         member.samples, member.batches, member.ready = event.samples, event.batches, True
         self._comeback.arrive(member, event, self.checkpoint)
         self._facts.append(ClientReady(client=member.name, shard=member.shard, samples=event.samples))
@@ -316,12 +319,12 @@ class Coordinator:
         left = ClientLeft(client=member.name, shard=member.shard, reason=reason[:MAX_REASON], was_ready=was_ready)
         self._facts.append(left)
 
-    def _expel(self, member: Member, why: str) -> None:
+    def _expel(self, member: Member, why: str, did: str = "broke the protocol") -> None:
         """A client is refused whose fault was found in the middle of work: no event says so, as replaying this work finds it again."""
         self._expelled.append((member.name, why))
         if self._wave is not None:
             self._wave.done.pop(member.shard, None)  # it may have ended its wave while its batch was waiting
-        self._left(member, f"broke the protocol: {why}")
+        self._left(member, f"{did}: {why}")
 
     def _is_late(self, client: str, said: Smashed | Done) -> bool:
         """Whether it is of a wave that went on without this client; it will hear so, or has heard meanwhile."""
@@ -366,12 +369,26 @@ class Coordinator:
             self._waves = 0
         while self._plan:
             shards = set(self._plan.pop(0))
-            members = [m for m in ready if m.shard in shards]
+            members = self._without_lone([m for m in ready if m.shard in shards])
             if members:
                 self._begin_training(members)
                 return True
         self._end_round()
         return True
+
+    def _without_lone(self, members: list[Member]) -> list[Member]:
+        """Those that can train together; a client whose batch of one would be alone in a head that cannot take it is sent away."""
+        while lone := self._singles.lone({m.shard: m.samples for m in members}):
+            for member in [m for m in members if m.shard in lone]:
+                self._send_away(member)
+                members.remove(member)
+        return members
+
+    def _send_away(self, member: Member) -> None:
+        try:
+            self._singles.check_head(f"client {member.name!r}", member.samples)
+        except Unfit as error:
+            self._expel(member, str(error), "cannot take part")
 
     def _taking_part(self) -> list[Member]:
         """Those that can train, without those of whom nothing was heard for so many waves: what they were told waits in our memory."""
@@ -524,6 +541,10 @@ class Coordinator:
 
     def _step(self, cohort: list[Arrived], at: At) -> dict[int, Gradient]:
         """Train the head on a cohort, from which clients are taken, and refused, whose batches make that impossible."""
+        if len(cohort) == 1 and len(cohort[0].batch.y) == 1 and not self._singles.takes_one:
+            self._send_away(
+                self.roster.by_shard(cohort.pop().client)
+            )  # the others that it would have trained with have left
         while cohort:
             try:
                 replies = self.protocol.head.step(self.bank, cohort, at)

@@ -11,7 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from sl_common import __version__
-from sl_common.errors import Refused, WireError
+from sl_common.errors import Refused, Unfit, WireError
 from sl_common.messages import (
     Advanced,
     Aligned,
@@ -146,7 +146,8 @@ class Sessions:
         try:
             self._handle(session.client, message)
         except WireError as error:
-            self._left(session, f"broke the protocol: {error}")
+            did = "cannot take part" if isinstance(error, Unfit) else "broke the protocol"
+            self._left(session, f"{did}: {error}")
             raise
         if isinstance(message, Ready):
             self._take_up(session)

@@ -20,6 +20,7 @@ from sl_client.data import Data, fashion_mnist, load
 from sl_client.data.idx import read_idx, read_rows
 from sl_client.data.loader import Loader, make_loader
 from sl_common.batch import Batch
+from sl_common.dealing import LastBatch
 from sl_common.errors import ConfigError, DataError
 from sl_common.partition import Dirichlet, Iid, Own, Shards
 from sl_common.seeds import numpy_generator
@@ -66,9 +67,9 @@ def numbered(train: int = 23, test: int = 11) -> Data:
     return Data(train=pair(train), test=pair(test), classes=2)
 
 
-def loader(data: Data | None = None, batch_size: int = 4, shard: int = 0, drop_last: bool = False) -> Loader:
+def loader(data: Data | None = None, batch_size: int = 4, shard: int = 0, last: LastBatch = "keep") -> Loader:
     data = data or numbered()
-    return Loader(data, np.arange(len(data.train[1])), batch_size, seed=3, shard=shard, drop_last=drop_last)
+    return Loader(data, np.arange(len(data.train[1])), batch_size, seed=3, shard=shard, last=last)
 
 
 def rows(batches: itertools.chain[Batch] | list[Batch]) -> list[int]:
@@ -323,7 +324,11 @@ def dumb(of: Loader, epochs: int) -> list[list[int]]:
     for epoch in range(epochs):
         order = numpy_generator(of.seed, "shuffle", of.shard, epoch).permutation(of.indices).tolist()
         cut = [order[start : start + of.batch_size] for start in range(0, len(order), of.batch_size)]
-        batches += [batch for batch in cut if len(batch) == of.batch_size or not of.drop_last]
+        if of.last == "drop":
+            cut = [batch for batch in cut if len(batch) == of.batch_size]
+        if of.last == "merge" and len(cut) > 1 and len(cut[-1]) == 1 and of.batch_size > 1:
+            cut[-2:] = [cut[-2] + cut[-1]]
+        batches += cut
     return batches
 
 
@@ -331,15 +336,15 @@ def dumb(of: Loader, epochs: int) -> list[list[int]]:
 @given(
     samples=st.integers(1, 20),
     batch_size=st.integers(1, 8),
-    drop_last=st.booleans(),
+    last=st.sampled_from(["keep", "drop", "merge"]),
     first=st.integers(0, 30),
     steps=st.integers(0, 30),
 )
 def test_train_is_a_window_on_the_dumb_twin(
-    samples: int, batch_size: int, drop_last: bool, first: int, steps: int
+    samples: int, batch_size: int, last: LastBatch, first: int, steps: int
 ) -> None:
-    batch_size = min(batch_size, samples) if drop_last else batch_size
-    subject = loader(numbered(train=samples), batch_size, drop_last=drop_last)
+    batch_size = min(batch_size, samples) if last == "drop" else batch_size
+    subject = loader(numbered(train=samples), batch_size, last=last)
     got = list(subject.train(first, steps))
     assert [batch.step for batch in got] == list(range(steps))
     assert [rows([batch]) for batch in got] == dumb(subject, epochs=61)[first : first + steps]
@@ -362,8 +367,10 @@ def test_every_epoch_visits_every_sample_once_in_another_order() -> None:
 
 def test_lengths() -> None:
     assert (loader().samples, loader().batches) == (23, 6)
-    assert (loader(drop_last=True).samples, loader(drop_last=True).batches) == (20, 5)
-    assert (loader(batch_size=23, drop_last=True).batches, loader(batch_size=99).batches) == (1, 1)
+    assert (loader(last="drop").samples, loader(last="drop").batches) == (20, 5)
+    assert (loader(batch_size=23, last="drop").batches, loader(batch_size=99).batches) == (1, 1)
+    merged = loader(batch_size=11, last="merge")
+    assert (merged.samples, merged.batches, len(rows(list(merged.train(1, 1))))) == (23, 2, 12)
 
 
 @LAW
@@ -408,7 +415,7 @@ def test_too_little_data_is_refused() -> None:
     with pytest.raises(ConfigError, match="shard 5 has 0 samples"):
         Loader(numbered(), np.arange(0), 4, seed=1, shard=5)
     with pytest.raises(ConfigError, match="shard 2 has 7 samples, fewer than batch_size = 8"):
-        make_loader(numbered(), Iid(), 3, 2, 8, seed=1, drop_last=True)
+        make_loader(numbered(), Iid(), 3, 2, 8, seed=1, last="drop")
     with pytest.raises(ConfigError, match="batch_size = 0"):
         Loader(numbered(), np.arange(3), 0, seed=1, shard=0)
 

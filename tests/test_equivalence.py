@@ -61,7 +61,7 @@ def loaders(config: RunConfig) -> list[Loader]:
             shard,
             config.data.batch_size,
             config.run.seed,
-            drop_last=config.protocol.head.scatter.equal_batches,
+            last=config.deal(0).last,
         )
         for shard in range(config.run.clients)
     ]

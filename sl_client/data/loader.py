@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sl_client.data import Data, Samples
 from sl_common.batch import Batch
+from sl_common.dealing import Deal, LastBatch
 from sl_common.errors import ConfigError
 from sl_common.partition import Indices, Labels, Own, Partition
 from sl_common.seeds import numpy_generator
@@ -20,14 +21,14 @@ from sl_common.seeds import numpy_generator
 
 @dataclass(frozen=True, eq=False)
 class Loader:
-    """The batches of one shard. Raises ConfigError if there is no sample, or no whole batch when `drop_last`."""
+    """The batches of one shard. Raises ConfigError if there is no sample, or no whole batch where the last is dropped."""
 
     data: Data
     indices: Indices  # this client's samples of the whole training set
     batch_size: int
     seed: int
     shard: int
-    drop_last: bool = False
+    last: LastBatch = "keep"
     augment: Literal["none", "crop_flip"] = "none"
 
     def __post_init__(self) -> None:
@@ -38,19 +39,23 @@ class Loader:
         if self.batches == 0:
             raise ConfigError(
                 f"shard {self.shard} has {len(self.indices)} samples, fewer than batch_size = {self.batch_size}, "
-                "and drop_last = true leaves no batch"
+                "and without the last, smaller one (data.last_batch = 'drop', or head.scatter.unequal = 'error') there is no batch"
             )
 
     @property
     def batches(self) -> int:
         """Batches per epoch."""
-        whole, rest = divmod(len(self.indices), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        return self.deal.batches
 
     @property
     def samples(self) -> int:
         """Samples per epoch."""
-        return self.batches * self.batch_size if self.drop_last else len(self.indices)
+        return self.deal.used
+
+    @property
+    def deal(self) -> Deal:
+        """How the samples become batches."""
+        return Deal(len(self.indices), self.batch_size, self.last)
 
     def train(self, first: int, steps: int) -> Iterator[Batch]:
         """Batches number `first` to `first + steps - 1` since the run began, each epoch in an order of its own."""
@@ -68,15 +73,15 @@ class Loader:
 
     def train_rows(self, first: int, steps: int) -> Iterator[tuple[int, Indices]]:
         """The epoch and the samples of each batch that `train` gives, for whoever makes the batches of many clients at once."""
-        order, order_of = self.indices, -1
+        order, order_of, deal = self.indices, -1, self.deal
         for number in range(first, first + steps):
-            epoch, offset = divmod(number, self.batches)
+            epoch, offset = divmod(number, deal.batches)
             if epoch != order_of:
                 order, order_of = (
                     numpy_generator(self.seed, "shuffle", self.shard, epoch).permutation(self.indices),
                     epoch,
                 )
-            yield epoch, order[offset * self.batch_size : (offset + 1) * self.batch_size]
+            yield epoch, order[deal.part(offset)]
 
     def test_rows(self, part: int, parts: int, samples: int) -> Iterator[Indices]:
         """The samples of each batch that `evaluate` gives."""
@@ -142,9 +147,9 @@ def make_loader(
     shard: int,
     batch_size: int,
     seed: int,
-    drop_last: bool = False,
+    last: LastBatch = "keep",
     augment: Literal["none", "crop_flip"] = "none",
 ) -> Loader:
     """The loader of `shard` out of `shards`, or of what `data` was reduced to before; raises ConfigError if there is no such shard or too little data."""
     indices = share(partition, data.train[1].numpy(), shards, shard, seed) if data.held is None else data.held
-    return Loader(data, indices, batch_size, seed, shard, drop_last, augment)
+    return Loader(data, indices, batch_size, seed, shard, last, augment)

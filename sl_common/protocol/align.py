@@ -20,6 +20,7 @@ from sl_common.errors import Diverged, WireError
 from sl_common.optim import Adam, Optimizer
 from sl_common.seeds import Draw, torch_generator
 from sl_common.segment import Segment
+from sl_common.singles import reason_against_one
 from sl_common.value import Value
 
 
@@ -60,14 +61,21 @@ class Alignment(Value):
         """
         if not len(memory.y):
             raise ValueError("alignment with an empty memory")
-        errors = [self._epoch(aux, memory, (*draw, epoch)) for epoch in range(self.epochs)]
+        least = self._least(aux, memory)
+        errors = [self._epoch(aux, memory, (*draw, epoch), least) for epoch in range(self.epochs)]
         return errors[0], errors[-1]
 
-    def _epoch(self, aux: Segment, memory: Memory, draw: Draw) -> float:
+    def _least(self, aux: Segment, memory: Memory) -> int:
+        """Samples of the smallest batch: two where there would be one of a single sample, and the network cannot train on that."""
+        alone = self.batch_size == 1 or len(memory.y) % self.batch_size == 1
+        takes_one = not alone or reason_against_one(aux.module, memory.z[0]) is None
+        return 1 if takes_one else 2
+
+    def _epoch(self, aux: Segment, memory: Memory, draw: Draw, least: int) -> float:
         count = len(memory.y)
         order = torch.randperm(count, generator=torch_generator(*draw))
         total = 0.0
-        for step, chosen in enumerate(torch.split(order, self.batch_size)):
+        for step, chosen in enumerate(_batches(order, max(self.batch_size, least), least)):
             chosen = chosen.to(memory.z.device)
             error = squared_error(
                 aux, Memory(z=memory.z[chosen], y=memory.y[chosen], targets=memory.targets[chosen]), (*draw, step)
@@ -82,6 +90,14 @@ class Alignment(Value):
             aux.backward(error)
             aux.step()
         return total / count
+
+
+def _batches(order: Tensor, size: int, least: int) -> list[Tensor]:
+    """A last one of fewer than `least` joins the one before."""
+    batches = list(torch.split(order, size))
+    if len(batches) > 1 and len(batches[-1]) < least:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
 
 
 def squared_error(aux: Segment, memory: Memory, draw: Draw) -> Tensor:

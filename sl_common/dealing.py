@@ -1,0 +1,51 @@
+"""How a client's samples become the batches of an epoch: counted alike by its loader, by the server and by every estimate. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+LastBatch = Literal["keep", "drop", "merge"]
+
+
+@dataclass(frozen=True, slots=True)
+class Deal:
+    """Batches of `batch_size`, and a last one with what remains.
+
+    `keep`: as it is; `drop`: left out of each epoch; `merge`: a remainder of one sample joins the batch before, which then has
+    `batch_size` + 1. One that has no batch before it stays.
+    """
+
+    samples: int
+    batch_size: int
+    last: LastBatch = "keep"
+
+    @property
+    def batches(self) -> int:
+        """In an epoch."""
+        whole, rest = divmod(self.samples, self.batch_size)
+        if self.last == "drop" or (self.last == "merge" and rest == 1 and whole):
+            return whole
+        return whole + (rest > 0)
+
+    @property
+    def used(self) -> int:
+        """Samples that an epoch trains on."""
+        return self.batches * self.batch_size if self.last == "drop" else self.samples
+
+    def part(self, number: int) -> slice:
+        """Where batch `number` of an epoch lies in the epoch's order."""
+        start = number * self.batch_size
+        return slice(start, self.used if number == self.batches - 1 else start + self.batch_size)
+
+    @property
+    def largest(self) -> int:
+        """Samples of the largest batch; 0 if there is none."""
+        if not self.batches:
+            return 0
+        return max(min(self.batch_size, self.used), self.used - (self.batches - 1) * self.batch_size)
+
+    @property
+    def smallest(self) -> int:
+        """Samples of the smallest batch, which is the last one; 0 if there is none."""
+        return min(self.batch_size, self.used - (self.batches - 1) * self.batch_size) if self.batches else 0
