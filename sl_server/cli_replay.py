@@ -85,20 +85,23 @@ def _end(found: Replayed, path: Path, until: int | None, as_json: bool) -> None:
     if found.cut_short:
         text = f"event {found.events + 1} is cut short ({found.cut_short} bytes): the run was killed, or goes on"
         _print(as_json, "warning", {"text": text})
-    expected = summary.get("weights_sha256")
-    if not stopped and expected is not None and "events.log" not in summary and expected != sha:
+    ended, expected = found.coordinator.ended, summary.get("weights_sha256")
+    if stopped:
+        expected = None
+    elif expected is not None and ended is None:  # it was resumed, and then not recorded; or a full disk ended the log
+        _print(as_json, "warning", {"text": "the log ends before the run did: what came after was not recorded"})
+        expected = None
+    if expected not in (None, sha):
         from sl_server.replay import Departed
 
-        raise Departed(
-            found.events, f"the log ends here with weights {sha[:16]}, {path.parent}/summary.json says {expected[:16]}"
-        )
-    ended = found.coordinator.ended
+        where = path.parent / "summary.json"
+        raise Departed(found.events, f"the log ends with weights {sha[:16]}, {where} says {expected[:16]}")
     fields = {
         "events": found.events,
         "weights_sha256": sha,
         "finished": bool(ended and ended.finished),
         "reason": ended.reason if ended else None,
-        "as_summary": expected == sha if expected is not None and not stopped else None,
+        "as_summary": None if expected is None else expected == sha,
     }
     _print(as_json, "replayed", fields)
 

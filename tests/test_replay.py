@@ -264,6 +264,17 @@ def test_the_command_on_a_log_of_other_weights_than_the_summary(run_directory: P
     assert "summary.json says 0000000000000000" in str(result.exception)
 
 
+def test_a_run_that_went_on_unrecorded_is_no_departure(run_directory: Path) -> None:
+    """It was killed in the middle of a wave and resumed: the summary is of what came after the log."""
+    path, world = run_directory / "events.log", recorded_world(run__rounds=1)
+    path.unlink()
+    write_log(path, world.config, world.events[: len(world.events) // 2])
+    (run_directory / "summary.json").write_text(json.dumps({"weights_sha256": "0" * 64}))
+    result = call(run_directory)
+    assert result.exit_code == 0, result.exception
+    assert "warning: the log ends before the run did" in result.output
+
+
 def test_a_directory_without_a_log_says_how_to_record_one(tmp_path: Path) -> None:
     result = call(tmp_path)
     assert isinstance(result.exception, ConfigError)
