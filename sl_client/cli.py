@@ -17,6 +17,7 @@ from sl_client.options import (
     Ca,
     Cert,
     DataFolder,
+    Device,
     Insecure,
     Json,
     Key,
@@ -96,6 +97,7 @@ def run(
         typer.Option(help="Write this client's lower segment here at the end (safetensors).", envvar="SL_SAVE_LOWER"),
     ] = None,
     threads: Threads = None,
+    device: Device = None,
     max_memory: MaxMemory = None,
     ca: Ca = None,
     cert: Cert = None,
@@ -117,10 +119,13 @@ def run(
     from sl_client.device import Limits, parse_size
     from sl_client.runner import Interrupted, Runner, run_until_interrupted
     from sl_client.show import make_show
+    from sl_common.host.devices import pick_device
 
     show = make_show(as_json=as_json)
     for text in access.cautions:
         show.warn(text)
+    if device is not None:  # before a server is asked
+        pick_device(device, "--device")
     runner = Runner(
         server,
         name=name,
@@ -132,6 +137,7 @@ def run(
         show=show,
         connect=partial(GrpcCarrier, access=access),
         state=state,
+        device=device,
         limits=Limits(threads=threads, memory=None if max_memory is None else parse_size(max_memory)),
     )
     try:

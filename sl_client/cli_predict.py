@@ -13,6 +13,7 @@ from sl_client.options import (
     Ca,
     Cert,
     DataFolder,
+    Device,
     Insecure,
     Json,
     Key,
@@ -78,6 +79,7 @@ def predict(
     retry: Annotated[
         float, typer.Option(help="Seconds to go on trying when no server answers.", envvar="SL_RETRY", min=0)
     ] = 10.0,
+    device: Device = None,
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
@@ -95,6 +97,10 @@ def predict(
     from sl_client.predict import Prediction
     from sl_client.predictor import Predictor
     from sl_client.runner import Interrupted, run_until_interrupted
+    from sl_common.host.devices import pick_device
+
+    if device is not None:  # before a server is asked
+        pick_device(device, "--device")
 
     def connect(warn: Callable[[str], None]) -> Predictor:
         for text in access.cautions:
@@ -110,6 +116,7 @@ def predict(
             cache=cache or default_folder(),
             retry_s=retry,
             warn=warn,
+            device=device,
         )
 
     prediction = Prediction(

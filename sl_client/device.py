@@ -12,6 +12,7 @@ import torch
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.footprint import FACTOR, Footprint, at_rest, footprint_of, trial_of, weights_below
+from sl_common.host.devices import pick_device
 from sl_common.imports import is_user_code
 from sl_common.network import Network
 
@@ -30,6 +31,16 @@ def parse_size(text: str) -> int:
     if nbytes == 0:
         raise ConfigError(f"--max-memory {text!r}: must be more than 0")
     return nbytes
+
+
+def device_for(config: RunConfig, owners: str | None, warn: Callable[[str], None]) -> str:
+    """Where this client computes: as its owner says, else as the run does. Raises ConfigError if there is no such device here."""
+    if owners is not None:
+        return pick_device(owners, "--device", warn)
+    try:
+        return pick_device(config.client.device, "client.device", warn)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; its owner may choose another one with --device or SL_DEVICE") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

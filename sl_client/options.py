@@ -56,6 +56,14 @@ Threads = Annotated[
         min=1,
     ),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Where to compute the lower segment: cpu, cuda, cuda:N, or auto for a GPU if there is one; by default as the run "
+        "says (client.device, auto).",
+        envvar="SL_DEVICE",
+    ),
+]
 MaxMemory = Annotated[
     str | None,
     typer.Option(

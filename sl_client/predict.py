@@ -50,6 +50,7 @@ class Prediction:
         try:
             with self._predictor as predictor:
                 config = predictor.open()
+                self._shown.device(predictor.device)
                 size = min(self._batch or config.data.batch_size, config.data.batch_size)
                 if self._test is None:
                     self._predict(config, size)

@@ -13,6 +13,7 @@ from rich.text import Text
 from torch import Tensor
 
 from sl_client.predictor import Answer
+from sl_common.host.devices import described
 from sl_common.host.text import MAX_OURS, printable
 
 _MANY = 32  # samples from which a bar is drawn
@@ -51,12 +52,24 @@ class Predictions:
         else:
             self._print(printable(line, MAX_OURS))
 
+    def device(self, device: str) -> None:
+        """Where the lower segment is computed."""
+        if self._json:
+            self.say("device", "", device=device)
+        else:
+            self._aside(f"computing the lower segment on {described(device)}")
+
     def warn(self, text: str) -> None:
-        """Something that a person should know of; on stderr, so that what is piped on stays a table."""
+        """Something that a person should know of."""
         if self._json:
             self.say("warning", text, text=text)
         else:
-            Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"warning: {printable(text, MAX_OURS)}"))
+            self._aside(f"warning: {text}")
+
+    @staticmethod
+    def _aside(text: str) -> None:
+        """On stderr, so that what is piped on stays a table."""
+        Console(stderr=True, highlight=False, soft_wrap=True).print(Text(printable(text, MAX_OURS)))
 
     def took(self, answer: Answer) -> None:
         """A batch was answered."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sl_client.access import PLAINTEXT, Access
 from sl_client.carrier import Carrier, GrpcCarrier, StreamBroken, no_of
-from sl_client.device import Limits
+from sl_client.device import Limits, device_for
 from sl_client.lowers import Lowers, own_lower, shared_lower
 from sl_client.runner import Interrupted
 from sl_client.tries import Tries
@@ -73,9 +73,15 @@ class Predictor:
         cache: Path | None = None,
         retry_s: float = 10.0,
         warn: Callable[[str], None] = lambda _text: None,
+        device: str | None = None,
         connect: Callable[[str], Carrier] | None = None,
     ) -> None:
-        """`shard`: whose head, where clients had their own. `lower`: a file, in place of the server's; `cache`: a folder for those."""
+        """`shard`: whose head, where clients had their own. `lower`: a file, in place of the server's; `cache`: a folder for those.
+
+        `device`: where to compute it, by default as the run says.
+        """
+        self._owners_device = device
+        self.device = "cpu"  # once the run is known
         self._server = server
         self._hello = Hello(life=secrets.token_bytes(16), client=name, shard=shard, shards=shards, software=__version__)
         self._allowed, self._lower_file = allowed, lower
@@ -142,7 +148,7 @@ class Predictor:
     def _ask(self, x: Tensor) -> None:
         began = time.perf_counter()
         with torch.inference_mode():
-            z = self._lower(x)
+            z = self._lower(x.to(self.device)).cpu()
         question = _Question(z=z, began=began, forward_s=time.perf_counter() - began)
         self._under_way.append(question)
         self._send_question(question)
@@ -282,13 +288,15 @@ class Predictor:
         torch.set_num_threads(self._config.run.threads)
         if len(offer.lower_sha256) not in (0, 32):
             raise WireError(f"the server offers a lower segment by a digest of {len(offer.lower_sha256)} bytes, not 32")
+        self.device = device_for(self._config, self._owners_device, self._warn)
         limits = Limits()
         limits.check_asking(self._config)
         fits = partial(limits.check_auxiliary, self._config)
         network = Network.build(self._config, self._allowed, parts=("lower",), fits=fits)
         self._limit_bytes = network.limit_bytes
         self._agree()
-        self._lower = trained(network.lower, self._weights(network, offer.lower_sha256), "the lower segment")
+        lower = trained(network.lower, self._weights(network, offer.lower_sha256), "the lower segment")
+        self._lower = lower.to(self.device)
         self._offer = offer
 
     def _weights(self, network: Network, sha256: bytes) -> State:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from sl_client.carrier import Carrier, GrpcCarrier, StreamBroken
-from sl_client.device import NO_LIMITS, Limits
+from sl_client.device import NO_LIMITS, Limits, device_for
 from sl_client.memory import give_back_code
 from sl_client.past import Past
 from sl_client.seat import take_seat
@@ -132,11 +132,13 @@ class Runner:
         show: Show,
         connect: Callable[[str], Carrier] = GrpcCarrier,
         state: Path | None = None,
+        device: str | None = None,
         limits: Limits = NO_LIMITS,
     ) -> None:
-        """`state`: a folder in which snapshots outlive this process; `limits`: what the device's owner allows."""
+        """`state`: a folder in which snapshots outlive this process; `device` and `limits`: what its owner says, and allows."""
         self._past_on_disk = Past(state)
         self._limits = limits
+        self._device = device
         self._server = server
         self._name = name
         self._shard, self._shards = shard, shards
@@ -182,6 +184,7 @@ class Runner:
             snapshots=self._past(welcome),
             limits=self._limits,
             sole=True,
+            device=device_for(config, self._device, self._show.warn),
         )
         draw, most = config.draw_of(welcome.shard), seat.limit_bytes
         window, tensors = config.client.window, seat.limit_tensors

@@ -29,6 +29,7 @@ def take_seat(
     snapshots: Snapshots | None = None,
     limits: Limits = NO_LIMITS,
     sole: bool = False,
+    device: str = "cpu",
 ) -> Seat:
     """Build what a client needs for its part in the run.
 
@@ -42,7 +43,7 @@ def take_seat(
 
     def make(part: str) -> Callable[[], Segment]:
         optimizer = config.client.aux_optimizer if part == "aux" else None
-        return lambda: Segment(modules[part], optimizer or config.client.optimizer, span=span)
+        return lambda: Segment(modules[part], optimizer or config.client.optimizer, span=span, device=device)
 
     return Seat(
         config=config,

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from sl_common.host.devices import described
 from sl_common.host.text import MAX_OURS, printable
 from sl_common.messages import Aligned, Begin, Bye, Done, Gradient, Late, Welcome
 from sl_common.participate import Seat
@@ -55,20 +56,21 @@ class Lines:
 
     def seated(self, welcome: Welcome, seat: Seat) -> None:
         """The run is known."""
-        config, ready = seat.config, seat.ready
+        config, ready, lower = seat.config, seat.ready, seat.bank.get("lower")
         self._waiting = False
         self.say(
             "joined",
             f"joined run {config.run.name!r} as {welcome.client}: shard {welcome.shard + 1} of {welcome.shards} of {config.data.name}, "
             f"{ready.samples} samples in {ready.batches} batches; {config.preset or 'own protocol'}, model {config.model.name} cut at "
-            f"{config.model.cut}, {seat.bank.get('lower').nbytes / 1e3:,.1f} kB on this device",
+            f"{config.model.cut}, {lower.nbytes / 1e3:,.1f} kB on this device, computed on {described(str(lower.device))}",
             run=config.run.name,
             client=welcome.client,
             shard=welcome.shard,
             shards=welcome.shards,
             samples=ready.samples,
             batches=ready.batches,
-            lower_bytes=seat.bank.get("lower").nbytes,
+            lower_bytes=lower.nbytes,
+            device=str(lower.device),
         )
 
     def begin(self, begin: Begin) -> None:  # noqa: ARG002  (a bar needs it)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from sl_common.bounded import check, read_json, read_toml
 from sl_common.codec import Link
@@ -125,9 +126,21 @@ class Wave(Value):
         return self.steps or (self.epochs or 1) * per_epoch
 
 
+def check_device(device: str) -> str:
+    """Raise ValueError unless this is the name of a device."""
+    if not _DEVICE.fullmatch(device):
+        raise ValueError(f"must be auto, cpu, cuda or cuda:N, not {device!r}")
+    return device
+
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+Device = Annotated[str, AfterValidator(check_device)]  # auto: a GPU if there is one, on the machine that computes
+
+
 class Client(Training):
     """The clients' segments."""
 
+    device: Device = "auto"  # of every client; the owner of a device has the last word (sl-client run --device)
     wave: Wave = Wave()
     initial: Literal["shared", "own"] = "shared"  # own: every client's lower segment begins with other weights
     window: Annotated[int, Field(gt=0, le=1024)] = (
@@ -167,16 +180,9 @@ class Server(Training):
     guard: Guard = Guard()
     limits: Limits = Limits()
     alignment: Alignment = Alignment()  # of auxiliary networks that the server trains
-    device: str = "cpu"  # "auto" takes a GPU if there is one; bits are equal only on equal devices
+    device: Device = "auto"  # of the head: a GPU if there is one; bits are equal only on equal devices
     channels_last: bool = False  # the head's images in memory: faster convolutions on most machines, other last bits
     reply_first: bool = True  # before the gradients of the head's large layers are computed; false takes less memory
-
-    @field_validator("device")
-    @classmethod
-    def _known(cls, device: str) -> str:
-        if device not in ("auto", "cpu", "cuda") and not device.removeprefix("cuda:").isdigit():
-            raise ValueError(f"must be auto, cpu, cuda or cuda:N, not {device!r}")
-        return device
 
 
 class Eval(Value):

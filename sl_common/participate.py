@@ -183,7 +183,7 @@ class Seat:
             z = lower.forward(batch.x, train=False, grad=False)
             yield Smashed(
                 step=batch.step,
-                z=z,
+                z=z.to("cpu"),
                 y=batch.y,
                 round=begin.round,
                 wave=begin.wave,
@@ -206,7 +206,7 @@ def _placed(exchange: Generator[Wish, Any, Tally], begin: Begin) -> Generator[Wi
         if isinstance(op, Smashed):
             op = Smashed(
                 step=op.step,
-                z=op.z,
+                z=op.z.to("cpu"),  # where codecs read it; the same tensor if it is there
                 y=op.y,
                 round=begin.round,
                 wave=begin.wave,

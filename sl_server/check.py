@@ -22,6 +22,7 @@ from sl_common.codec.words import words
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.footprint import Footprint, kept_by, nbytes_of
+from sl_common.host.devices import pick_device
 from sl_common.messages import Gradient, Newest, Smashed
 from sl_common.models import Block, join
 from sl_common.network import Network, auxiliary_fit
@@ -94,6 +95,7 @@ class Report:
     cuts: list[Cut]
     chosen: int
     head_bytes: int
+    device: str  # of the head on this machine, or why there is none such here
     aligning: Aligning | None  # where the server aligns auxiliary networks
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,6 +106,7 @@ class Report:
             "cautions": self.config.cautions,
             "cut": self.chosen,
             "head_bytes": self.head_bytes,
+            "devices": {"server": self.device, "client": self.config.client.device},
             "alignment": None if self.aligning is None else asdict(self.aligning),
         }
 
@@ -115,6 +118,11 @@ class Report:
         console.print(
             f"run {config.run.name!r}: {config.run.rounds} rounds, {config.run.clients} clients, {config.preset or 'own protocol'}, "
             f"model {config.model.name} on {config.data.name} {config.input}, batch {config.data.batch_size}"
+        )
+        console.print(
+            f"devices: server.device = {config.server.device} is {self.device} on this machine; "
+            f"client.device = {config.client.device}"
+            + (", a GPU where one has it" if config.client.device == "auto" else "")
         )
         table = Table(title=Text(f"cuts (model.cut = {config.model.cut!r} is marked)"))
         for column in ("cut", "after", "smashed", "up/step", "down/step", "lower", "client memory"):
@@ -194,8 +202,17 @@ def inspect(config: RunConfig) -> Report:
         cuts=possible,
         chosen=network.cut,
         head_bytes=nbytes_of(network.head.state_dict().values()),
+        device=_device(config),
         aligning=_aligning(config, network) if config.protocol.aligns else None,
     )
+
+
+def _device(config: RunConfig) -> str:
+    """The server may be another machine than this one: a device that is not here is told, not refused."""
+    try:
+        return pick_device(config.server.device, "server.device")
+    except ConfigError as error:
+        return f"not there ({error})"
 
 
 def _aligning(config: RunConfig, network: Network) -> Aligning:

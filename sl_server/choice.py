@@ -25,22 +25,26 @@ Asked = Literal["off", "auto", "on"]
 
 
 def simulation_of(
-    config: RunConfig, asked: Asked, *, data: Path | None, device: str, count: Count
+    config: RunConfig, asked: Asked, *, data: Path | None, device: str, client_device: str, count: Count
 ) -> tuple[Simulation, str | None]:
     """The simulation, and what its user should know of the choice. Raises ConfigError if it must be stacked and cannot be."""
     if asked == "off":
-        return Simulation(config, data=data, device=device, count=count), None
+        return Simulation(config, data=data, device=device, client_device=client_device, count=count), None
     reason = reason_against(config, Network.build(config))
     if reason is not None and asked == "on":
         raise ConfigError(f"--stacked on: {reason}")
-    if reason is None and asked == "auto" and (gain := measured_gain(config, data, device)) < _WORTH_IT:
+    if reason is None and asked == "auto" and (gain := measured_gain(config, data, device, client_device)) < _WORTH_IT:
         reason = f"in a short trial it was {gain:.2f} times as fast"
     if reason is not None:
-        return Simulation(config, data=data, device=device, count=count), f"not stacked: {reason}"
-    return Stacked(config, data=data, device=device, count=count), OTHER_BITS
+        return Simulation(
+            config, data=data, device=device, client_device=client_device, count=count
+        ), f"not stacked: {reason}"
+    return Stacked(config, data=data, device=device, client_device=client_device, count=count), OTHER_BITS
 
 
-def measured_gain(config: RunConfig, data: Path | None = None, device: str = "cpu") -> float:
+def measured_gain(
+    config: RunConfig, data: Path | None = None, device: str = "cpu", client_device: str = "cpu"
+) -> float:
     """How many times as fast the first clients of this run step when they are stacked: the median of pairs, one step each in turn."""
     clients = min(config.run.clients, _CLIENTS)
     short = config.model_copy(
@@ -50,7 +54,9 @@ def measured_gain(config: RunConfig, data: Path | None = None, device: str = "cp
             "client": config.client.model_copy(update={"wave": Wave(steps=clients * (_PAIRS + 2))}),
         }
     )
-    plain, stacked = (kind(short, data=data, device=device).facts() for kind in (Simulation, Stacked))
+    plain, stacked = (
+        kind(short, data=data, device=device, client_device=client_device).facts() for kind in (Simulation, Stacked)
+    )
     for facts in (plain, stacked):  # places are taken, and torch warms up
         seconds_of(facts, clients)
     until, gains = time.perf_counter() + _TRIAL_S, list[float]()

@@ -172,18 +172,23 @@ def simulate(
 def _simulate(
     config: RunConfig, where: Path, *, data: Path | None, stacked: Stacking, tensorboard: bool, as_json: bool
 ) -> None:
+    from sl_common.host.devices import pick_device
     from sl_server.choice import simulation_of
     from sl_server.ledger import Ledger
     from sl_server.rundir import RunDirectory
-    from sl_server.serve import Scribe, pick_device
+    from sl_server.serve import Scribe
     from sl_server.show import make_show
     from sl_server.table import open_board
 
     ledger = Ledger()
-    device = pick_device(config.server.device)
-    simulation, told = simulation_of(config, stacked.value, data=data, device=device, count=ledger.count)
-    directory = RunDirectory(where, config, ledger, board=open_board(where) if tensorboard else None)
     show = make_show(ledger, config.run.rounds, as_json=as_json)
+    device = pick_device(config.server.device, "server.device", show.warn)
+    clients = pick_device(config.client.device, "client.device", show.warn)
+    simulation, told = simulation_of(
+        config, stacked.value, data=data, device=device, client_device=clients, count=ledger.count
+    )
+    directory = RunDirectory(where, config, ledger, board=open_board(where) if tensorboard else None)
+    show.device(device, config.server.device)
     scribe = Scribe(simulation.coordinator, directory, show)
     if told is not None:
         directory.notes["stacking"] = told

@@ -50,17 +50,20 @@ def serve(
 
     papers = {"cert": cert, "key": key, "client_ca": client_ca, "revoked": revoked, "tokens": tokens}
     door = make_door(f"{host}:{port}", **papers, insecure=insecure)
+    from sl_common.host.devices import pick_device
     from sl_server.answer import serve_trained
     from sl_server.ledger import Ledger
     from sl_server.microbatch import MicroBatching
-    from sl_server.serve import pick_device
     from sl_server.show import Show
     from sl_server.trained import config_of, read_run
 
     ledger = Ledger()
     show = Show(ledger, 0, as_json=as_json)
     config = config_of(run_directory)
-    trained = read_run(run_directory, show.warn, pick_device(device or config.server.device))
+    asked = device or config.server.device
+    picked = pick_device(asked, "server.device" if device is None else "--device", show.warn)
+    trained = read_run(run_directory, show.warn, picked)
+    show.device(picked, asked)
     failure, interrupted = serve_trained(
         trained,
         MicroBatching(max_samples=max_batch, max_wait_s=max_wait / 1e3),

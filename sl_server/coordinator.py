@@ -94,6 +94,7 @@ class Coordinator:
         `alone`: a lock, for whoever runs `jobs` in other threads. `run` names this run, also after a restart.
         """
         self.run = run
+        self.device = device
         self.config = config
         self.network = network
         self.protocol = config.protocol

@@ -68,7 +68,7 @@ class _OnceKnown:
 class Metrics:
     """All metrics of one run, in a registry of their own."""
 
-    def __init__(self, ledger: Ledger, config: RunConfig | None = None) -> None:
+    def __init__(self, ledger: Ledger, config: RunConfig | None = None, device: str = "cpu") -> None:
         """`config`: the run's; by default one with nothing set."""
         config = config or RunConfig()
         registry = self.registry = CollectorRegistry()
@@ -85,7 +85,7 @@ class Metrics:
         self._make_people(registry)
         self._make_progress(registry)
         self._make_faults(registry)
-        self._describe(config, registry)
+        self._describe(config, device, registry)
 
     def _make_times(self, registry: CollectorRegistry) -> None:
         text = "One training step of one client, by phase; encode and decode are both sides' together"
@@ -140,7 +140,7 @@ class Metrics:
             self._checkpoints.labels(result)
 
     @staticmethod
-    def _describe(config: RunConfig, registry: CollectorRegistry) -> None:
+    def _describe(config: RunConfig, device: str, registry: CollectorRegistry) -> None:
         Gauge("sl_build_info", "Always 1", ("version",), registry=registry).labels(__version__).set(1)
         about = {
             "name": config.run.name,
@@ -149,6 +149,7 @@ class Metrics:
             "data": config.data.name,
             "codec_up": config.codec.up.kind,
             "codec_down": config.codec.down.kind,
+            "device": device,
         }
         Gauge("sl_run_info", "Always 1; what is run", tuple(about), registry=registry).labels(**about).set(1)
         text = "Wire bytes both ways that the run should do with, metrics.budget_mb; +Inf if none were named"

@@ -219,6 +219,7 @@ def summarise(
         "weights_sha256": coordinator.weights_sha256(),
         "seed": config.run.seed,
         "threads": config.run.threads,
+        "device": coordinator.device,  # of the head; each client says its own
         "torch": torch.__version__,
         "cutlayer": __version__,
     }

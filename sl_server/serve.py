@@ -13,12 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, DataError
 from sl_common.exits import HAND_OVER_S
 from sl_common.facts import Evaluated, Fact, WaveBegun
+from sl_common.host.devices import pick_device
 from sl_common.network import Network
 from sl_common.segment import Tree
 from sl_server import eventlog, handshakes, service
@@ -34,15 +33,6 @@ from sl_server.rundir import NOTHING, RunDirectory, shorter
 from sl_server.show import Show, make_show
 from sl_server.spill import DiskSpill
 from sl_server.table import Board, open_board
-
-
-def pick_device(device: str) -> str:
-    """`auto` is a GPU if there is one. Raises ConfigError if the one asked for is not there."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"server.device = {device!r}: torch {torch.__version__} sees no CUDA device here")
-    return device
 
 
 def run_server(
@@ -80,11 +70,11 @@ async def _serve(
     ledger = Ledger()
     show = make_show(ledger, config.run.rounds, as_json=as_json)
     checkpoints = Checkpoints(out)
+    device = pick_device(config.server.device, "server.device", show.warn)
     network = Network.build(config)
     tree = checkpoints.newest(show.warn, partial(_check_fits, config, network, out)) if resume else None
     run = tree["run"] if tree else secrets.token_hex(8)
-    metrics = Metrics(ledger, config)
-    device = pick_device(config.server.device)
+    metrics = Metrics(ledger, config, device)
     coordinator = Coordinator(config, network, device=device, spill=DiskSpill(out), alone=threading.Lock(), run=run)
     directory = RunDirectory(out, config, ledger, tree["files"] if tree else NOTHING if resume else None, board)
     over = asyncio.Event()
@@ -113,6 +103,7 @@ async def _serve(
         if door.certificates is not None:
             ears.enter_context(handshakes.heard(engine.refused))
         server, port = await service.start(engine, listen, door)
+        show.device(device, config.server.device)
         _announce(show, f"{listen.rpartition(':')[0]}:{port}", door, config.run.clients)
         if metrics_at is not None:
             at = metrics.scrapes.serve(*metrics_at, engine.health)

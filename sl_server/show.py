@@ -26,6 +26,7 @@ from sl_common.facts import (
     Trained,
     WaveBegun,
 )
+from sl_common.host.devices import described
 from sl_common.host.text import MAX_OURS, printable, printable_lines
 from sl_common.messages import WIRE_KINDS
 from sl_server.ledger import Ledger
@@ -51,6 +52,11 @@ class Show:
     def warn(self, text: str) -> None:
         """Something that a person should know of."""
         self.say("warning", f"warning: {text}", text=text)
+
+    def device(self, device: str, asked: str) -> None:
+        """Where the head is computed, of what was asked for."""
+        text = f"computing the head on {described(device)}" + (" (device = auto)" if asked == "auto" else "")
+        self.say("device", text, device=device, asked=asked)
 
     def fact(self, fact: Fact) -> None:
         """Say what matters to a person."""

@@ -94,6 +94,7 @@ class Simulation:
         data: Path | None = None,
         allowed: Collection[str] | None = None,
         device: str = "cpu",
+        client_device: str = "cpu",
         count: Count = lambda _direction, _sent: None,
     ) -> None:
         torch.set_num_threads(config.run.threads)
@@ -104,7 +105,10 @@ class Simulation:
         self._clients: dict[str, SimulatedClient] = {}
         for number in range(config.run.clients):
             client = SimulatedClient(
-                self.sessions, number, lambda welcome: take_seat(welcome, data=data, allowed=allowed), count
+                self.sessions,
+                number,
+                lambda welcome: take_seat(welcome, data=data, allowed=allowed, device=client_device),
+                count,
             )
             self._clients[client.session.client] = client
 

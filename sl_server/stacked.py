@@ -34,10 +34,11 @@ class Stacked(Simulation):
         data: Path | None = None,
         allowed: Collection[str] | None = None,
         device: str = "cpu",
+        client_device: str = "cpu",
         count: Count = lambda _direction, _sent: None,
     ) -> None:
         """Raises ConfigError if this run cannot be stacked; the stack is on `device` too."""
-        super().__init__(config, data=data, allowed=allowed, device=device, count=count)
+        super().__init__(config, data=data, allowed=allowed, device=device, client_device=client_device, count=count)
         reason = self.reason_against(config, self.coordinator.network)
         if reason is not None:
             raise ConfigError(reason)

@@ -73,6 +73,7 @@ def settings(runs: Sequence[PastRun]) -> list[Row]:
         ("client's optimiser", lambda run: _optimizer(run.config.client.optimizer)),
         ("server's optimiser", lambda run: _optimizer(run.config.server.optimizer)),
         ("seed, threads", lambda run: f"{run.config.run.seed}, {run.config.run.threads}"),
+        ("device of the head", lambda run: str((run.summary or {}).get("device") or NOTHING)),
         (
             "torch, cutlayer",
             lambda run: f"{run.summary.get('torch')}, {run.summary.get('cutlayer')}" if run.summary else NOTHING,

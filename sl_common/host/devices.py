@@ -1,0 +1,56 @@
+"""Which device a side computes on: what was asked for, or a GPU if there is one. The one function for it, on both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from sl_common.config import check_device
+from sl_common.errors import ConfigError
+
+
+def pick_device(asked: str, key: str, warn: Callable[[str], None] = lambda _text: None) -> str:
+    """`auto` is CUDA's first GPU if torch sees one and can compute on it, else the CPU: torch's name of the device.
+
+    Raises ConfigError naming `key`, a key of the configuration or an option, if the one asked for is none or is not there.
+    """
+    try:
+        check_device(asked)
+    except ValueError as error:
+        raise ConfigError(f"{key} = {asked!r}: {error}; {what_is_there()}") from error
+    if asked == "cpu":
+        return asked
+    if asked == "auto":
+        return "cuda" if _computes(key, warn) else "cpu"
+    if int(asked.partition(":")[2] or 0) >= _gpus():
+        raise ConfigError(f"{key} = {asked!r}: no such device here; {what_is_there()}")
+    return asked
+
+
+def what_is_there() -> str:
+    """The devices of this machine that can be asked for."""
+    names = [f"cuda:{number} ({torch.cuda.get_device_name(number)})" for number in range(_gpus())]
+    build = "" if names or torch.version.cuda else ", a build without CUDA,"
+    return f"torch {torch.__version__}{build} sees {', '.join(['cpu', *names])}"
+
+
+def described(device: str) -> str:
+    """A picked device for people: cuda (NVIDIA H200)."""
+    return device if device == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})"
+
+
+def _gpus() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _computes(key: str, warn: Callable[[str], None]) -> bool:
+    """A GPU that torch sees may still be one that this build of torch, or the driver, cannot use."""
+    if not _gpus():
+        return False
+    try:
+        return torch.ones(1, device="cuda").add(1).item() == 2
+    except (RuntimeError, AssertionError) as error:  # the latter of a build without CUDA
+        first = str(error).partition("\n")[0]
+        warn(f"{key} = 'auto' takes the CPU: torch {torch.__version__} sees a GPU and cannot use it ({first:.200})")
+        return False
