@@ -34,7 +34,7 @@ def predict(
     files: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="PNG or JPEG pictures (they need 'cutlayer[images]'), .npy arrays, IDX files (plain or .gz).",
+            help="PNG or JPEG pictures (they need the extra images), .npy arrays, IDX files (plain or .gz).",
             metavar="[FILE]…",
         ),
     ] = None,

@@ -19,6 +19,7 @@ from torch import Tensor
 from sl_client.data import Scale
 from sl_client.data.idx import read_idx
 from sl_common.errors import ConfigError, DataError
+from sl_common.host.extras import how_to_install
 
 _NPY, _IDX, _GZIP, _PNG, _JPEG = b"\x93NUMPY", b"\x00\x00\x08", b"\x1f\x8b", b"\x89PNG", b"\xff\xd8\xff"
 _COLOURS = {1: ("L", "grayscale"), 3: ("RGB", "RGB")}
@@ -98,7 +99,7 @@ def _picture(path: Path, input: tuple[int, ...]) -> tuple[Tensor, str]:
     try:
         from PIL import Image, ImageOps
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{path}: pictures need the package Pillow: pip install 'cutlayer[images]'") from error
+        raise ConfigError(f"{path}: pictures need the package Pillow: {how_to_install('images')}") from error
     if len(input) != 3 or input[0] not in _COLOURS:
         raise DataError(f"{path}: is a picture, but a sample of this run has shape {input}: give it as .npy")
     mode, colour = _COLOURS[input[0]]

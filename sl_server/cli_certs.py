@@ -10,6 +10,7 @@ import typer
 
 from sl_common.addresses import USUAL_PORT, joined
 from sl_common.errors import ConfigError
+from sl_common.host.extras import how_to_install
 from sl_server.options import Json
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def certs(
     try:
         from sl_server.certs import Folder
     except ModuleNotFoundError as error:
-        raise ConfigError("sl-server certs needs the package cryptography: pip install 'cutlayer[certs]'") from error
+        raise ConfigError(f"sl-server certs needs the package cryptography: {how_to_install('certs')}") from error
     here = Folder(folder)
     if revoke:
         if wanted or hosts or add:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sl_common.errors import ConfigError
+from sl_common.host.extras import how_to_install
 
 
 def report(
@@ -28,7 +29,7 @@ def report(
         from sl_server.report.page import make_page
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"sl-server report needs matplotlib and jinja2 ({error.name} is missing): pip install 'cutlayer[report]'"
+            f"sl-server report needs matplotlib and jinja2 ({error.name} is missing): {how_to_install('report')}"
         ) from error
     from sl_common.host.files import write_atomically
 

@@ -64,8 +64,8 @@ Revoked = Annotated[
 Tokens = Annotated[
     Path | None,
     typer.Option(
-        help='Ask clients for tokens: a file with a line id = "token" for each. Read again when it changes. Needs TLS, '
-        "but on this machine alone.",
+        help='Ask clients for tokens: a file with a line id = "token" for each. Read again when it changes. Needs TLS '
+        "(--cert and --key) unless the server listens on this machine alone, where plaintext will do.",
         envvar="SL_TOKENS",
     ),
 ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sl_common.errors import ConfigError
+from sl_common.host.extras import how_to_install
 from sl_server.watched import Watched, read_file
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _read(path: Path, client_ca: Path) -> _Listed:
         from cryptography import x509
         from cryptography.exceptions import UnsupportedAlgorithm
     except ModuleNotFoundError as error:
-        raise ConfigError("--revoked needs the package cryptography: pip install 'cutlayer[certs]'") from error
+        raise ConfigError(f"--revoked needs the package cryptography: {how_to_install('certs')}") from error
     data, trusted = read_file("--revoked", path), read_file("--client-ca", client_ca)
     try:
         listed = x509.load_pem_x509_crl(data)

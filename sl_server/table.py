@@ -13,6 +13,7 @@ from typing import Protocol
 
 from sl_common.errors import ConfigError
 from sl_common.facts import Evaluated, RoundEnded
+from sl_common.host.extras import how_to_install
 from sl_common.messages import WIRE_KINDS
 from sl_server.growing import GrowingFile
 from sl_server.ledger import Ledger
@@ -84,7 +85,7 @@ def open_board(folder: Path) -> Board:
         from sl_server.board import TensorBoard
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"--tensorboard needs the package tensorboard ({error.name} is missing): pip install 'cutlayer[tensorboard]'"
+            f"--tensorboard needs the package tensorboard ({error.name} is missing): {how_to_install('tensorboard')}"
         ) from error
     return TensorBoard(folder)
 

@@ -63,6 +63,7 @@ schedule = { kind = "step", milestones = [1, 2], gamma = 0.3 }
 wave = { steps = 5 }
 initial = "shared"
 window = 9
+device = "cuda:2"
 aux_optimizer = { kind = "adam", lr = 0.3 }
 [server]
 optimizer = { kind = "sgd", lr = 0.2, momentum = 0.5, nesterov = true }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import struct
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from sl_client.data import _BUILT_IN, Scale, load, scale_of
 from sl_client.samples import batches, read
 from sl_common.config import KNOWN_DATA
 from sl_common.errors import ConfigError, DataError
+from sl_common.host.extras import how_to_install
 
 GRAY, COLOUR = (1, 28, 28), (3, 32, 32)
 RANDOM = np.random.Generator(np.random.PCG64(0))
@@ -111,7 +113,7 @@ def test_what_is_transparent_is_black_and_what_is_turned_is_turned(tmp_path: Pat
 def test_without_pillow_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = picture(tmp_path / "g.png", PIXELS[0], "L")
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ConfigError, match=r"pictures need the package Pillow: pip install 'cutlayer\[images\]'"):
+    with pytest.raises(ConfigError, match=re.escape(f"pictures need the package Pillow: {how_to_install('images')}")):
         read(path, GRAY, of_bytes=True)
     assert read(npy(tmp_path / "x.npy", PIXELS), GRAY, of_bytes=True).x.shape == (4, *GRAY), "arrays do without"
 

@@ -14,6 +14,7 @@ from test_cli import SMALL
 from world import make_config
 
 from sl_common.facts import RoundEnded, WaveBegun
+from sl_common.host.extras import how_to_install
 from sl_server.board import TensorBoard, tag_of
 from sl_server.ledger import Ledger
 from sl_server.rundir import RunDirectory
@@ -82,7 +83,7 @@ def test_without_the_package_it_says_what_to_install(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "--tensorboard needs the package tensorboard" in done.stderr
-    assert "pip install 'cutlayer[tensorboard]'" in done.stderr
+    assert how_to_install("tensorboard") in done.stderr
     assert not (tmp_path / "out").exists(), "and leaves its place free"
 
 

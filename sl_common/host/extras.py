@@ -1,0 +1,66 @@
+"""How to install what an optional feature needs, from where this program runs: the one place that says so.
+
+No package index has this project, so that its extras can be named only beside the folder that it was installed from.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import sys
+import sysconfig
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+NAME = "cutlayer"
+
+
+def how_to_install(extra: str) -> str:
+    """A command that installs an extra of pyproject.toml into the environment that runs this; in an image that is read-only, how to make one."""
+    command = _pip() + _what(extra)
+    line = shlex.join(command)
+    if os.access(sysconfig.get_path("purelib"), os.W_OK):
+        return line
+    return f"in an image made FROM this one: USER root, then RUN {line}" if _in_a_container() else f"sudo {line}"
+
+
+def _pip() -> list[str]:
+    """Of this environment; one without pip is served by whatever pip there is."""
+    if importlib.util.find_spec("pip") is None:
+        return ["pip", "--python", sys.executable, "install"]
+    return [sys.executable, "-m", "pip", "install"]
+
+
+def _what(extra: str) -> list[str]:
+    """The checkout that this was installed from, with the extra; without one, the packages that it names."""
+    folder, editable = _checkout()
+    if folder is not None:
+        return [*(["-e"] if editable else []), f"{folder}[{extra}]"]
+    return _packages(extra)
+
+
+def _checkout() -> tuple[Path | None, bool]:
+    try:
+        told = distribution(NAME).read_text("direct_url.json")
+        url = json.loads(told or "{}")
+        folder = Path(unquote(urlsplit(url["url"]).path))
+        editable = bool(url["dir_info"].get("editable"))
+    except (PackageNotFoundError, ValueError, KeyError, OSError):
+        return None, False
+    return (folder, editable) if (folder / "pyproject.toml").is_file() else (None, False)
+
+
+def _packages(extra: str) -> list[str]:
+    """As the metadata of this installation have them: `pillow>=10; extra == "images"`."""
+    found = [line.partition(";") for line in distribution(NAME).requires or ()]
+    wanted = re.compile(rf"""extra\s*==\s*["']{re.escape(extra)}["']""")
+    return [requirement.strip() for requirement, _, marker in found if wanted.search(marker)]
+
+
+def _in_a_container() -> bool:
+    marks = (Path("/.dockerenv"), Path("/run/.containerenv"))
+    return any(mark.exists() for mark in marks) or "KUBERNETES_SERVICE_HOST" in os.environ
