@@ -10,6 +10,7 @@ import typer
 
 from sl_common.addresses import address_to_reach
 from sl_common.errors import ConfigError
+from sl_common.host.descriptors import Room, make_room
 
 if TYPE_CHECKING:  # grpc is imported when it is needed, not for --help
     from sl_client.access import Access
@@ -83,6 +84,9 @@ Allow = Annotated[
 ]
 
 
+ROOM = Room(least=24, wanted=64, what="this client")  # it has 12 while it trains, and snapshots and its data beside
+
+
 def server_of(text: str) -> str:
     """The address in --server. Raises ConfigError."""
     return address_to_reach(text, "--server")
@@ -93,6 +97,7 @@ def reach(
 ) -> Access:
     """To an address that `server_of` gave. Raises ConfigError for what make_access does not take."""
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # before grpc is imported; what fails is said in our words
+    make_room(ROOM)
     from sl_client.access import make_access
 
     return make_access(server, ca=ca, cert=cert, key=key, token=token, insecure=insecure)

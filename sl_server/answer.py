@@ -8,12 +8,14 @@ import signal
 import sys
 
 from sl_common.exits import HAND_OVER_S
-from sl_server import handshakes, service
+from sl_common.host.descriptors import Shortage
+from sl_server import descriptors, handshakes, service
 from sl_server.door import Door
 from sl_server.infer_metrics import InferMetrics
 from sl_server.inference import Inference
 from sl_server.ledger import Ledger
 from sl_server.microbatch import MicroBatching
+from sl_server.serve import say_room
 from sl_server.show import Show, size
 from sl_server.trained import Trained
 
@@ -51,11 +53,13 @@ async def _serve(
         warn=show.warn,
         on_end=lambda: _ring(loop, over),
     )
+    say_room(show, descriptors.of_answers(trained.config))
     server = None
     with contextlib.ExitStack() as stack:
         stack.callback(metrics.scrapes.close)
-        if door.certificates is not None:
-            stack.enter_context(handshakes.heard(inference.refused))
+        shortage = Shortage(show.warn)
+        stack.enter_context(handshakes.heard(inference.refused, shortage.met))
+        stack.callback(asyncio.create_task(descriptors.watch(shortage)).cancel)
         try:
             server, port = await service.start(inference, listen, door, "Infer")
             _announce(show, f"{listen.rpartition(':')[0]}:{port}", door, trained)

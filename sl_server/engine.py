@@ -22,6 +22,7 @@ import torch
 
 from sl_common.errors import CutlayerError, Refused, WireError
 from sl_common.facts import AuxAligned, ClientAway, ClientBack, Fact, WentBack
+from sl_common.host.descriptors import cause
 from sl_common.limits import Limits
 from sl_common.messages import Aligned
 from sl_common.pauses import PauseClock
@@ -322,9 +323,7 @@ class Engine:
             self._archive.save(self.coordinator.rests, tree)
         except OSError as error:
             self._metrics.checkpoint(None)
-            self._warn(
-                f"no checkpoint after wave {self.coordinator.rests} ({error.strerror or error}); training goes on"
-            )
+            self._warn(f"no checkpoint after wave {self.coordinator.rests} ({cause(error)}); training goes on")
             return
         self._durable = self.coordinator.rests
         self._metrics.checkpoint(time.perf_counter() - began)

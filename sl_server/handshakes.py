@@ -1,4 +1,5 @@
-"""TLS handshakes that failed. gRPC tells of them nowhere but in its log, which goes to file descriptor 2: they are read there.
+"""TLS handshakes that failed, and connections that no descriptor was free for. gRPC tells of them nowhere but in its log, which goes to
+file descriptor 2: they are read there.
 
 Law: every other line goes on to stderr, without control characters, and Python's own stderr does not pass here. A crash of C code may lose the
 last lines that it wrote. With GRPC_VERBOSITY=ERROR gRPC does not write them, and nothing is counted.
@@ -18,6 +19,7 @@ from sl_common.host.text import printable_lines
 
 _FAILED = re.compile(rb"\] Handshake failed with error [^:]*(?::.*OPENSSL_internal:(\w+)(?:: (.*))?)?$")
 _NAME = re.compile(rb"\] No match found for server name: (.*)$")
+_FULL = b"] File descriptor limit reached"  # once a second, as long as it lasts
 _MAX_LINE = 4096  # bytes that are looked at: the patterns go back and forth
 _MINE = b"ssl_transport_security"  # the source file that says either
 _BROKE_OFF = "it may not trust --cert: another CA, a date, a name it is not for"
@@ -54,14 +56,14 @@ def _cause(code: str, detail: str) -> tuple[str, Refused]:
 
 
 @contextlib.contextmanager
-def heard(tell: Callable[[str, Refused], None]) -> Iterator[None]:
-    """While inside, `tell` hears of each failed handshake, from a thread of its own."""
+def heard(tell: Callable[[str, Refused], None], full: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """While inside, `tell` hears of each failed handshake, and `full` of each connection without a descriptor, from a thread of its own."""
     kept = os.dup(2)
     pythons, sys.stderr = sys.stderr, os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
     out, into = os.pipe()
     os.dup2(into, 2)
     os.close(into)
-    reader = threading.Thread(target=_read, args=(out, kept, tell), daemon=True)
+    reader = threading.Thread(target=_read, args=(out, kept, tell, full), daemon=True)
     reader.start()
     try:
         yield
@@ -73,9 +75,12 @@ def heard(tell: Callable[[str, Refused], None]) -> Iterator[None]:
         sys.stderr = pythons
 
 
-def _read(out: int, to: int, tell: Callable[[str, Refused], None]) -> None:
+def _read(out: int, to: int, tell: Callable[[str, Refused], None], full: Callable[[], None]) -> None:
     with os.fdopen(out, "rb") as lines:
         for line in lines:
+            if _FULL in line[:_MAX_LINE]:
+                full()
+                continue
             found = read_line(line)
             if found is None:
                 with contextlib.suppress(OSError):

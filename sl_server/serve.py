@@ -17,10 +17,11 @@ from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, DataError
 from sl_common.exits import HAND_OVER_S
 from sl_common.facts import Evaluated, Fact, WaveBegun
+from sl_common.host.descriptors import Room, Shortage, cause, limit, make_room
 from sl_common.host.devices import pick_device
 from sl_common.network import Network
 from sl_common.segment import Tree
-from sl_server import eventlog, handshakes, service
+from sl_server import descriptors, eventlog, handshakes, service
 from sl_server.checkpoint import Checkpoints
 from sl_server.coordinator import Coordinator
 from sl_server.door import Door
@@ -69,6 +70,7 @@ async def _serve(
 ) -> tuple[dict[str, Any], str | None, bool]:
     ledger = Ledger()
     show = make_show(ledger, config.run.rounds, as_json=as_json)
+    say_room(show, descriptors.of_run(config))
     checkpoints = Checkpoints(out)
     device = pick_device(config.server.device, "server.device", show.warn)
     network = Network.build(config)
@@ -99,9 +101,10 @@ async def _serve(
     engine.sessions.log = log
     server = None
     ears = contextlib.ExitStack()
+    shortage = Shortage(show.warn)
+    watcher = asyncio.create_task(descriptors.watch(shortage))
     try:
-        if door.certificates is not None:
-            ears.enter_context(handshakes.heard(engine.refused))
+        ears.enter_context(handshakes.heard(engine.refused, shortage.met))
         server, port = await service.start(engine, listen, door)
         show.device(device, config.server.device)
         _announce(show, f"{listen.rpartition(':')[0]}:{port}", door, config.run.clients)
@@ -128,6 +131,7 @@ async def _serve(
         raise
     finally:
         show.stop()
+        watcher.cancel()
         metrics.scrapes.close()
         if server is not None:
             await server.stop(grace=0)
@@ -135,6 +139,13 @@ async def _serve(
         if log is not None:
             log.close()
         directory.close()
+
+
+def say_room(show: Show, room: Room) -> None:
+    """Have as many descriptors as are needed, and say what was done for it. Raises ConfigError where that is impossible."""
+    text = make_room(room)
+    if text is not None:
+        show.say("descriptors", text, text=text, least=room.least, wanted=room.wanted, limit=limit())
 
 
 def _check_fits(config: RunConfig, network: Network, out: Path, tree: Tree) -> None:
@@ -244,7 +255,7 @@ class Scribe:
         except OSError as error:
             if not self._warned:
                 self._show.warn(
-                    f"cannot write to {self._directory.path} ({error.strerror or error}); training goes on, lines are kept in "
+                    f"cannot write to {self._directory.path} ({cause(error)}); training goes on, lines are kept in "
                     "memory and written when that is possible"
                 )
             self._warned = True
@@ -259,9 +270,7 @@ class Scribe:
         try:
             summary = self._directory.finish(self._coordinator, self.seconds, failure)
         except OSError as error:
-            failure = (
-                failure or f"the results could not be written to {self._directory.path}: {error.strerror or error}"
-            )
+            failure = failure or f"the results could not be written to {self._directory.path}: {cause(error)}"
             summary = self._directory.summary(self._coordinator, self.seconds, failure)
         self._show.summary(summary, str(self._directory.path))
         return summary, failure

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from sl_common.errors import CutlayerError
+from sl_common.host.descriptors import cause
 
 SEGMENT = 64 << 20  # bytes of one file
 
@@ -36,4 +37,4 @@ class DiskSpill:
                 os.posix_fallocate(file.fileno(), 0, nbytes)  # a disk that fills later would end the process
                 return memoryview(mmap.mmap(file.fileno(), nbytes))
         except OSError as error:
-            raise CutlayerError(f"no room on disk for recorded activations ({nbytes} bytes): {error}") from error
+            raise CutlayerError(f"no room on disk for recorded activations ({nbytes} bytes): {cause(error)}") from error

@@ -36,11 +36,15 @@ class CertificateFiles:
             context.load_cert_chain(self.cert, self.key, password=self._no_password)
         except ssl.SSLError as error:
             raise ConfigError(_pair_fault(self.cert, self.key, error)) from error
+        except OSError as error:  # they were there a moment ago
+            raise ConfigError(f"--cert {self.cert}, --key {self.key}: {error.strerror or error}") from error
         if self.client_ca is not None:
             try:
                 context.load_verify_locations(self.client_ca)
             except ssl.SSLError as error:
                 raise ConfigError(f"--client-ca {self.client_ca}: no certificate in PEM form") from error
+            except OSError as error:
+                raise ConfigError(f"--client-ca {self.client_ca}: {error.strerror or error}") from error
         return grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=client_ca)
 
     def _no_password(self) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from sl_common.errors import ConfigError
+from sl_common.host.descriptors import is_spent
 from sl_common.host.files import MAX_PAPER, read_bounded
 
 T = TypeVar("T")
@@ -37,6 +38,9 @@ class Watched(Generic[T]):
         try:
             self.current = self._read()
         except ConfigError as error:
+            if is_spent(error):  # they were not looked at: again the next time
+                self._seen = []
+                return False
             self._warn(f"{error}; what was read before stays in use")
             return False
         self.version += 1
