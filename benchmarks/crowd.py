@@ -92,7 +92,7 @@ def measure(preset: str, clients: int, rounds: int, steps: int) -> dict[str, Any
             ) as drivers:
                 latency = drivers.line("latency", LIMIT_S)["latency"]
             server.finish(LIMIT_S)
-        summary = json.loads(Path(folder, "out", "summary.json").read_text())
+        summary = json.loads(Path(folder, "out", "summary.json").read_text(encoding="utf-8"))
     if not summary["finished"] or len(watch.cpu) != rounds:
         raise BenchmarkFailed(f"{preset} with {clients} clients: {summary['reason']}, {len(watch.cpu)} rounds seen")
     messages = 2 * clients * steps * (rounds - 1)

@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("numbers", nargs="+", type=Path, metavar="NAME.json")
     for path in parser.parse_args().numbers:
-        rates(json.loads(path.read_text())["results"], path.with_suffix(".png"))
+        rates(json.loads(path.read_text(encoding="utf-8"))["results"], path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

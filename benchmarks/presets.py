@@ -28,7 +28,7 @@ def simulated(preset: str) -> dict[str, Any]:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BenchmarkFailed(f"{preset}: ended with {done.returncode}: {done.stderr.strip()[-500:]}")
-        summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+        summary: dict[str, Any] = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     up, down = (sum(summary["bytes"][way].values()) for way in ("up", "down"))
     accuracy, seconds = summary["evaluation"]["accuracy"], summary["seconds"]
     print(f"{preset}: {accuracy:.2%} in {seconds:.0f} s", flush=True)
@@ -55,7 +55,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 def _kept(folder: Path) -> dict[str, dict[str, Any]]:
     """What was measured before."""
     path = folder / "presets.json"
-    kept: dict[str, dict[str, Any]] = json.loads(path.read_text())["results"] if path.exists() else {}
+    kept: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
     return kept
 
 

@@ -192,7 +192,7 @@ def ours(
 
 def second_round_seconds(out: Path) -> float:
     """From the second wave's begin to its round's end, by the server's clock."""
-    lines = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(text) for text in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     at = {
         (line["event"], line["round"]): line["seconds"]
         for line in lines
@@ -206,7 +206,7 @@ def second_round_seconds(out: Path) -> float:
 
 def _overhead(out: Path) -> dict[str, float]:
     """Bytes on the wire (gRPC's prefix included) to bytes of tensors, each way, over the whole run."""
-    summary = json.loads((out / "summary.json").read_text())
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     wire, payload = summary["bytes"], summary["payload_bytes"]
     kinds = (("up", "smashed"), ("down", "gradient"))
     return {f"wire_per_tensor_byte_{way}": wire[way][kind] / payload[way][kind] for way, kind in kinds}

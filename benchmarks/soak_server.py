@@ -26,7 +26,7 @@ def _found(kind: type[T]) -> T | None:
 
 
 def _sample(engine: Engine, loop: asyncio.AbstractEventLoop) -> dict[str, float]:
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     return {
         "seconds": time.monotonic(),
         "round": float(engine.coordinator.rests),

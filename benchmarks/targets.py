@@ -186,7 +186,7 @@ def value(target: Target, folder: Path) -> float | None:
     """What a folder's page has for it; None if it has nothing."""
     path = folder / f"{target.page}.json"
     try:
-        return float(target.of(json.loads(path.read_text())))
+        return float(target.of(json.loads(path.read_text(encoding="utf-8"))))
     except (OSError, LookupError):
         return None
 

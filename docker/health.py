@@ -46,7 +46,7 @@ def client() -> str | None:
     port = port if proxy is None else proxy.port
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
-            rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
+            rows = [line.split() for line in Path(table).read_text(encoding="utf-8").splitlines()[1:]]
         except FileNotFoundError:  # a kernel without IPv6
             continue
         if any(int(row[2].rpartition(":")[2], 16) == port and row[3] == ESTABLISHED for row in rows):

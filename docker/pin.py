@@ -49,7 +49,7 @@ def main() -> int:
     """The exit code."""
     path = Path(sys.argv[1] if len(sys.argv) > 1 else ".env")
     try:
-        text = pinned(path.read_text())
+        text = pinned(path.read_text(encoding="utf-8"))
     except (OSError, RuntimeError) as error:
         print(f"{path} stays as it is: {error}", file=sys.stderr)
         return 1

@@ -107,7 +107,7 @@ def _token(text: str) -> str:
     """A token, or what is in the file after @. Its text is in no error."""
     if text.startswith("@"):
         try:
-            text = Path(text[1:]).read_text().strip()
+            text = Path(text[1:]).read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--token {text}: {getattr(error, 'strerror', None) or 'no text'}") from error
         if not text:

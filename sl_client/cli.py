@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from sl_client.cli_predict import predict
 from sl_client.options import (
@@ -31,9 +28,12 @@ from sl_client.options import (
 )
 from sl_common import __version__
 from sl_common.errors import ConfigError, CutlayerError
-from sl_common.exits import INTERRUPTED, exit_code
+from sl_common.exits import INTERRUPTED
+from sl_common.host import commands
+from sl_common.host.commands import LogLevel, Quiet, level_of
 from sl_common.host.files import write_atomically
-from sl_common.host.text import printable, printable_lines
+from sl_common.host.log import Level, keep_going
+from sl_common.host.text import printable
 
 if TYPE_CHECKING:  # torch is imported when it is needed, not for --help
     from sl_common.tensors import State
@@ -105,8 +105,11 @@ def run(
     token: Token = None,
     insecure: Insecure = False,
     as_json: Json = False,
+    log_level: LogLevel = Level.INFO,
+    quiet: Quiet = False,
 ) -> None:
     """Take part in a run, until it is over."""
+    keep_going(as_json=as_json)
     server = server_of(server)
     access = reach(server, ca=ca, cert=cert, key=key, token=token, insecure=insecure)
     index, shards = shard_of(shard)
@@ -121,7 +124,7 @@ def run(
     from sl_client.show import make_show
     from sl_common.host.devices import pick_device
 
-    show = make_show(as_json=as_json)
+    show = make_show(as_json=as_json, level=level_of(log_level, quiet=quiet))
     for text in access.cautions:
         show.warn(text)
     if device is not None:  # before a server is asked
@@ -140,6 +143,7 @@ def run(
         device=device,
         limits=Limits(threads=threads, memory=None if max_memory is None else parse_size(max_memory)),
     )
+    show.start()
     try:
         bye = run_until_interrupted(runner)
     except Interrupted:
@@ -184,16 +188,6 @@ def doctor(
     examine(server, access, as_json=as_json)
 
 
-def fail(error: CutlayerError) -> NoReturn:
-    """Say what is wrong on stderr and exit with its code."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"error: {printable_lines(error)}"), style="red")
-    raise SystemExit(exit_code(error))
-
-
 def main() -> None:
     """Entry point."""
-    sys.path.append(str(Path.cwd()))  # where a user's own model or data lies
-    try:
-        app()
-    except CutlayerError as error:
-        fail(error)
+    commands.run(app)

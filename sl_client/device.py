@@ -58,8 +58,8 @@ class Memory:
         free, total = (_field(proc / "meminfo", name) for name in ("MemAvailable", "MemTotal"))
         for folder in _groups(proc, cgroup):
             try:
-                limit = int((folder / "memory.max").read_text())
-                free = min(free, max(0, limit - int((folder / "memory.current").read_text())))
+                limit = int((folder / "memory.max").read_text(encoding="utf-8"))
+                free = min(free, max(0, limit - int((folder / "memory.current").read_text(encoding="utf-8"))))
             except (OSError, ValueError):  # not there, or "max"
                 continue
             total = min(total, limit)
@@ -134,14 +134,14 @@ def mib(nbytes: float) -> str:
 
 def _field(path: Path, name: str) -> int:
     """Bytes of a line `name: 12 kB`."""
-    line = next(line for line in path.read_text().splitlines() if line.startswith(name + ":"))
+    line = next(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith(name + ":"))
     return 1024 * int(line.split()[1])
 
 
 def _groups(proc: Path, cgroup: Path) -> list[Path]:
     """This process's control group and those around it."""
     try:
-        lines = (proc / "self/cgroup").read_text().splitlines()
+        lines = (proc / "self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
     own = next((line[3:] for line in lines if line.startswith("0::")), "/")

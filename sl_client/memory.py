@@ -30,7 +30,7 @@ def give_back_code(maps: Path = Path("/proc/self/smaps")) -> int:
     if madvise is None or not maps.exists():
         return 0
     given = 0
-    for start, end, resident in _clean(maps.read_text()):
+    for start, end, resident in _clean(maps.read_text(encoding="utf-8")):
         if madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED) == 0:
             given += resident
     return given

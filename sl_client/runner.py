@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -16,6 +17,7 @@ from sl_client.carrier import Carrier, GrpcCarrier, StreamBroken
 from sl_client.device import NO_LIMITS, Limits, device_for
 from sl_client.memory import give_back_code
 from sl_client.past import Past
+from sl_client.progress import Counted
 from sl_client.seat import take_seat
 from sl_client.show import Show
 from sl_client.tries import Tries
@@ -24,6 +26,7 @@ from sl_common.codec import Link
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, CutlayerError, Diverged, Refused, WireError
 from sl_common.exits import HAND_OVER_S
+from sl_common.host.signals import hang_up
 from sl_common.messages import (
     Aligned,
     Alive,
@@ -42,6 +45,7 @@ from sl_common.orders import check_welcome
 from sl_common.participate import Flow, Seat, participate
 from sl_common.snapshots import Snapshots
 from sl_common.wire import SLOW_S, Endpoint, Frame, Hello, Refusal, Timing, read_answer
+from sl_common.wire.endpoint import GRPC_PREFIX
 
 ALIVE_EVERY_S = 5.0
 UNHEARD = 16  # messages that the server has not acknowledged: more of them say nothing that these do not
@@ -190,6 +194,7 @@ class Runner:
         window, tensors = config.client.window, seat.limit_tensors
         self._endpoint.agree(config.codec, most, draw, seat.residuals, window, limit_tensors=tensors)
         give_back_code()  # that building has read
+        seat = replace(seat, data=Counted(seat.data, self._show.batch))
         self.seat = seat
         self._show.seated(welcome, seat)
         return seat
@@ -314,6 +319,7 @@ class Runner:
         assert self._carrier is not None
         for frame in frames:
             self._carrier.send(frame)
+            self._show.moved(sum(nbytes for _, nbytes in frame.tally), 0)
 
     def _close(self) -> None:
         if self._carrier is not None:
@@ -379,8 +385,10 @@ class Runner:
                 if now - self._alive_at < ALIVE_EVERY_S or self._endpoint.unheard >= UNHEARD:
                     return
                 self._alive_at = now
-            case Smashed(train=True, needs_grad=True):
-                timing = self._watch.turn(message.step)
+            case Smashed():
+                self._show.asked()
+                if message.train and message.needs_grad:
+                    timing = self._watch.turn(message.step)
             case Done():
                 self._watch.reset()
                 self._show.done(message)
@@ -404,6 +412,7 @@ class Runner:
         data = self._carrier.receive()
         heard = self._heard_at = time.perf_counter()
         received = self._endpoint.feed(data)
+        self._show.moved(0, len(data) + GRPC_PREFIX)
         self._carrier.check(self._endpoint.acknowledged)
         due = self._endpoint.due(heard)
         if due:
@@ -449,8 +458,8 @@ class Interruptible(Protocol[T_co]):
 def run_until_interrupted(runner: Interruptible[T_co]) -> T_co:
     """Run in a thread while this one, which must be the main thread, waits for signals.
 
-    An exception that a signal raises inside gRPC may leave its locks held; here none can be. SIGINT and SIGTERM end the run with
-    Interrupted, a second one ends the process.
+    An exception that a signal raises inside gRPC may leave its locks held; here none can be. SIGINT, SIGTERM and SIGHUP end the run
+    with Interrupted, a second one ends the process.
     """
     outcome: list[T_co | BaseException] = []
     over = threading.Event()  # an interrupted Thread.join believes that the thread has ended
@@ -464,7 +473,8 @@ def run_until_interrupted(runner: Interruptible[T_co]) -> T_co:
             over.set()
 
     sys.setswitchinterval(HAND_OVER_S)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, *hang_up()):
+        signal.signal(number, signal.default_int_handler)
     thread = threading.Thread(target=run, name="runner", daemon=True)
     thread.start()
     try:

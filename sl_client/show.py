@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import Any, Protocol
 
+from rich import progress as rich
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from sl_client.progress import Progress
 from sl_common.host.devices import described
+from sl_common.host.log import Level, Log, of_run
+from sl_common.host.progress import Beat, Told
 from sl_common.host.text import MAX_OURS, printable
 from sl_common.messages import Aligned, Begin, Bye, Done, Gradient, Late, Welcome
 from sl_common.participate import Seat
@@ -23,6 +25,9 @@ class Show(Protocol):
     def waiting(self, server: str, why: str) -> None: ...
     def seated(self, welcome: Welcome, seat: Seat) -> None: ...
     def begin(self, begin: Begin) -> None: ...
+    def batch(self, samples: int) -> None: ...
+    def asked(self) -> None: ...
+    def moved(self, up: int, down: int) -> None: ...
     def step(self, reply: Gradient) -> None: ...
     def aligned(self, aligned: Aligned) -> None: ...
     def late(self, late: Late) -> None: ...
@@ -36,20 +41,37 @@ class Show(Protocol):
 class Lines:
     """One line an event; with `as_json`, one JSON object."""
 
-    def __init__(self, *, as_json: bool = False) -> None:
-        self._json = as_json
-        self._waiting = False
-        self._loss, self._replies = 0.0, 0
-        self._begun = time.monotonic()
+    _is_bar = False
 
-    def say(self, event: str, text: str, **fields: Any) -> None:
-        """Print one event. The text may quote the server."""
-        line = json.dumps({"event": event, **fields}) if self._json else printable(text, MAX_OURS)
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
+    def __init__(self, *, as_json: bool = False, level: Level = Level.INFO) -> None:
+        self._log = Log("client", as_json=as_json, level=level, show=self._print if self._is_bar else None)
+        self._waiting = False
+        self._begun = time.monotonic()
+        self._server = ""
+        self.progress = Progress()
+        self._beat = Beat(self.tick)
+
+    def _print(self, text: str) -> None:
+        """Show a line of text; only a bar does."""
+
+    def say(self, event: str, text: str, *, level: Level = Level.INFO, **fields: Any) -> None:
+        """Record one event. The text may quote the server."""
+        self._log.say(event, printable(text, MAX_OURS), level, fields)
+
+    def start(self) -> None:
+        """From now on say every few seconds how far this client has come."""
+        self.progress.wire()  # from here the first rate counts
+        self._beat.start()
+
+    def tick(self) -> None:
+        """Say how far this client has come."""
+        text, fields = self.progress.line()
+        self.say("progress", text, **fields)
 
     def waiting(self, server: str, why: str) -> None:
         """No server there yet; said once."""
+        self._server = server
+        self.progress.looking(server)
         if not self._waiting:
             self.say("waiting", f"waiting for a server at {server} ({why})", server=server, why=why)
         self._waiting = True
@@ -58,14 +80,15 @@ class Lines:
         """The run is known."""
         config, ready, lower = seat.config, seat.ready, seat.bank.get("lower")
         self._waiting = False
+        of_run(config.run.name)
+        self.progress.seated(seat)
         self.say(
             "joined",
             f"joined run {config.run.name!r} as {welcome.client}: shard {welcome.shard + 1} of {welcome.shards} of {config.data.name}, "
             f"{ready.samples} samples in {ready.batches} batches; {config.preset or 'own protocol'}, model {config.model.name} cut at "
             f"{config.model.cut}, {lower.nbytes / 1e3:,.1f} kB on this device, computed on {described(str(lower.device))}",
-            run=config.run.name,
             client=welcome.client,
-            shard=welcome.shard,
+            shard=welcome.shard + 1,
             shards=welcome.shards,
             samples=ready.samples,
             batches=ready.batches,
@@ -73,14 +96,26 @@ class Lines:
             device=str(lower.device),
         )
 
-    def begin(self, begin: Begin) -> None:  # noqa: ARG002  (a bar needs it)
+    def begin(self, begin: Begin) -> None:
         """A wave begins."""
-        self._loss, self._replies = 0.0, 0
+        self.progress.begin(begin)
         self._begun = time.monotonic()
+
+    def batch(self, samples: int) -> None:
+        """A batch of the wave is done."""
+        self.progress.batch(samples)
+
+    def asked(self) -> None:
+        """A batch goes out."""
+        self.progress.asked()
+
+    def moved(self, up: int, down: int) -> None:
+        """Bytes went over the wire."""
+        self.progress.up, self.progress.down = self.progress.up + up, self.progress.down + down
 
     def step(self, reply: Gradient) -> None:
         """A reply came."""
-        self._loss, self._replies = self._loss + reply.loss, self._replies + 1
+        self.progress.answered(reply)
 
     def aligned(self, aligned: Aligned) -> None:
         """The wait for the auxiliary network is over."""
@@ -100,9 +135,10 @@ class Lines:
 
     def done(self, done: Done) -> None:
         """The wave is over."""
-        loss = (
-            self._loss / self._replies if self._replies else (done.loss_sum / done.samples if done.loss_sum else None)
-        )
+        loss = self.progress.loss
+        if loss is None and done.loss_sum:
+            loss = done.loss_sum / done.samples
+        self.progress.done()
         seconds = time.monotonic() - self._begun
         what = "trained" if done.digests else "evaluated"
         self.say(
@@ -117,10 +153,11 @@ class Lines:
 
     def warn(self, text: str) -> None:
         """Something that a person should know of."""
-        self.say("warning", f"warning: {text}", why=text)
+        self.say("warning", f"warning: {text}", level=Level.WARNING, why=text)
 
     def lost(self, why: str) -> None:
         """The stream broke."""
+        self.progress.looking(self._server)
         self.say("lost", f"lost the server ({why}); trying again", why=why)
 
     def forgotten(self) -> None:
@@ -128,7 +165,8 @@ class Lines:
         self.say("forgotten", "the server no longer knows this session; joining again")
 
     def stop(self) -> None:
-        """Leave the terminal as it was."""
+        """Say nothing more by itself, and leave the terminal as it was."""
+        self._beat.stop()
 
     def ended(self, bye: Bye) -> None:
         """The run is over for this client."""
@@ -138,48 +176,63 @@ class Lines:
 class Bar(Lines):
     """A progress bar for the round under way, and lines above it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._console = Console()
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}"),
-            TimeElapsedColumn(),
+    _is_bar = True
+
+    def __init__(self, *, level: Level = Level.INFO) -> None:
+        super().__init__(level=level)
+        self._console = Console(highlight=False)
+        self._bar = rich.Progress(
+            rich.TextColumn("[bold]{task.description}"),
+            rich.BarColumn(bar_width=20),
+            rich.MofNCompleteColumn(),
+            rich.TextColumn("{task.fields[loss]}"),
+            Told(self.progress.wire),
+            rich.TimeElapsedColumn(),
+            rich.TextColumn("ETA"),
+            rich.TimeRemainingColumn(),
             console=self._console,
             transient=True,
         )
-        self._task = self._progress.add_task("waiting", total=None, loss="")
+        self._task = self._bar.add_task("waiting", total=None, loss="")
 
-    def say(self, event: str, text: str, **fields: Any) -> None:  # noqa: ARG002
-        """Print above the bar."""
-        self._console.print(Text(printable(text, MAX_OURS)), soft_wrap=True)
+    def _print(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)
+
+    def start(self) -> None:
+        """The bar says it."""
 
     def begin(self, begin: Begin) -> None:
-        """A new bar."""
+        """A new bar, which counts samples."""
         super().begin(begin)
-        self._progress.start()
-        what = "evaluating" if begin.evaluate else "training"
-        self._progress.reset(
-            self._task, description=f"round {begin.round + 1}/{begin.rounds} {what}", total=begin.steps or None, loss=""
-        )
+        self._bar.start()
+        about = f"round {begin.round + 1}/{begin.rounds} {'evaluating' if begin.evaluate else 'training'}"
+        self._bar.reset(self._task, description=about, total=self.progress.expected, loss="")
+
+    def batch(self, samples: int) -> None:
+        """One batch further."""
+        super().batch(samples)
+        self._bar.update(self._task, completed=self.progress.samples)
 
     def step(self, reply: Gradient) -> None:
-        """One batch further."""
+        """The loss so far."""
         super().step(reply)
-        self._progress.update(self._task, advance=1, loss=f"loss {self._loss / self._replies:.4f}")
+        if self.progress.begun is not None and not self.progress.begun.evaluate:
+            self._bar.update(self._task, loss=f"loss {self.progress.loss:.4f}")
 
     def ended(self, bye: Bye) -> None:
         """Take the bar away."""
-        self._progress.stop()
+        self._bar.stop()
         super().ended(bye)
 
     def stop(self) -> None:
         """Leave the terminal as it was."""
-        self._progress.stop()
+        super().stop()
+        self._bar.stop()
 
 
-def make_show(*, as_json: bool) -> Lines:
-    """What fits where the output goes."""
-    return Bar() if sys.stdout.isatty() and not as_json else Lines(as_json=as_json)
+def make_show(*, as_json: bool, level: Level = Level.INFO) -> Lines:
+    """Make what fits where the output goes."""
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    if terminal and not as_json and level.number <= Level.INFO.number:
+        return Bar(level=level)
+    return Lines(as_json=as_json, level=level)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 import time
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,7 +206,7 @@ def _date(seconds: float) -> str:
 
 def _read(option: str, path: Path) -> bytes:
     try:
-        return read_bounded(path, MAX_KEY if option == "--key" else MAX_PAPER)
+        return read_bounded(path, MAX_KEY if option == "--key" else MAX_PAPER).removeprefix(BOM_UTF8)
     except OSError as error:
         raise ConfigError(f"{option} {path}: {error.strerror or error}") from error
 

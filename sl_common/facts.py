@@ -80,8 +80,9 @@ class WaveBegun:
     rounds: int
     wave: int
     clients: tuple[str, ...]
-    steps: int  # batches of all of them together
+    steps: int  # training batches of all of them together
     evaluate: bool
+    held_out: int = 0  # samples that will be evaluated, by all of them together; 0 if that is not known
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +97,16 @@ class Trained:
     samples: int
     loss: float
     crc32: str  # of the activations as decoded: tensors.checksum
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchEvaluated:
+    """Held-out samples of one client went through the network."""
+
+    client: str
+    round: int
+    wave: int
+    samples: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,6 +194,7 @@ Fact = (
     | RedoSpent
     | WaveBegun
     | Trained
+    | BatchEvaluated
     | AuxAligned
     | ClientDone
     | RoundEnded

@@ -9,6 +9,8 @@ import sys
 
 from sl_common.exits import HAND_OVER_S
 from sl_common.host.descriptors import Shortage
+from sl_common.host.progress import size
+from sl_common.host.signals import hang_up
 from sl_server import descriptors, handshakes, service
 from sl_server.door import Door
 from sl_server.infer_metrics import InferMetrics
@@ -16,7 +18,7 @@ from sl_server.inference import Inference
 from sl_server.ledger import Ledger
 from sl_server.microbatch import MicroBatching
 from sl_server.serve import say_room
-from sl_server.show import Show, size
+from sl_server.show import Show
 from sl_server.trained import Trained
 
 
@@ -98,7 +100,7 @@ def _ring(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
 
 
 def _on_signals(loop: asyncio.AbstractEventLoop, inference: Inference, show: Show) -> asyncio.Event:
-    """Either of the two answers what is waiting and ends; a second one leaves at once."""
+    """Any of these answers what is waiting and ends; a second one leaves at once."""
     interrupted, told = asyncio.Event(), asyncio.Event()
 
     def stop(name: str) -> None:
@@ -110,7 +112,7 @@ def _on_signals(loop: asyncio.AbstractEventLoop, inference: Inference, show: Sho
         show.warn(f"{name}: answering what is waiting, then stopping; once more to leave at once")
         inference.drain()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, *hang_up()):
         loop.add_signal_handler(number, stop, number.name)
     return interrupted
 

@@ -28,7 +28,7 @@ class Stage(Enum):
 def read_config(path: Path, overrides: list[str] | None) -> RunConfig:
     """A run's configuration from TOML, or from the JSON that a run directory holds. Raises ConfigError."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     from sl_common.config import RunConfig
@@ -106,14 +106,15 @@ def which_run(
 
 
 def is_over(run_directory: Path) -> bool:
-    """Whether the run ended as it was to, or by its operator; one that failed has a summary too, and can go on."""
+    """Whether all rounds of a run are done. One that ended before has a summary too, and can go on: it failed, its operator
+    stopped it, its clients left."""
     try:
-        failed = json.loads((run_directory / "summary.json").read_text()).get("failed", False)
+        summary = json.loads((run_directory / "summary.json").read_text(encoding="utf-8-sig"))
+        return summary.get("finished") is not False and summary.get("failed") is not True
     except FileNotFoundError:
         return False
     except (OSError, ValueError, AttributeError):
         return True  # something was written when it ended
-    return failed is not True
 
 
 def _same_run(config: RunConfig, held: RunConfig, config_file: Path, resume: Path) -> None:
@@ -141,7 +142,7 @@ def outcome(run_directory: Path) -> str:
     """How a run that is over ended, in one line. Raises ConfigError if its summary cannot be read."""
     path = run_directory / "summary.json"
     try:
-        summary = json.loads(path.read_text())
+        summary = json.loads(path.read_text(encoding="utf-8-sig"))
         evaluation = summary["evaluation"]
         accuracy = "" if evaluation is None else f", accuracy {100 * evaluation['accuracy']:.2f} %"
         return f"{summary['reason']}{accuracy}, weights {summary['weights_sha256'][:16]}"

@@ -23,6 +23,7 @@ from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.footprint import Footprint, kept_by, nbytes_of
 from sl_common.host.devices import pick_device
+from sl_common.host.progress import size
 from sl_common.messages import Gradient, Newest, Smashed
 from sl_common.models import Block, join
 from sl_common.network import Network, auxiliary_fit
@@ -33,7 +34,6 @@ from sl_common.seeds import torch_generator
 from sl_common.segment import Segment
 from sl_common.wire import Endpoint, Frame
 from sl_common.wire.endpoint import GRPC_PREFIX
-from sl_server.show import size
 
 MEASURED = 128  # samples that an alignment is measured on, at most
 

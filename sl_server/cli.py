@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from sl_common import __version__
 from sl_common.errors import ConfigError, CutlayerError
-from sl_common.exits import INTERRUPTED, exit_code
-from sl_common.host.text import printable_lines
+from sl_common.exits import INTERRUPTED
+from sl_common.host import commands
+from sl_common.host.commands import LogLevel, Quiet, fail, level_of
+from sl_common.host.log import Level, Log, keep_going, of_run
 from sl_server.beginning import Stage, held_run, new_directory, outcome, read_config
 from sl_server.cli_certs import certs
 from sl_server.cli_replay import replay
@@ -109,8 +109,11 @@ def run(
     ] = False,
     tensorboard: TensorBoard = False,
     as_json: Json = False,
+    log_level: LogLevel = Level.INFO,
+    quiet: Quiet = False,
 ) -> None:
     """Serve one run: wait for its clients, train, evaluate, write the run directory."""
+    keep_going(as_json=as_json)
     host, port = host_port(listen, "--listen")
     at = host_port(metrics, "--metrics") if metrics else None
     from sl_server.door import make_door
@@ -120,7 +123,10 @@ def run(
     with held_run(config_file, resume, out, overrides, record=record) as (config, where, stage):
         if stage is Stage.OVER:
             text = f"nothing to do: the run in {where} is over; {outcome(where)}"
-            typer.echo(json.dumps({"event": "over", "text": text}) if as_json else printable_lines(text))
+            of_run(config.run.name)
+            Log("server", as_json=as_json, level=level_of(log_level, quiet=quiet)).say(
+                "over", text, Level.INFO, {"text": text}
+            )
             return
         from sl_server.serve import run_server
 
@@ -131,6 +137,7 @@ def run(
             metrics=at,
             out=where,
             as_json=as_json,
+            level=level_of(log_level, quiet=quiet),
             record=record,
             resume=stage is Stage.BEGUN,
             tensorboard=tensorboard,
@@ -159,18 +166,30 @@ def simulate(
     ] = Stacking.OFF,
     tensorboard: TensorBoard = False,
     as_json: Json = False,
+    log_level: LogLevel = Level.INFO,
+    quiet: Quiet = False,
 ) -> None:
     """The same run in one process, without a network. The weights are those of the real run, bit for bit, unless stacked."""
     from sl_common.host.locks import sole_writer
 
+    keep_going(as_json=as_json)
     config = read_config(config_file, overrides)
+    of_run(config.run.name)
     where = out or new_directory(config.run.name, "-simulated")
     with sole_writer(where, "--out"):
-        _simulate(config, where, data=data, stacked=stacked, tensorboard=tensorboard, as_json=as_json)
+        level = level_of(log_level, quiet=quiet)
+        _simulate(config, where, data=data, stacked=stacked, tensorboard=tensorboard, as_json=as_json, level=level)
 
 
 def _simulate(
-    config: RunConfig, where: Path, *, data: Path | None, stacked: Stacking, tensorboard: bool, as_json: bool
+    config: RunConfig,
+    where: Path,
+    *,
+    data: Path | None,
+    stacked: Stacking,
+    tensorboard: bool,
+    as_json: bool,
+    level: Level,
 ) -> None:
     from sl_common.host.devices import pick_device
     from sl_server.choice import simulation_of
@@ -181,7 +200,7 @@ def _simulate(
     from sl_server.table import open_board
 
     ledger = Ledger()
-    show = make_show(ledger, config.run.rounds, as_json=as_json)
+    show = make_show(ledger, config.run.rounds, clients=config.run.clients, as_json=as_json, level=level)
     device = pick_device(config.server.device, "server.device", show.warn)
     clients = pick_device(config.client.device, "client.device", show.warn)
     simulation, told = simulation_of(
@@ -196,6 +215,7 @@ def _simulate(
     for text in config.cautions:
         show.warn(text)
     failure: CutlayerError | KeyboardInterrupt | None = None
+    show.begin()
     try:
         for fact in simulation.facts():
             scribe.fact(fact)
@@ -310,16 +330,6 @@ app.command()(report)
 app.command()(replay)
 
 
-def fail(error: CutlayerError) -> NoReturn:
-    """Say what is wrong on stderr and exit with its code."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"error: {printable_lines(error)}"), style="red")
-    raise SystemExit(exit_code(error))
-
-
 def main() -> None:
     """Entry point."""
-    sys.path.append(str(Path.cwd()))  # where a user's own model lies
-    try:
-        app()
-    except CutlayerError as error:
-        fail(error)
+    commands.run(app)

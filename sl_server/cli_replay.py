@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sl_common.errors import ConfigError
+from sl_common.host.log import json_line
 from sl_common.host.text import printable_lines
 from sl_server.options import Json
 
@@ -51,9 +52,9 @@ def replay(
     Exit code 0: they agree, bit for bit. 1: the replay departs, or the log is damaged; the error names the event and the tensor.
     Computations agree between machines of one kind: the same torch, processor type and device.
     """
+    from sl_common.host.devices import pick_device
     from sl_server.eventlog import NAME, Recorded, opened_log
     from sl_server.replay import replay_log
-    from sl_server.serve import pick_device
 
     if first is not None and until is not None and first > until:
         raise ConfigError(f"--from {first} comes after --until {until}")
@@ -62,7 +63,7 @@ def replay(
         raise ConfigError(f"{run_directory}: holds no {NAME}: a run writes one with sl-server run --record")
     with opened_log(path) as (recorded, reader):
         size = reader.length
-    where = pick_device(device or recorded.device)
+    where = pick_device(device or recorded.device, "--device")
     here = Recorded(config="", device=where).kind
     _print(as_json, "replaying", {"log": str(path), "bytes": size, "made_by": recorded.kind})
     if here != recorded.kind:
@@ -108,7 +109,7 @@ def _end(found: Replayed, path: Path, until: int | None, as_json: bool) -> None:
 
 def _print(as_json: bool, event: str, fields: dict[str, Any]) -> None:
     if as_json:
-        typer.echo(json.dumps({"event": event, **fields}))
+        typer.echo(json_line(event, "warning" if event == "warning" else "info", fields))
         return
     match event:
         case "replaying":

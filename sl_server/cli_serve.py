@@ -9,6 +9,8 @@ import typer
 
 from sl_common.errors import CutlayerError
 from sl_common.exits import INTERRUPTED
+from sl_common.host.commands import LogLevel, Quiet, level_of
+from sl_common.host.log import Level, keep_going, of_run
 from sl_server.options import Cert, ClientCa, Json, Key, Listen, Metrics, Plaintext, Revoked, Tokens, host_port
 
 
@@ -42,8 +44,11 @@ def serve(
     tokens: Tokens = None,
     insecure: Plaintext = False,
     as_json: Json = False,
+    log_level: LogLevel = Level.INFO,
+    quiet: Quiet = False,
 ) -> None:
     """After a run: answer split inference. Clients compute the lower segment (sl-client predict), this server the head."""
+    keep_going(as_json=as_json)
     host, port = host_port(listen, "--listen")
     at = host_port(metrics, "--metrics") if metrics else None
     from sl_server.door import make_door
@@ -58,8 +63,9 @@ def serve(
     from sl_server.trained import config_of, read_run
 
     ledger = Ledger()
-    show = Show(ledger, 0, as_json=as_json)
+    show = Show(ledger, 0, as_json=as_json, level=level_of(log_level, quiet=quiet))
     config = config_of(run_directory)
+    of_run(config.run.name)
     asked = device or config.server.device
     picked = pick_device(asked, "server.device" if device is None else "--device", show.warn)
     trained = read_run(run_directory, show.warn, picked)

@@ -16,9 +16,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from sl_common.config import RunConfig
+from sl_common.config import KNOWN_DATA, RunConfig
 from sl_common.errors import Diverged, Refused, Unfit, WireError
 from sl_common.facts import (
+    BatchEvaluated,
     ClientDone,
     ClientJoined,
     ClientLate,
@@ -111,6 +112,9 @@ class Coordinator:
             Fact | partial[Fact]
         ] = []  # hashes are computed when asked for, once replies are on their way
         self._out: Said = []
+        self._gathered = (
+            False  # enough clients were here since the run began or was taken up: below_min = end waits for that
+        )
         self._round = 0
         self._plan: list[list[int]] | None = None  # waves of this round still to come; None: the round has not begun
         self._waves = 0
@@ -254,6 +258,7 @@ class Coordinator:
     def _tick(self, now: float) -> None:
         self._now = now
         for m in self._comeback.give_up(now):
+            self._gathered = True
             reason = f"did not come back within run.rejoin_s = {self.config.run.rejoin_s:g} s after the server did"
             self._facts.append(ClientLeft(client=m.name, shard=m.shard, reason=reason, was_ready=False))
 
@@ -362,10 +367,11 @@ class Coordinator:
         if self._plan is None:
             run = self.config.run
             if not self._are_enough(ready):
-                if self._round and run.below_min == "end":
+                if self._gathered and run.below_min == "end":
                     self._end(f"{len(ready)} clients are left, run.min_clients = {run.min_clients}", finished=False)
                     return True
                 return False
+            self._gathered = True
             self._plan = self.protocol.waves.plan([m.shard for m in ready], self._at())
             self._waves = 0
         while self._plan:
@@ -477,6 +483,7 @@ class Coordinator:
                 clients=tuple(m.name for m in members),
                 steps=sum(begin.steps for begin in wave.begins.values()),
                 evaluate=wave.evaluate,
+                held_out=sum(wave.most_rows.values()) if self.config.data.name in KNOWN_DATA else 0,
             )
         )
 
@@ -579,7 +586,9 @@ class Coordinator:
         reply = self.protocol.head.evaluate(self.bank, client, batch)
         wave.losses[client, batch.step] = (reply.loss, len(batch.y))
         wave.correct[client] = wave.correct.get(client, 0) + reply.correct
-        self._say(self.roster.by_shard(client), reply)
+        member, at = self.roster.by_shard(client), wave.at
+        self._facts.append(BatchEvaluated(client=member.name, round=at.round, wave=at.wave, samples=len(batch.y)))
+        self._say(member, reply)
 
     # --- ends
 
@@ -698,6 +707,7 @@ class Coordinator:
     def restore(self, tree: Tree, now: float = 0.0) -> None:
         """Go back to a snapshot. Nobody is here then; those who were are waited for until `run.rejoin_s` after `now`."""
         self._wave, self._out, self.ended, self.must_redo = None, [], None, False
+        self._gathered = False
         self._expelled = []
         self.rests = self.checkpoint = tree["rests"]
         self._round, self._plan, self._waves = tree["round"], copy.deepcopy(tree["plan"]), tree["waves"]

@@ -411,6 +411,7 @@ class Engine:
         if now < self._next_tick:
             return
         self._next_tick = now + _TICK_S
+        self._refusals.look()
         grace = self.coordinator.config.run.grace_s
         for link in list(self._links.values()):
             if link.stream is None and now - link.away_since > grace:
@@ -497,6 +498,7 @@ class Engine:
             patience = Patience(self.coordinator.config.server.limits, self._now())
             link = _Link(session=opened.session, stream=stream, clock=clock, patience=patience)
             self._links[opened.session] = link
+            self._refusals.joined(clock.client)
             self._metrics.connected(clock.client, 1)
         else:
             self._metrics.reconnected(link.clock.client)
@@ -579,7 +581,7 @@ class Engine:
             self._refuse(link.stream, session.client, Refused("replaced", reason))
 
     def _refuse(self, stream: Stream, client: str, error: Refused) -> None:
-        self._refusals.note(f"{repr(client)[:80] if client else 'a client'} at {stream.peer}", error)
+        self._refusals.note(f"{repr(client)[:80] if client else 'a client'} at {stream.peer}", error, client)
         stream.send([Refusal(code=error.code, reason=error.reason).to_frame()])
         stream.close()
 

@@ -13,8 +13,10 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 from sl_common.errors import Refused
+from sl_common.host import output
 from sl_common.host.text import printable_lines
 
 _FAILED = re.compile(rb"\] Handshake failed with error [^:]*(?::.*OPENSSL_internal:(\w+)(?:: (.*))?)?$")
@@ -59,23 +61,31 @@ def _cause(code: str, detail: str) -> tuple[str, Refused]:
 def heard(tell: Callable[[str, Refused], None], full: Callable[[], None] = lambda: None) -> Iterator[None]:
     """While inside, `tell` hears of each failed handshake, and `full` of each connection without a descriptor, from a thread of its own."""
     kept = os.dup(2)
-    pythons, sys.stderr = sys.stderr, os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    before, ours = sys.stderr, output.stderr()
+    if ours is not None:
+        ours.move(kept)
+    else:
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    to = ours or sys.stderr
     out, into = os.pipe()
     os.dup2(into, 2)
     os.close(into)
-    reader = threading.Thread(target=_read, args=(out, kept, tell, full), daemon=True)
+    reader = threading.Thread(target=_read, args=(out, to, tell, full), daemon=True)
     reader.start()
     try:
         yield
     finally:
         os.dup2(kept, 2)  # nobody writes into the pipe any more: its reader comes to the end
         reader.join(1.0)
+        if ours is not None:
+            ours.move(2)
+        else:
+            sys.stderr.close()
+            sys.stderr = before
         os.close(kept)
-        sys.stderr.close()
-        sys.stderr = pythons
 
 
-def _read(out: int, to: int, tell: Callable[[str, Refused], None], full: Callable[[], None]) -> None:
+def _read(out: int, to: TextIO, tell: Callable[[str, Refused], None], full: Callable[[], None]) -> None:
     with os.fdopen(out, "rb") as lines:
         for line in lines:
             if _FULL in line[:_MAX_LINE]:
@@ -83,7 +93,7 @@ def _read(out: int, to: int, tell: Callable[[str, Refused], None], full: Callabl
                 continue
             found = read_line(line)
             if found is None:
-                with contextlib.suppress(OSError):
-                    os.write(to, printable_lines(line.decode(errors="backslashreplace")).encode())
+                with contextlib.suppress(OSError, ValueError):  # a full disk, or it is closed
+                    to.write(printable_lines(line.decode(errors="backslashreplace")))
             else:
                 tell(*found)

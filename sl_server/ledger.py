@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Literal
 
-from sl_common.messages import Message, WireKind, payload_of
+from sl_common.messages import WIRE_KINDS, Message, WireKind, payload_of
 from sl_common.wire import Frame
 
 Direction = Literal["up", "down"]  # up: from clients to the server
@@ -71,5 +71,5 @@ class Ledger:
         }
 
     def total(self, direction: Direction) -> int:
-        """Wire bytes of one direction."""
-        return sum(n for (d, _), n in self.wire.items() if d == direction)
+        """Wire bytes of one direction; from any thread."""
+        return sum(self.wire[direction, kind] for kind in WIRE_KINDS)

@@ -17,6 +17,7 @@ from sl_common import __version__
 from sl_common.config import RunConfig
 from sl_common.facts import (
     AuxAligned,
+    BatchEvaluated,
     ClientDone,
     ClientLate,
     ClientLeft,
@@ -228,6 +229,8 @@ class Metrics:
             case RunEnded():
                 self._clients["ready"].set(0)
                 self._over.set(1)
+            case BatchEvaluated():
+                self._progress.set_to_current_time()
             case Trained() | WaveBegun() | ClientDone() | RoundEnded() | Evaluated():
                 self._progress.set_to_current_time()
                 self._got_on(fact)

@@ -1,4 +1,7 @@
-"""Every no is counted; it is said once a minute for each reason and peer, so that whoever knocks all day fills no log."""
+"""Every no is counted; it is said once a minute for each reason and peer, so that whoever knocks all day fills no log.
+
+Law: a client whose session a former process had is told `forgotten` and joins anew. That is no refusal, unless it has not joined a minute later.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from sl_common.host.text import printable
 
 MAX_SAID = 100  # different ones in a minute; a peer may think up names
 PERIOD_S = 60.0
+MAX_FORGOTTEN = 10_000  # clients that are waited for; more of them are counted at once
 
 
 class Counts(Protocol):
@@ -32,9 +36,32 @@ class Refusals:
         self._clock = clock
         self._until = 0.0
         self._said: set[tuple[str, str]] = set()  # in this minute
+        self._forgotten: dict[
+            str, tuple[float, str, Refused]
+        ] = {}  # by client, the oldest first: until when, who, what it was told
 
-    def note(self, who: str, error: Refused) -> None:
-        """`who` was refused."""
+    def note(self, who: str, error: Refused, client: str = "") -> None:
+        """`who` was refused; `client` is its name, if it said one."""
+        if error.code == "forgotten" and client and len(self._forgotten) < MAX_FORGOTTEN:
+            self._forgotten.setdefault(client, (self._clock() + PERIOD_S, who, error))
+        else:
+            self._count(who, error)
+
+    def joined(self, client: str) -> None:
+        """A client has a session: that a former one was forgotten is no refusal."""
+        self._forgotten.pop(client, None)
+
+    def look(self) -> None:
+        """Count those that were forgotten and did not come again."""
+        while self._forgotten:
+            client = next(iter(self._forgotten))
+            until, who, error = self._forgotten[client]
+            if self._clock() < until:
+                return
+            del self._forgotten[client]
+            self._count(who, error)
+
+    def _count(self, who: str, error: Refused) -> None:
         self._metrics.rejected(error.code)
         now = self._clock()
         if now >= self._until:

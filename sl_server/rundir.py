@@ -14,7 +14,7 @@ import torch
 from sl_common import __version__
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
-from sl_common.facts import Evaluated, Fact, RoundEnded, RunEnded, Trained, WaveBegun
+from sl_common.facts import BatchEvaluated, Evaluated, Fact, RoundEnded, RunEnded, Trained, WaveBegun
 from sl_common.host.files import make_folder, remove_parts, sync_folder, write_atomically
 from sl_common.tensors import State
 from sl_server import eventlog, schema
@@ -98,8 +98,12 @@ class RunDirectory:
         try:
             self._note(fact, seconds)
         finally:
-            if not isinstance(fact, Trained):
+            if not isinstance(fact, Trained | BatchEvaluated):
                 self._flush()
+
+    def warn(self, text: str, seconds: float) -> None:
+        """Keep a warning that nobody may have seen. It is in the file with the next fact at the latest."""
+        self._line(event="warning", seconds=round(seconds, 3), text=text)
 
     def _flush(self) -> None:
         """Raises the first OSError, when all files were tried."""
@@ -111,7 +115,11 @@ class RunDirectory:
     def _note(self, fact: Fact, seconds: float) -> None:
         match fact:
             case Trained():
-                self._files["digests.log"].write(f"{fact.client} {fact.round} {fact.wave} {fact.step} {fact.crc32}\n")
+                self._files["digests.log"].write(
+                    f"{fact.client} {fact.round + 1} {fact.wave + 1} {fact.step} {fact.crc32}\n"
+                )
+            case BatchEvaluated():  # the evaluation as a whole follows
+                pass
             case RoundEnded():
                 self._round(fact, seconds)
             case Evaluated():
@@ -120,8 +128,9 @@ class RunDirectory:
                 self._table.evaluated(fact, self._ledger, seconds)
             case _:
                 fields = asdict(fact)
-                if "round" in fields:
-                    fields["round"] += 1
+                for counted in ("round", "wave", "shard"):  # from 1 wherever they are shown
+                    if counted in fields:
+                        fields[counted] += 1
                 self._line(event=_snake(type(fact).__name__), seconds=round(seconds, 3), **fields)
                 if isinstance(fact, RunEnded) or (isinstance(fact, WaveBegun) and not fact.evaluate):
                     self._table.settle()

@@ -16,9 +16,11 @@ from typing import Any
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, DataError
 from sl_common.exits import HAND_OVER_S
-from sl_common.facts import Evaluated, Fact, WaveBegun
+from sl_common.facts import BatchEvaluated, Evaluated, Fact, Trained, WaveBegun
 from sl_common.host.descriptors import Room, Shortage, cause, limit, make_room
 from sl_common.host.devices import pick_device
+from sl_common.host.log import Level, lost_output, of_run
+from sl_common.host.signals import hang_up
 from sl_common.network import Network
 from sl_common.segment import Tree
 from sl_server import descriptors, eventlog, handshakes, service
@@ -47,6 +49,7 @@ def run_server(
     record: bool,
     resume: bool = False,
     tensorboard: bool = False,
+    level: Level = Level.INFO,
 ) -> tuple[dict[str, Any], str | None, bool]:
     """Serve one run to its end: its summary, why it failed (None if it did not), and whether its operator stopped it.
 
@@ -54,7 +57,10 @@ def run_server(
     """
     sys.setswitchinterval(HAND_OVER_S)
     board = open_board(out) if tensorboard else None
-    return asyncio.run(_serve(config, listen, door, metrics, out, as_json, record, resume, board))
+    of_run(config.run.name)
+    ledger = Ledger()
+    show = make_show(ledger, config.run.rounds, clients=config.run.clients, as_json=as_json, level=level)
+    return asyncio.run(_serve(config, listen, door, metrics, out, ledger, show, record, resume, board))
 
 
 async def _serve(
@@ -63,13 +69,12 @@ async def _serve(
     door: Door,
     metrics_at: tuple[str, int] | None,
     out: Path,
-    as_json: bool,
+    ledger: Ledger,
+    show: Show,
     record: bool,
     resume: bool,
     board: Board | None,
 ) -> tuple[dict[str, Any], str | None, bool]:
-    ledger = Ledger()
-    show = make_show(ledger, config.run.rounds, as_json=as_json)
     say_room(show, descriptors.of_run(config))
     checkpoints = Checkpoints(out)
     device = pick_device(config.server.device, "server.device", show.warn)
@@ -115,6 +120,7 @@ async def _serve(
             show.warn(text)
         stopped = _on_signals(loop, engine, show)
         engine.start()
+        show.begin()
         await over.wait()
         await server.stop(grace=2.0)
         if engine.drained:
@@ -176,15 +182,16 @@ def _on_signals(loop: asyncio.AbstractEventLoop, engine: Engine, show: Show) -> 
         if stopped.is_set():
             raise SystemExit(130)  # the second time they mean it
         stopped.set()
-        show.warn("SIGINT: ending the run; once more to leave at once")
+        show.warn("SIGINT: ending the run; once more to leave at once. sl-server run --resume DIR would go on with it")
         engine.stop("stopped by its operator (SIGINT)")
 
-    def drain() -> None:
-        show.warn("SIGTERM: finishing the wave that is under way, then stopping, to be resumed; SIGINT ends the run")
+    def drain(name: str) -> None:
+        show.warn(f"{name}: finishing the wave that is under way, then stopping, to be resumed; SIGINT ends the run")
         engine.drain()
 
     loop.add_signal_handler(signal.SIGINT, stop)
-    loop.add_signal_handler(signal.SIGTERM, drain)
+    for number in (signal.SIGTERM, *hang_up()):
+        loop.add_signal_handler(number, drain, number.name)
     return stopped
 
 
@@ -234,6 +241,7 @@ class Scribe:
         self._began: float | None = None
         self._before = 0.0  # in processes before this one
         self._warned = False
+        self._unheard = False
 
     def resume(self, seconds: float) -> None:
         """The run has taken so long already."""
@@ -248,6 +256,8 @@ class Scribe:
         """From the engine's thread. A full disk costs no training; what it does not take is kept, and written when it does."""
         if self._began is None and isinstance(fact, WaveBegun):
             self._began = time.monotonic()
+        if not isinstance(fact, Trained | BatchEvaluated):
+            self._look_at_output()
         try:
             self._directory.fact(fact, self.seconds)
             if isinstance(fact, Evaluated):
@@ -265,8 +275,19 @@ class Scribe:
             self._show.say("written", text, text=text)
         self._show.fact(fact)
 
+    def _look_at_output(self) -> None:
+        """Nobody may read standard output any more: the run directory says so too."""
+        lost = lost_output()
+        if lost is None:
+            return
+        self._directory.notes["lost_output"] = lost
+        if not self._unheard:
+            self._directory.warn(f"what this process says is not heard any more: {lost}", self.seconds)
+        self._unheard = True
+
     def finish(self, failure: str | None = None) -> tuple[dict[str, Any], str | None]:
         """The summary, written and shown, and why the run failed, if it did: what could not be written is a failure."""
+        self._look_at_output()
         try:
             summary = self._directory.finish(self._coordinator, self.seconds, failure)
         except OSError as error:

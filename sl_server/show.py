@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
+from rich import progress as rich
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from sl_common.facts import (
     AuxAligned,
+    BatchEvaluated,
     ClientAway,
     ClientBack,
     ClientJoined,
@@ -27,31 +27,59 @@ from sl_common.facts import (
     WaveBegun,
 )
 from sl_common.host.devices import described
-from sl_common.host.text import MAX_OURS, printable, printable_lines
+from sl_common.host.log import Level, Log
+from sl_common.host.progress import Beat, Told, size
+from sl_common.host.text import MAX_OURS, printable
 from sl_common.messages import WIRE_KINDS
 from sl_server.ledger import Ledger
+from sl_server.progress import Progress
 
 
 class Show:
     """Lines; with `as_json`, one JSON object each."""
 
-    def __init__(self, ledger: Ledger, rounds: int, *, as_json: bool = False) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        rounds: int,
+        *,
+        clients: int = 1,
+        as_json: bool = False,
+        level: Level = Level.INFO,
+    ) -> None:
+        """`clients`: how many the run waits for."""
         self._ledger = ledger
         self._rounds = rounds
         self._json = as_json
         self._console = Console(highlight=False, soft_wrap=True)
+        self._log = Log("server", as_json=as_json, level=level, show=self._print if self._is_bar else None)
+        self.progress = Progress(ledger, rounds, clients)
+        self._beat = Beat(self.tick)
 
-    def say(self, event: str, line: str, **fields: Any) -> None:
-        """Print one event. The line may quote a client."""
-        if self._json:
-            sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
-            sys.stdout.flush()
-        else:
-            self._console.print(Text(printable_lines(line)))
+    _is_bar = False
+
+    def _print(self, text: str) -> None:
+        self._console.print(Text(text))
+
+    def say(self, event: str, line: str, *, level: Level = Level.INFO, **fields: Any) -> None:
+        """Record one event. The line may quote a client."""
+        self._log.say(event, line, level, fields)
 
     def warn(self, text: str) -> None:
         """Something that a person should know of."""
-        self.say("warning", f"warning: {text}", text=text)
+        self.say("warning", f"warning: {text}", level=Level.WARNING, text=text)
+
+    def begin(self) -> None:
+        """From now on say every few seconds how far the run has come."""
+        self.progress.bytes()  # from here the first rate counts
+        self._beat.start()
+
+    def tick(self) -> None:
+        """Say how far the run has come."""
+        found = self.progress.line()
+        if found is not None:
+            text, fields = found
+            self.say("progress", text, **fields)
 
     def device(self, device: str, asked: str) -> None:
         """Where the head is computed, of what was asked for."""
@@ -60,9 +88,12 @@ class Show:
 
     def fact(self, fact: Fact) -> None:
         """Say what matters to a person."""
+        self.progress.fact(fact)
         match fact:
+            case Trained() | BatchEvaluated():
+                pass
             case ClientJoined(client=client, shard=shard):
-                self.say("joined", f"{client} joined (shard {shard + 1})", client=client, shard=shard)
+                self.say("joined", f"{client} joined (shard {shard + 1})", client=client, shard=shard + 1)
             case ClientLeft(client=client, reason=reason):
                 self.say("left", f"{client} left: {printable(reason)}", client=client, reason=reason)
             case RedoSpent(client=client, limit=limit):
@@ -122,13 +153,16 @@ class Show:
                 pass
 
     def stop(self) -> None:
-        """Leave the terminal as it was."""
+        """Say nothing more by itself, and leave the terminal as it was."""
+        self._beat.stop()
 
     def summary(self, summary: dict[str, Any], where: str | None) -> None:
         """The table at the end."""
         self.stop()
         if self._json:
             self.say("summary", "", **summary)
+            return
+        if not self._log.shows(Level.INFO):
             return
         for part in _last_words(summary):
             self._console.print(part)
@@ -139,53 +173,57 @@ class Show:
 class Bar(Show):
     """A progress bar for the wave under way, and lines above it."""
 
-    def __init__(self, ledger: Ledger, rounds: int) -> None:
-        super().__init__(ledger, rounds)
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}"),
-            TimeElapsedColumn(),
+    _is_bar = True
+
+    def __init__(self, ledger: Ledger, rounds: int, *, clients: int = 1, level: Level = Level.INFO) -> None:
+        super().__init__(ledger, rounds, clients=clients, level=level)
+        self._bar = rich.Progress(
+            rich.TextColumn("[bold]{task.description}"),
+            rich.BarColumn(bar_width=20),
+            rich.MofNCompleteColumn(),
+            rich.TextColumn("{task.fields[loss]}"),
+            Told(self.progress.wire),
+            rich.TimeElapsedColumn(),
+            rich.TextColumn("ETA"),
+            rich.TimeRemainingColumn(),
             console=self._console,
             transient=True,
         )
-        self._task = self._progress.add_task("waiting for clients", total=None, loss="")
-        self._progress.start()
+        self._task = self._bar.add_task("waiting for clients", total=None, loss="")
+        self._bar.start()
+
+    def begin(self) -> None:
+        """The bar says it."""
 
     def fact(self, fact: Fact) -> None:
         """Move the bar too."""
         super().fact(fact)
         match fact:
-            case WaveBegun(steps=steps, evaluate=evaluate):
+            case WaveBegun(evaluate=evaluate):
                 what = "evaluating" if evaluate else "training"
-                self._progress.reset(
-                    self._task, description=f"round {fact.round + 1}/{fact.rounds} {what}", total=steps or None, loss=""
-                )
+                about = f"round {fact.round + 1}/{fact.rounds} {what}"
+                self._bar.reset(self._task, description=about, total=self.progress.total, loss="")
             case Trained(loss=loss):
-                self._progress.update(self._task, advance=1, loss=f"loss {loss:.4f}")
+                self._bar.update(self._task, completed=self.progress.done, loss=f"loss {loss:.4f}")
+            case BatchEvaluated():
+                self._bar.update(self._task, completed=self.progress.done)
             case RunEnded():
-                self._progress.stop()
+                self._bar.stop()
             case _:
                 pass
 
     def stop(self) -> None:
         """Take the bar away."""
-        self._progress.stop()
+        super().stop()
+        self._bar.stop()
 
 
-def make_show(ledger: Ledger, rounds: int, *, as_json: bool) -> Show:
-    """What fits where the output goes."""
-    return Bar(ledger, rounds) if sys.stdout.isatty() and not as_json else Show(ledger, rounds, as_json=as_json)
-
-
-def size(nbytes: float) -> str:
-    """Bytes for people: 1.5 kB, 12.0 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000 or unit == "GB":
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    raise AssertionError
+def make_show(ledger: Ledger, rounds: int, *, clients: int, as_json: bool, level: Level = Level.INFO) -> Show:
+    """Make what fits where the output goes."""
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    if terminal and not as_json and level.number <= Level.INFO.number:
+        return Bar(ledger, rounds, clients=clients, level=level)
+    return Show(ledger, rounds, clients=clients, as_json=as_json, level=level)
 
 
 def _last_words(summary: dict[str, Any]) -> list[RenderableType]:

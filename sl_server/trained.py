@@ -68,7 +68,9 @@ def read_run(directory: Path, warn: Callable[[str], None], device: str = "cpu") 
             f"{directory}: no head.safetensors here: weights are written when a run evaluates, and at its end"
         )
     if not is_over(directory):
-        warn(f"{directory}: the run is not over; these are the weights of its last evaluation")
+        warn(
+            f"{directory}: the run is not over: these are the weights of its last evaluation, or of when it was stopped"
+        )
     return Trained(config=config, network=network, lower=states.get("lower"), heads=heads)
 
 
@@ -84,7 +86,7 @@ def config_of(directory: Path) -> RunConfig:
     """Raises ConfigError if it is no run directory."""
     path = directory / "config.json"
     try:
-        return RunConfig.from_json(path.read_text())
+        return RunConfig.from_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{directory}: not a run directory ({error.strerror}: config.json)") from error
     except (ConfigError, UnicodeDecodeError) as error:

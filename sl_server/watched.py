@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from codecs import BOM_UTF8
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -59,9 +60,9 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def read_file(option: str, path: Path, most: int = MAX_PAPER) -> bytes:
-    """Read a file of at most so many bytes. Raises ConfigError with the option that named it."""
+    """Read a text file of at most so many bytes, without a byte order mark. Raises ConfigError with the option that named it."""
     try:
-        return read_bounded(path, most)
+        return read_bounded(path, most).removeprefix(BOM_UTF8)
     except OSError as error:
         raise ConfigError(f"{option} {path}: {error.strerror or error}") from error
 

@@ -64,8 +64,9 @@ class Process:
 
     @property
     def err(self) -> str:
-        """Standard error so far."""
-        return "\n".join(self._errors)
+        """Standard error so far, and what a command says of its end with --json, which is on standard output then."""
+        told = [json.loads(line)["text"] for line in list(self.lines) if '"event": "error"' in line]
+        return "\n".join([*self._errors, *told])
 
     @property
     def events(self) -> list[dict]:

@@ -446,7 +446,7 @@ def test_a_run_from_its_first_client_to_its_operators_interrupt(live: tuple[Proc
     with ExitStack() as stack:
         env = {"SL_SERVER": address, "SL_ID": "north", "SL_SHARD": "2/2", "SL_ALLOW": "other examples", "SL_JSON": "1"}
         north = stack.enter_context(started(*client, env=env))
-        assert server.event("joined", client="north")["shard"] == 1
+        assert server.event("joined", client="north")["shard"] == 2
         wrong = ran_all(
             {
                 "count": (*client, "--server", address, "--shard", "1/3"),

@@ -15,7 +15,6 @@ import torch
 from hostile import EVIL, greeting, hostile, says, sends
 from processes import ran
 
-from sl_client import cli
 from sl_client.access import PLAINTEXT
 from sl_client.doctor import examine
 from sl_client.predictor import Predictor
@@ -24,6 +23,7 @@ from sl_client.show import Lines
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, CutlayerError, Refused, WireError
 from sl_common.exits import exit_code
+from sl_common.host import commands
 from sl_common.inference import Offer, Scores
 from sl_common.messages import Aligned, Begin, Bye, Directive, Gradient, Late, Message, Welcome
 from sl_common.proto import split_pb2 as pb
@@ -283,7 +283,7 @@ def test_no_control_character_reaches_the_clients_terminal(where: str, capfd: py
             run_client(address)
         except CutlayerError as error:
             with pytest.raises(SystemExit):
-                cli.fail(error)
+                commands.fail(error)
     out, err = capfd.readouterr()
     assert out + err
     assert is_shown_plainly(out)
@@ -312,7 +312,7 @@ def test_a_status_of_grpcs_is_shown_plainly(capfd: pytest.CaptureFixture[str]) -
     finally:
         server.stop(grace=0).wait()
     with pytest.raises(SystemExit):
-        cli.fail(caught.value)
+        commands.fail(caught.value)
     out, err = capfd.readouterr()
     assert "a" in out + err
     assert is_shown_plainly(out + err)

@@ -481,7 +481,9 @@ def test_a_directory_that_cannot_answer(shared: Path, tmp_path: Path) -> None:
     write_weights(tmp_path, {"head": head}, 1)
     assert warned == []
     assert read_run(tmp_path, warned.append).lower is None
-    assert warned == [f"{tmp_path}: the run is not over; these are the weights of its last evaluation"]
+    assert warned == [
+        f"{tmp_path}: the run is not over: these are the weights of its last evaluation, or of when it was stopped"
+    ]
 
 
 def test_weights_of_an_earlier_round_do_not_stay_beside_the_last_ones(tmp_path: Path) -> None:

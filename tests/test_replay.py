@@ -232,9 +232,8 @@ def test_the_command_prints_a_stretch(run_directory: Path) -> None:
     shown = call(run_directory, "--from", 7, "--until", 9, "--json")
     lines = [json.loads(line) for line in shown.output.splitlines()]
     assert [line["number"] for line in lines if line["event"] == "replayed_event"] == [7, 8, 9]
-    assert lines[-1] | {"weights_sha256": ""} == {
-        "event": "replayed", "events": 9, "weights_sha256": "", "finished": False, "reason": None, "as_summary": None,
-    }  # fmt: skip
+    expected = {"event": "replayed", "events": 9, "finished": False, "reason": None, "as_summary": None}
+    assert lines[-1] | expected == lines[-1]
     assert "-> c" in call(run_directory, "--from", 1).output
 
 

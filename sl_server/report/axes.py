@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from sl_server.show import size
+from sl_common.host.progress import size
 
 PANEL = (4.8, 3.1)  # inches; one column of a page, and a phone's whole width
 BARS = 6.6  # half a page

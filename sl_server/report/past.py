@@ -164,7 +164,7 @@ def read_run(path: Path) -> PastRun:
 
 def _lines(path: Path, missing: list[str]) -> tuple[Line, ...]:
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         missing.append("metrics.jsonl is missing")
         return ()
@@ -193,7 +193,7 @@ def _parsed(path: Path, text: str) -> Iterator[Line]:
 
 def _summary(path: Path, missing: list[str]) -> Mapping[str, Any] | None:
     try:
-        summary = json.loads(path.read_text())
+        summary = json.loads(path.read_text(encoding="utf-8-sig"))
         if summary.keys() >= _Summary.model_fields.keys():
             return dict(summary) | _Summary.model_validate(summary).model_dump()
     except FileNotFoundError:

@@ -12,12 +12,12 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sl_common.host.progress import size
 from sl_common.messages import WIRE_KINDS
 from sl_server.metrics import PHASES
 from sl_server.report import axes as ax
 from sl_server.report import svg
 from sl_server.report.past import EvaluationLine, PastRun, RoundLine
-from sl_server.show import size
 
 MARKED = 40  # points of a line, at most, that get a mark each
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sl_common.codec.words import words
+from sl_common.host.progress import size
 from sl_server.report.past import PastRun
-from sl_server.show import size
 
 NOTHING = "–"
 

@@ -1,0 +1,133 @@
+"""What a command says as it runs: records of Python's `logging`, shown as lines of text or as JSON, one object a line.
+
+Every record has an event's name and fields beside its text. The loggers are called `cutlayer.…`; those of libraries and of a user's own code
+are left as they are. JSON lines begin with time (UTC, RFC 3339), level, event, run and host.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from sl_common.host import output
+from sl_common.host.text import printable_lines
+
+LOGGER = logging.getLogger("cutlayer")
+LOGGER.propagate = False  # a handler of the user's root logger would say everything a second time
+
+
+class Level(StrEnum):
+    """Least severity that is shown."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+    @property
+    def number(self) -> int:
+        """Python's number for it."""
+        return int(getattr(logging, self.name))
+
+
+class _Context:
+    """What every JSON line of this process says beside its event."""
+
+    run: str | None = None
+    host = platform.node()
+
+
+def of_run(name: str | None) -> None:
+    """Name the run that this process is about, once it is known."""
+    _Context.run = name
+
+
+def json_line(event: str, level: str, fields: dict[str, Any]) -> str:
+    """One line. A number that JSON does not have (NaN, infinity) becomes null."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    told = {"time": now, "level": level, "event": event, "run": _Context.run, "host": _Context.host} | fields
+    try:
+        return json.dumps(told, allow_nan=False, default=str)
+    except ValueError:
+        return json.dumps(_finite(told), default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(below) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(below) for below in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class _Lines(logging.Handler):
+    """Writes records to standard output, or as text to wherever `show` puts it."""
+
+    def __init__(self, *, as_json: bool, show: Callable[[str], None] | None) -> None:
+        super().__init__()
+        self._json, self._show = as_json, show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one record."""
+        text = printable_lines(record.getMessage())
+        event, fields = getattr(record, "event", "log"), getattr(record, "fields", {"text": text})
+        if self._json:
+            _write(json_line(event, record.levelname.lower(), fields))
+        elif self._show is not None:
+            self._show(text)
+        else:
+            _write(text)
+
+
+def _write(line: str) -> None:
+    if sys.stdout is not None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+
+class Log:
+    """One command's records. The newest Log of a process decides how they are shown."""
+
+    def __init__(
+        self, name: str, *, as_json: bool = False, level: Level = Level.INFO, show: Callable[[str], None] | None = None
+    ) -> None:
+        """`name`: of the logger, below cutlayer; `show`: where lines of text go in place of standard output."""
+        self._logger = LOGGER.getChild(name)
+        LOGGER.handlers[:] = [one for one in LOGGER.handlers if not isinstance(one, _Lines)]
+        LOGGER.addHandler(_Lines(as_json=as_json, show=show))
+        LOGGER.setLevel(level.number)
+
+    def shows(self, level: Level) -> bool:
+        """Whether records of this severity are shown."""
+        return self._logger.isEnabledFor(level.number)
+
+    def say(self, event: str, text: str, level: Level, fields: dict[str, Any]) -> None:
+        """Record one event."""
+        self._logger.log(level.number, "%s", text, extra={"event": event, "fields": fields})
+
+
+def keep_going(*, as_json: bool) -> None:
+    """Let nothing that becomes of the output end this process; what is lost first is told on the other stream."""
+    others = {"stdout": "stderr", "stderr": "stdout"}
+
+    def tell(name: str, why: str) -> None:
+        text = f"standard {'output' if name == 'stdout' else 'error'} cannot be written ({why}): what it would say is dropped; the work goes on"
+        line = json_line("output", "warning", {"text": text}) if as_json else f"warning: {text}"
+        other = getattr(sys, others[name])
+        if other is not None:
+            other.write(line + "\n")
+
+    output.keep_going(tell)
+
+
+def lost_output() -> str | None:
+    """Say in words what of this process's output was dropped; None if nothing was."""
+    lost = output.losses()
+    return "; ".join(f"{name}: {count} lines lost ({why})" for name, (count, why) in lost.items()) or None

@@ -1,0 +1,90 @@
+"""What both commands need to say how far they have come: a thread that says so every few seconds, and rates."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from rich.progress import ProgressColumn, Task
+from rich.text import Text
+
+EVERY_S = 9.0  # so that a line comes at least every 10 s
+_WINDOW_S = 10.0  # over which a rate is taken
+
+
+class Beat:
+    """Calls `say` every few seconds, from a thread of its own, between `start` and `stop`."""
+
+    def __init__(self, say: Callable[[], object], every_s: float = EVERY_S) -> None:
+        self._say, self._every_s = say, every_s
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+
+    def start(self) -> None:
+        """Begin; a second call does nothing."""
+        if self._thread.ident is None:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Say nothing more."""
+        self._over.set()
+
+    def _run(self) -> None:
+        while not self._over.wait(self._every_s):
+            self._say()
+
+
+class Rate:
+    """How much a count grew in a second, over the last seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: deque[tuple[float, float]] = deque()
+
+    def at(self, count: float) -> float:
+        """Look at the count now; per second."""
+        now = self._clock()
+        if not self._seen or now - self._seen[-1][0] >= 0.2 * _WINDOW_S:
+            self._seen.append((now, count))
+        while len(self._seen) > 2 and now - self._seen[1][0] > _WINDOW_S:
+            self._seen.popleft()
+        began, before = self._seen[0]
+        return max(0.0, count - before) / (now - began) if now > began else 0.0
+
+
+class Told(ProgressColumn):
+    """A column of a bar whose text is asked for when it is drawn."""
+
+    max_refresh = 0.5
+
+    def __init__(self, text: Callable[[], str]) -> None:
+        super().__init__()
+        self._text = text
+
+    def render(self, _task: Task) -> Text:
+        """Ask."""
+        return Text(self._text())
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people: 1.5 kB, 12.0 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000 or unit == "GB":
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    raise AssertionError
+
+
+def rate(bytes_per_s: float) -> str:
+    """Bytes a second for people, in MB/s."""
+    return f"{bytes_per_s / 1e6:.2f} MB/s"
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 42 s, 12 min, 3 h 05 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
