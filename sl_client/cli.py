@@ -32,7 +32,7 @@ from sl_common.exits import INTERRUPTED
 from sl_common.host import commands
 from sl_common.host.commands import LogLevel, Quiet, level_of
 from sl_common.host.files import write_atomically
-from sl_common.host.log import Level, keep_going
+from sl_common.host.log import Level, json_line, keep_going
 from sl_common.host.text import printable
 
 if TYPE_CHECKING:  # torch is imported when it is needed, not for --help
@@ -186,6 +186,28 @@ def doctor(
     from sl_client.doctor import examine
 
     examine(server, access, as_json=as_json)
+
+
+@app.command()
+def digest(
+    name: Annotated[
+        str, typer.Argument(help="A data set: digits, fashion-mnist, or package.module:function.", metavar="DATA")
+    ],
+    data: DataFolder = None,
+    allow: Allow = None,
+    as_json: Json = False,
+) -> None:
+    """Print what tells this device's copy of a data set from another: for `data.digest` in a run's configuration."""
+    from sl_client.data import load
+    from sl_client.data.identity import data_set_of
+
+    found = data_set_of(load(name, data, tuple(allow or ())), own=False)
+    if as_json:
+        fields = {"train": found.train, "test": found.test, "inputs": str(found.inputs), "digest": found.digest}
+        typer.echo(json_line("digest", "info", fields))
+    else:
+        typer.echo(f"{found.train} training and {found.test} test samples, {found.inputs}")
+        typer.echo(f'data.digest = "{found.digest}"')
 
 
 def main() -> None:

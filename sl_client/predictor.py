@@ -29,6 +29,7 @@ from sl_common import __version__
 from sl_common.codec import Link
 from sl_common.config import RunConfig
 from sl_common.errors import Refused, WireError
+from sl_common.holdings import Inputs
 from sl_common.inference import Answered, Asked, Fetch, Lower, Offer, Query, Scores
 from sl_common.network import Network, trained
 from sl_common.tensors import State, all_finite
@@ -116,6 +117,16 @@ class Predictor:
         """
         self._reach()
         return self._config
+
+    @property
+    def inputs(self) -> Inputs | None:
+        """What the run was trained on, as far as its server says."""
+        return None if self._offer is None else self._offer.inputs
+
+    @property
+    def trained_on_floats(self) -> bool:
+        """The run is known to have been trained on floating point numbers, which normalisation does not scale."""
+        return self.inputs is not None and self.inputs.dtype != "uint8"
 
     def close(self) -> None:
         """End the stream."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import signal
 import sys
@@ -41,6 +42,7 @@ from sl_common.messages import (
     ToServer,
     Welcome,
 )
+from sl_common.names import MAX_REASON
 from sl_common.orders import check_welcome
 from sl_common.participate import Flow, Seat, participate
 from sl_common.snapshots import Snapshots
@@ -242,6 +244,9 @@ class Runner:
         except Diverged as error:
             self._say_leave(f"failed: {error}")
             raise
+        except WireError as error:  # what the server said is not for us: it need not wait
+            self._say_leave(f"refuses what the server said: {error}")
+            raise
         except CutlayerError:
             raise
         except Exception as error:  # a bug, or the user's own code: the server need not wait for us
@@ -334,10 +339,12 @@ class Runner:
         self._carrier.finish()
 
     def _say_leave(self, reason: str) -> None:
+        """As far as the stream still carries it; the server finds out by itself otherwise."""
         if self._carrier is None or not self._greeted:
             return
-        self._send(self._endpoint.pack(Leave(reason=reason)))
-        self._carrier.finish()
+        with contextlib.suppress(StreamBroken, WireError):
+            self._send(self._endpoint.pack(Leave(reason=reason[:MAX_REASON])))
+            self._carrier.finish()
 
     def _leave_anew(self, reason: str) -> None:
         """Say so on a stream of its own, since the last one was broken off; give up soon if nobody listens."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from sl_client.data import load
+from sl_client.data.identity import data_set_of, looked_at
 from sl_client.data.loader import Loader, make_loader, share
 from sl_client.device import NO_LIMITS, Limits
+from sl_common.builds import builds_of
 from sl_common.config import RunConfig
+from sl_common.holdings import DataSet
 from sl_common.messages import Welcome
 from sl_common.network import Network
 from sl_common.participate import Seat
@@ -38,7 +43,7 @@ def take_seat(
     of this process needs the same data, and only this one's samples are kept. Raises ConfigError or DataError naming the key, file or field.
     """
     config = RunConfig.from_json(welcome.config)
-    loader = _batches(config, welcome, data, allowed, sole=sole)
+    loader, data_set = _batches(config, welcome, data, allowed, sole=sole)
     modules, network = _modules(config, welcome, allowed, limits)
 
     def make(part: str) -> Callable[[], Segment]:
@@ -53,23 +58,33 @@ def take_seat(
         limit_bytes=network.limit_bytes,
         limit_tensors=network.limit_tensors,
         snapshots=snapshots or Snapshots(welcome.run),
+        data_set=data_set,
+        builds=builds_of(config, network, modules, nullcontext()),
     )
 
 
 def _batches(
     config: RunConfig, welcome: Welcome, data: Path | None, allowed: Collection[str] | None, *, sole: bool
-) -> Loader:
-    """Of this client's shard."""
+) -> tuple[Loader, DataSet]:
+    """Of this client's shard, and what the whole set is."""
+    whole: list[Labels] = []  # if the set is reduced while it is read
 
-    def pick(labels: Labels) -> Indices:
+    def mine(labels: Labels) -> Indices:
         return share(config.data.partition, labels, welcome.shards, welcome.shard, config.run.seed)
 
-    mine = load(config.data.name, data, allowed, pick if sole else None)
-    mine.check(config.input, config.classes)
-    if sole and mine.held is None:
-        mine = mine.only(pick(mine.train[1].numpy()))
-    return make_loader(
-        mine,
+    def pick(labels: Labels) -> Indices:
+        whole.append(labels)
+        return np.union1d(mine(labels), looked_at(labels))
+
+    found = load(config.data.name, data, allowed, pick if sole else None)
+    found.check(config.input, config.classes)
+    labels = found.train[1].numpy() if found.held is None else whole[0]
+    data_set = data_set_of(found, labels, own=not config.sharded)
+    indices = mine(labels)
+    if sole and found.held is None:
+        found = found.only(indices)
+    loader = make_loader(
+        found,
         config.data.partition,
         welcome.shards,
         welcome.shard,
@@ -77,7 +92,9 @@ def _batches(
         config.run.seed,
         last=config.deal(0).last,
         augment=config.data.augment,
+        indices=indices,
     )
+    return loader, data_set
 
 
 def _modules(

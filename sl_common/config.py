@@ -26,6 +26,7 @@ from sl_common.seeds import Draw
 from sl_common.value import Value
 
 Natural = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 MAX_CLIENTS = 1 << 14  # of one run, and shards of its data
 Clients = Annotated[int, Field(gt=0, le=MAX_CLIENTS)]
 MAX_SAMPLE = 1 << 24  # numbers of one sample
@@ -84,6 +85,7 @@ class Model(Value):
 
     name: str = "cnn"  # or the user's own: "package.module:function"
     cut: int | str = 1  # blocks on the client, or the name of the last of them
+    differs: Literal["refuse", "accept"] = "refuse"  # a client that built another network than the server
     args: dict[str, Any] = Field(default_factory=dict)  # the model function's own arguments
     input: tuple[PositiveInt, ...] | None = None  # shape of one sample; known for the data sets that ship
     classes: Annotated[int, Field(gt=0, le=1 << 20)] | None = None
@@ -102,6 +104,12 @@ class Data(Value):
     name: str = "digits"  # digits, fashion-mnist, or the user's own: "package.module:function" on the client
     partition: Partition = Iid()
     shards: Clients | None = None  # default: run.clients
+    digest: Sha256 | None = (
+        None  # of the set that is dealt, as `sl-client digest` prints it; default: that of the first client
+    )
+    differs: Literal["refuse", "accept"] = (
+        "refuse"  # a client that loaded another set than this, or normalises it otherwise
+    )
     augment: Literal["none", "crop_flip"] = "none"  # of training images on the client: pad 4, random crop, random flip
     batch_size: Annotated[int, Field(gt=0, le=1 << 20)] = 64
     last_batch: LastBatch = "keep"  # what remains of an epoch; merge: a remainder of one sample joins the batch before
@@ -242,6 +250,14 @@ class RunConfig(Value):
             raise ValueError(
                 "data.last_batch = 'merge' makes batches of data.batch_size + 1 samples, and protocol.head.scatter.unequal = 'error' needs "
                 "batches of one size: say 'drop' here or 'mean' there"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _digest_is_of_one_set(self) -> Self:
+        if self.data.digest is not None and not self.sharded:
+            raise ValueError(
+                "data.digest pins one set for all clients, but data.partition.kind = 'own' gives each its own"
             )
         return self
 

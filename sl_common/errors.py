@@ -31,7 +31,7 @@ class Refused(CutlayerError):
     """A no to the peer, or the peer's no to us; asking again unchanged is pointless.
 
     `code` is one word for programs and metrics: version, full, shard, identity, revoked, protocol, limit, over, replaced,
-    forgotten, headers, slow; crowded, silent, rate, where another try later is not pointless; tls, where no stream came about.
+    forgotten, headers, slow, data, model; crowded, silent, rate, where another try later is not pointless; tls, where no stream came about.
     """
 
     def __init__(self, code: str, reason: str) -> None:

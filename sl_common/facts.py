@@ -43,6 +43,14 @@ class ClientLate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ClientsDoubtful:
+    """Something about what clients hold that a person should know of, although the run takes it."""
+
+    clients: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClientAway:
     """A client's stream broke; it has not left yet. Only the shell that holds the streams can know."""
 
@@ -188,6 +196,7 @@ Fact = (
     | ClientReady
     | ClientLeft
     | ClientLate
+    | ClientsDoubtful
     | ClientAway
     | ClientBack
     | WentBack

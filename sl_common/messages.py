@@ -12,6 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from sl_common.codec.packed import Packed
+from sl_common.holdings import Build, DataSet
 from sl_common.inference import Answered, Asked, Lower, Query, Scores
 from sl_common.tensors import State
 
@@ -54,6 +55,9 @@ class Ready:
     batches: int  # in one epoch
     snapshots: tuple[int, ...] = ()  # checkpoints of the run that this client can go back to
     intact: bool = False  # it also has what it had when the server was lost
+    data: DataSet | None = None  # None: it does not say, and nothing is compared
+    builds: tuple[Build, ...] = ()  # of the parts that it holds
+    torch: str = ""  # the version
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -16,11 +16,13 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from sl_common.batch import Batch
 from sl_common.config import RunConfig
 from sl_common.errors import DataError, WireError
+from sl_common.holdings import Build, DataSet
 from sl_common.messages import (
     MOST_LATE,
     Aligned,
@@ -96,6 +98,8 @@ class Seat:
     limit_tensors: int  # nor more tensors
     residuals: dict[str, Tensor] = field(default_factory=dict)  # of this client's endpoint
     snapshots: Snapshots = field(default_factory=lambda: Snapshots(""))
+    data_set: DataSet | None = None
+    builds: tuple[Build, ...] = ()
 
     @property
     def ready(self) -> Ready:
@@ -106,6 +110,9 @@ class Seat:
             batches=self.data.batches,
             snapshots=kept.numbers,
             intact=kept.last is not None,
+            data=self.data_set,
+            builds=self.builds,
+            torch=torch.__version__,
         )
 
     def snapshot(self) -> Tree:

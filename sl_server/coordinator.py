@@ -25,6 +25,7 @@ from sl_common.facts import (
     ClientLate,
     ClientLeft,
     ClientReady,
+    ClientsDoubtful,
     Fact,
     RedoSpent,
     RoundEnded,
@@ -60,6 +61,7 @@ from sl_common.protocol import Arrived, At, Record, WaitUntil, Without
 from sl_common.protocol.merge import Merged
 from sl_common.segment import Alone, Bank, Segment, Tree
 from sl_common.tensors import State, check_state, checksum
+from sl_server.agreement import Agreement
 from sl_server.alignments import Alignments, Job
 from sl_server.blame import Blame
 from sl_server.claims import MAX_COUNT, check_ready, due_of, most_evaluated
@@ -104,6 +106,7 @@ class Coordinator:
         self.recordings = Recordings(config.codec, config.server.recordings, spill)
         self.alignments = Alignments(config, self.bank, self.recordings)
         own = frozenset({"lower"}) if config.client.initial == "own" else frozenset[str]()
+        self.agreement = Agreement(config, network, alone)
         self._blame = Blame(self.protocol.head, self.bank, network)
         self._singles = Singles(config, network)
         self._expelled: list[tuple[str, str]] = []
@@ -152,7 +155,8 @@ class Coordinator:
         return self.roster.place(name, shard, shards)
 
     def handle(self, client: str, event: Event) -> None:
-        """Take one event. Raises WireError, with nothing changed, if the client may not say this now."""
+        """Take one event. Raises WireError, with nothing changed, if the client may not say this now, or Refused if it holds what this
+        run's clients must not."""
         if self.ended is not None and not isinstance(event, Left | Leave):
             return  # it crossed with our Bye, or comes too late
         match event:
@@ -251,6 +255,8 @@ class Coordinator:
             raise WireError("a second ready in one life")
         check_ready(self.config, event)
         self._singles.check_client(f"client {member.name!r}", event.samples)
+        for text in self.agreement.check(member.name, member.shard, event):
+            self._facts.append(ClientsDoubtful(clients=(member.name,), text=text))
         member.samples, member.batches, member.ready = event.samples, event.batches, True
         self._comeback.arrive(member, event, self.checkpoint)
         self._facts.append(ClientReady(client=member.name, shard=member.shard, samples=event.samples))
@@ -320,6 +326,8 @@ class Coordinator:
         if self._wave is not None:
             self._wave.drop(member.shard)
         self._out = [(name, message) for name, message in self._out if name != member.name]
+        begun = bool(self.rests) or self._plan is not None
+        self.agreement.left(member.shard, alone=not begun and not self._comeback and not self.roster.ready())
         if self.ended is not None:  # nothing follows the end of a run
             return
         left = ClientLeft(client=member.name, shard=member.shard, reason=reason[:MAX_REASON], was_ready=was_ready)
@@ -372,6 +380,8 @@ class Coordinator:
                     return True
                 return False
             self._gathered = True
+            for names, text in self.agreement.same_sets([m.shard for m in ready]):
+                self._facts.append(ClientsDoubtful(clients=names, text=text))
             self._plan = self.protocol.waves.plan([m.shard for m in ready], self._at())
             self._waves = 0
         while self._plan:
@@ -702,6 +712,7 @@ class Coordinator:
             "recordings": self.recordings.snapshot(),
             "alignments": self.alignments.snapshot(),
             "blame": self._blame.snapshot(),
+            "agreement": self.agreement.snapshot(),
         }
 
     def restore(self, tree: Tree, now: float = 0.0) -> None:
@@ -719,13 +730,14 @@ class Coordinator:
         self.alignments.restore(tree["alignments"])
         self._redo.went_back()
         self._blame.restore(tree.get("blame", {}))
+        self.agreement.restore(tree.get("agreement", {}))
         self._comeback.expect(self.roster.restore(tree["roster"]), now + self.config.run.rejoin_s)
         self._now, self._barrier_at = now, None
 
     # --- evaluation and the result
 
     def _begin_evaluation(self, last: bool) -> None:
-        """Shared: the test set is split over everybody. Private: every client that has trained gets the same samples."""
+        """Shared: the test set is split over everybody, and each own one over those who have it. Private: every client that has trained gets the same samples."""
         shared = self._weights.is_shared("lower")
         members = [m for m in self._taking_part() if shared or m.taught]
         heads_elsewhere = "head" in self.protocol.learner.parts and not self._weights.is_shared("head")
@@ -734,15 +746,17 @@ class Coordinator:
             return
         at = self._at(len(members))
         split = shared and self.config.sharded
+        own = self.agreement.test_slices([m.shard for m in members]) if shared and not split else {}
         wave = Wave(at=at, directive=Directive(), window=self.config.client.window)
         for number, m in enumerate(members):
+            part, parts = (number, len(members)) if split else own.get(m.shard, (0, 1))
             begin = self._begin_of(
                 m,
                 at,
                 evaluate=True,
                 weights=self._news_for(m),
-                slice=number if split else 0,
-                slices=len(members) if split else 1,
+                slice=part,
+                slices=parts,
                 samples=0 if split or last or not self.config.sharded else self.config.eval.samples,
             )
             wave.most_rows[m.shard] = most_evaluated(self.config, begin)

@@ -530,6 +530,9 @@ class Engine:
         except WireError as error:
             self._expel(link, Refused("protocol", str(error)))
             return
+        except Refused as error:
+            self._expel(link, error)
+            return
         self._meter.took(link.clock, received, arrived=arrived, fed=fed, decoded=time.perf_counter())
         self._acknowledge(link)
         if link.session.closed:  # it said Leave

@@ -38,7 +38,7 @@ from sl_server.scrapes import Scrapes
 PHASES = ("client_forward", "encode", "wire", "queue_wait", "server_compute", "decode", "client_backward")
 REASONS = (
     *("version", "full", "shard", "identity", "revoked", "tls", "protocol", "limit", "over", "replaced", "forgotten"),
-    *("headers", "crowded", "silent", "rate", "slow"),
+    *("headers", "crowded", "silent", "rate", "slow", "data", "model"),
 )
 _STEP = decades(-5, 2)  # 10 µs to 50 s: from a GPU on loopback to a Pi on a slow link
 SOURCES = {

@@ -130,7 +130,7 @@ class Sessions:
     def feed(self, session: Session, data: bytes) -> Received:
         """Take one frame and hand a whole message to the coordinator.
 
-        Raises WireError if the client broke a rule; it has left then.
+        Raises WireError if the client broke a rule, Refused if it holds what it must not; it has left then.
         """
         try:
             received = session.endpoint.feed(data)
@@ -148,6 +148,9 @@ class Sessions:
         except WireError as error:
             did = "cannot take part" if isinstance(error, Unfit) else "broke the protocol"
             self._left(session, f"{did}: {error}")
+            raise
+        except Refused as error:
+            self._left(session, f"refused: {error.reason}")
             raise
         if isinstance(message, Ready):
             self._take_up(session)

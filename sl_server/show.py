@@ -18,6 +18,7 @@ from sl_common.facts import (
     ClientJoined,
     ClientLate,
     ClientLeft,
+    ClientsDoubtful,
     Evaluated,
     Fact,
     RedoSpent,
@@ -101,6 +102,8 @@ class Show:
                     f"{client} was lost again and has caused {limit} rollbacks without finishing a wave that was kept, "
                     f"run.redo_limit = {limit}: the run goes on without it"
                 )
+            case ClientsDoubtful(text=text):
+                self.warn(text)
             case ClientAway(client=client):
                 self.say("away", f"{client} is away: its stream is broken", client=client)
             case ClientBack(client=client):

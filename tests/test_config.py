@@ -40,8 +40,11 @@ cut = "hidden1"
 args = { hidden = [8, 9], dropout = 0.5 }
 input = [1, 8, 8]
 classes = 10
+differs = "accept"
 [data]
 name = "package.module:function"
+digest = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+differs = "accept"
 partition = { kind = "dirichlet", alpha = 0.5, min_samples = 2 }
 shards = 5
 batch_size = 3

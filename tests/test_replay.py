@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import ran
 from recorded import LENGTHS
 from typer.testing import CliRunner
 from world import World, make_config
@@ -22,7 +23,7 @@ from sl_common.network import Network
 from sl_common.presets import PRESETS
 from sl_common.wire import eventlog
 from sl_server import eventlog as log_file
-from sl_server.cli import app, main
+from sl_server.cli import app
 from sl_server.coordinator import Coordinator
 from sl_server.eventlog import EventLog
 from sl_server.replay import Departed, replay_events, replay_log
@@ -242,18 +243,14 @@ def test_a_stretch_that_is_none(run_directory: Path, args: tuple[object, ...]) -
     assert call(run_directory, *args).exit_code != 0
 
 
-def test_the_command_on_a_log_with_a_byte_changed(
-    run_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_on_a_log_with_a_byte_changed(run_directory: Path) -> None:
     path = run_directory / "events.log"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    monkeypatch.setattr("sys.argv", ["sl-server", "replay", str(run_directory)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 1
-    assert re.search(r"error: event \d+: event log: event \d+ at byte \d+: damaged", capsys.readouterr().err)
+    done = ran("sl-server", "replay", run_directory)
+    assert done.code == 1
+    assert re.search(r"error: event \d+: event log: event \d+ at byte \d+: damaged", done.err)
 
 
 def test_the_command_on_a_log_of_other_weights_than_the_summary(run_directory: Path) -> None:

@@ -149,7 +149,12 @@ def make_loader(
     seed: int,
     last: LastBatch = "keep",
     augment: Literal["none", "crop_flip"] = "none",
+    indices: Indices | None = None,
 ) -> Loader:
-    """The loader of `shard` out of `shards`, or of what `data` was reduced to before; raises ConfigError if there is no such shard or too little data."""
-    indices = share(partition, data.train[1].numpy(), shards, shard, seed) if data.held is None else data.held
+    """The loader of `shard` out of `shards`, or of what `data` was reduced to before; raises ConfigError if there is no such shard or too little data.
+
+    `indices`: the shard's samples, if they were dealt before.
+    """
+    if indices is None:
+        indices = share(partition, data.train[1].numpy(), shards, shard, seed) if data.held is None else data.held
     return Loader(data, indices, batch_size, seed, shard, last, augment)

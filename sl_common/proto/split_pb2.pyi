@@ -155,16 +155,68 @@ class Welcome(_message.Message):
     def __init__(self, config: _Optional[str] = ..., client: _Optional[str] = ..., shard: _Optional[int] = ..., shards: _Optional[int] = ..., run: _Optional[str] = ...) -> None: ...
 
 class Ready(_message.Message):
-    __slots__ = ("samples", "batches", "snapshots", "intact")
+    __slots__ = ("samples", "batches", "snapshots", "intact", "data", "builds", "torch")
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     BATCHES_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
     INTACT_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    BUILDS_FIELD_NUMBER: _ClassVar[int]
+    TORCH_FIELD_NUMBER: _ClassVar[int]
     samples: int
     batches: int
     snapshots: _containers.RepeatedScalarFieldContainer[int]
     intact: bool
-    def __init__(self, samples: _Optional[int] = ..., batches: _Optional[int] = ..., snapshots: _Optional[_Iterable[int]] = ..., intact: _Optional[bool] = ...) -> None: ...
+    data: DataSet
+    builds: _containers.RepeatedCompositeFieldContainer[Build]
+    torch: str
+    def __init__(self, samples: _Optional[int] = ..., batches: _Optional[int] = ..., snapshots: _Optional[_Iterable[int]] = ..., intact: _Optional[bool] = ..., data: _Optional[_Union[DataSet, _Mapping]] = ..., builds: _Optional[_Iterable[_Union[Build, _Mapping]]] = ..., torch: _Optional[str] = ...) -> None: ...
+
+class DataSet(_message.Message):
+    __slots__ = ("train", "test", "train_sha256", "test_sha256", "means", "inputs")
+    TRAIN_FIELD_NUMBER: _ClassVar[int]
+    TEST_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_SHA256_FIELD_NUMBER: _ClassVar[int]
+    TEST_SHA256_FIELD_NUMBER: _ClassVar[int]
+    MEANS_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    train: int
+    test: int
+    train_sha256: bytes
+    test_sha256: bytes
+    means: _containers.RepeatedScalarFieldContainer[float]
+    inputs: Inputs
+    def __init__(self, train: _Optional[int] = ..., test: _Optional[int] = ..., train_sha256: _Optional[bytes] = ..., test_sha256: _Optional[bytes] = ..., means: _Optional[_Iterable[float]] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ...) -> None: ...
+
+class Inputs(_message.Message):
+    __slots__ = ("dtype", "low", "high", "mean", "std")
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    STD_FIELD_NUMBER: _ClassVar[int]
+    dtype: str
+    low: float
+    high: float
+    mean: _containers.RepeatedScalarFieldContainer[float]
+    std: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, dtype: _Optional[str] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Build(_message.Message):
+    __slots__ = ("part", "layout_sha256", "layout", "modules_sha256", "modules", "probe")
+    PART_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_SHA256_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    MODULES_SHA256_FIELD_NUMBER: _ClassVar[int]
+    MODULES_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIELD_NUMBER: _ClassVar[int]
+    part: str
+    layout_sha256: bytes
+    layout: str
+    modules_sha256: bytes
+    modules: str
+    probe: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, part: _Optional[str] = ..., layout_sha256: _Optional[bytes] = ..., layout: _Optional[str] = ..., modules_sha256: _Optional[bytes] = ..., modules: _Optional[str] = ..., probe: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Begin(_message.Message):
     __slots__ = ("round", "rounds", "wave", "wave_size", "evaluate", "steps", "first", "lr", "weights", "upload", "directive", "slice", "slices", "samples", "parts", "checkpoint", "restore", "intact")
@@ -321,12 +373,14 @@ class Bye(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., finished: _Optional[bool] = ...) -> None: ...
 
 class Offer(_message.Message):
-    __slots__ = ("config", "lower_sha256")
+    __slots__ = ("config", "lower_sha256", "inputs")
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     LOWER_SHA256_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
     config: str
     lower_sha256: bytes
-    def __init__(self, config: _Optional[str] = ..., lower_sha256: _Optional[bytes] = ...) -> None: ...
+    inputs: Inputs
+    def __init__(self, config: _Optional[str] = ..., lower_sha256: _Optional[bytes] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ...) -> None: ...
 
 class Fetch(_message.Message):
     __slots__ = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from sl_common.codec import Coding, Direction, Identity, Layout, Link, Packed, Scheme
 from sl_common.codec.packed import DTYPES, fits
 from sl_common.errors import WireError
+from sl_common.holdings import MAX_BUILDS, MAX_MEANS, MAX_PROBE, MAX_SCALES, Build, DataSet, Inputs
 from sl_common.inference import Fetch, Lower, Offer, Query, Scores
 from sl_common.messages import (
     Aligned,
@@ -46,7 +47,14 @@ MAX_SENTENCE = 2000  # characters of a reason, which people read; the rest is cu
 MAX_RUN = 200  # characters of a run's name for itself
 MAX_SLOT = 512  # bytes of a tensor's header, of which the checks below let through no more than half
 MAX_OTHERS = 4 * MAX_LIST + 64  # entries of a header that are not tensors: its lists, and fields that it has once
-_REPEATED = {"weights": MAX_TENSORS, "parts": MAX_LIST, "digests": MAX_LIST, "snapshots": MAX_LIST, "upload": MAX_LIST}
+_REPEATED = {
+    "weights": MAX_TENSORS,
+    "parts": MAX_LIST,
+    "digests": MAX_LIST,
+    "snapshots": MAX_LIST,
+    "upload": MAX_LIST,
+    "builds": MAX_BUILDS,
+}
 _ASKED = ("send", "update", "align", "warm")  # of a directive, on the wire
 
 
@@ -117,8 +125,25 @@ def _flatten(weights: Mapping[str, State], header: Any) -> list[Tensor]:
 
 
 def _ready(m: Ready) -> tuple[str, Any, list[Tensor]]:
-    header = pb.Ready(samples=m.samples, batches=m.batches, snapshots=m.snapshots, intact=m.intact)
+    header = pb.Ready(
+        samples=m.samples,
+        batches=m.batches,
+        snapshots=m.snapshots,
+        intact=m.intact,
+        data=None if m.data is None else _data_set(m.data),
+        builds=[pb.Build(**asdict(build)) for build in m.builds],
+        torch=m.torch,
+    )
     return "ready", header, []
+
+
+def _data_set(m: DataSet) -> pb.DataSet:
+    return pb.DataSet(**(asdict(m) | {"inputs": pb.Inputs(**asdict(m.inputs))}))
+
+
+def _offer(m: Offer) -> tuple[str, Any, list[Tensor]]:
+    inputs = None if m.inputs is None else pb.Inputs(**asdict(m.inputs))
+    return "offer", pb.Offer(config=m.config, lower_sha256=m.lower_sha256, inputs=inputs), []
 
 
 def _smashed(m: Smashed) -> tuple[str, Any, list[Tensor]]:
@@ -189,7 +214,7 @@ _headers: dict[type, Callable[[Any], tuple[str, Any, list[Tensor]]]] = {
     Gradient: _gradient,
     Aligned: _aligned,
     Bye: lambda m: ("bye", pb.Bye(reason=m.reason, finished=m.finished), []),
-    Offer: lambda m: ("offer", pb.Offer(config=m.config, lower_sha256=m.lower_sha256), []),
+    Offer: _offer,
     Fetch: lambda _: ("fetch", pb.Fetch(), []),
     Lower: _lower,
     Query: lambda m: ("query", pb.Query(step=m.step), [m.z]),
@@ -289,7 +314,57 @@ def _to_begin(h: pb.Begin, t: list[Tensor]) -> Begin:
 
 
 def _to_ready(h: pb.Ready, _: list[Tensor]) -> Ready:
-    return Ready(samples=h.samples, batches=h.batches, snapshots=tuple(h.snapshots), intact=h.intact)
+    if len(h.torch) > MAX_WORD:
+        raise WireError(f"ready.torch has {len(h.torch)} characters, at most {MAX_WORD} are allowed")
+    return Ready(
+        samples=h.samples,
+        batches=h.batches,
+        snapshots=tuple(h.snapshots),
+        intact=h.intact,
+        data=_to_data_set(h.data) if h.HasField("data") else None,
+        builds=tuple(_to_build(build) for build in h.builds),
+        torch=h.torch,
+    )
+
+
+def _to_data_set(h: pb.DataSet) -> DataSet:
+    found = DataSet(
+        train=h.train,
+        test=h.test,
+        train_sha256=h.train_sha256,
+        test_sha256=h.test_sha256,
+        means=_numbers("data.means", h.means, MAX_MEANS),
+        inputs=_to_inputs(h.inputs),
+    )
+    found.check()
+    return found
+
+
+def _to_inputs(h: pb.Inputs) -> Inputs:
+    mean, std = (_numbers(f"inputs.{name}", getattr(h, name), MAX_SCALES) for name in ("mean", "std"))
+    found = Inputs(dtype=h.dtype, low=h.low, high=h.high, mean=mean, std=std)
+    found.check()
+    return found
+
+
+def _to_build(h: pb.Build) -> Build:
+    found = Build(
+        part=h.part[:MAX_WORD],
+        layout_sha256=h.layout_sha256,
+        layout=h.layout,
+        modules_sha256=h.modules_sha256,
+        modules=h.modules,
+        probe=_numbers("build.probe", h.probe, MAX_PROBE),
+    )
+    found.check()
+    return found
+
+
+def _numbers(name: str, found: Sequence[float], most: int) -> tuple[float, ...]:
+    """Raises WireError before a long list becomes Python's numbers."""
+    if len(found) > most:
+        raise WireError(f"{name} has {len(found)} numbers, at most {most} are allowed")
+    return tuple(found)
 
 
 def _to_welcome(h: pb.Welcome, _: list[Tensor]) -> Welcome:
@@ -301,7 +376,8 @@ def _to_welcome(h: pb.Welcome, _: list[Tensor]) -> Welcome:
 def _to_offer(h: pb.Offer, _: list[Tensor]) -> Offer:
     if len(h.lower_sha256) not in (0, 32):
         raise WireError(f"offer.lower_sha256 has {len(h.lower_sha256)} bytes, must have 32 or none")
-    return Offer(config=h.config, lower_sha256=h.lower_sha256)
+    inputs = _to_inputs(h.inputs) if h.HasField("inputs") else None
+    return Offer(config=h.config, lower_sha256=h.lower_sha256, inputs=inputs)
 
 
 def _to_aligned(h: pb.Aligned, t: list[Tensor]) -> Aligned:
