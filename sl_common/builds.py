@@ -25,6 +25,7 @@ from sl_common.segment import Alone, buffers_untouched, seeded
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _SHOWN = 160  # characters of a line that differs
+_WHOLE = 4  # the largest whole number of a drawn weight
 _ROUNDINGS = 4  # units in the last place of a cut of lower precision
 
 
@@ -65,7 +66,7 @@ def _line(name: str, module: nn.Module) -> str:
 def _input(config: RunConfig, network: Network, part: str) -> Tensor:
     """Two samples, the same on any machine; below 1, so that whoever takes them for indices finds the first."""
     shape = config.input if part == "lower" else network.cut_shape
-    x = torch.from_numpy(numpy_generator("build", "input", part).random((2, *shape), dtype=np.float32))
+    x = torch.from_numpy(numpy_generator("build", "input", part).integers(0, 8, (2, *shape), dtype=np.int8)).float() / 8
     return x if part == "lower" else x.to(network.cut_dtype)
 
 
@@ -102,11 +103,15 @@ def _as_drawn(module: nn.Module) -> Iterator[None]:
 
 
 def _drawn(name: str, p: Tensor) -> Tensor:
-    """Of a size that keeps activations' size; biases and norms' factors between 0 and 1."""
-    numbers = numpy_generator("build", "weights", name).random(p.numel(), dtype=np.float32)
-    if p.dim() > 1 and p.numel():
-        numbers = (2 * numbers - 1) * np.float32(math.sqrt(3 * p.shape[0] / p.numel()))
-    return torch.from_numpy(numbers).view(p.shape).to(p.dtype)
+    """Whole numbers times a power of two, which few sums have to round; of a size that keeps activations' size. Biases and norms' factors
+    are between 0 and 1."""
+    draw = numpy_generator("build", "weights", name)
+    if p.dim() < 2 or not p.numel():
+        numbers = torch.from_numpy(draw.integers(1, 8, p.numel(), dtype=np.int8, endpoint=True))
+        return (numbers.float() / 8).view(p.shape).to(p.dtype)
+    numbers = torch.from_numpy(draw.integers(-_WHOLE, _WHOLE, p.numel(), dtype=np.int8, endpoint=True))
+    scale = 2.0 ** round(math.log2(math.sqrt(3 * p.shape[0] / p.numel()) / _WHOLE))
+    return numbers.float().mul_(scale).view(p.shape).to(p.dtype)
 
 
 def difference(theirs: Build, ours: Build, *, same_torch: bool, dtype: torch.dtype) -> str:
