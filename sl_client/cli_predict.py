@@ -74,6 +74,14 @@ def predict(
         str,
         typer.Option("--id", help="This client's name, where the server asks for a proof of it.", envvar="SL_ID"),
     ] = "",
+    as_is: Annotated[
+        bool,
+        typer.Option(
+            "--as-is",
+            help="Take the files' numbers as they are, without holding them against those of training.",
+            envvar="SL_AS_IS",
+        ),
+    ] = False,
     data: DataFolder = None,
     allow: Allow = None,
     retry: Annotated[
@@ -120,7 +128,14 @@ def predict(
         )
 
     prediction = Prediction(
-        connect, files=files or (), test=test, batch=batch, data=data, allowed=tuple(allow or ()), as_json=as_json
+        connect,
+        files=files or (),
+        test=test,
+        batch=batch,
+        data=data,
+        allowed=tuple(allow or ()),
+        as_json=as_json,
+        as_is=as_is,
     )
     try:
         run_until_interrupted(prediction)

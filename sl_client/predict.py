@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
-from sl_client.data import load, scale_of
+from sl_client.data import Scale, load, scale_of
+from sl_client.fitting import check_test_set, fit, scale_in
 from sl_client.predictions import Predictions
 from sl_client.predictor import Predictor
 from sl_client.samples import Loaded, batches, read
@@ -30,10 +32,11 @@ class Prediction:
         data: Path | None,
         allowed: Collection[str],
         as_json: bool,
+        as_is: bool = False,
     ) -> None:
-        """`test`: so many samples of the run's test set in place of files, 0 for all. `connect` makes a Predictor that warns so."""
+        """`as_is`: numbers are taken as they are, whatever training's were. `test`: so many samples of the run's test set in place of files, 0 for all. `connect` makes a Predictor that warns so."""
         self._files, self._test, self._batch = files, test, batch
-        self._data, self._allowed = data, allowed
+        self._data, self._allowed, self._as_is = data, allowed, as_is
         width = max((len(str(path)) for path in files), default=0)
         self._shown = Predictions(as_json=as_json, width=max(width + 8, 12), samples=len(files) or test or 0)
         self._predictor = connect(self._shown.warn)
@@ -62,7 +65,10 @@ class Prediction:
             self._shown.stop()
 
     def _predict(self, config: RunConfig, size: int) -> None:
-        scale = scale_of(config.data.name, self._data, self._allowed)
+        inputs = self._predictor.inputs
+        scale = scale_in(inputs) or scale_of(config.data.name, self._data, self._allowed)
+        if inputs is None and is_user_code(config.data.name):
+            self._shown.warn("this run does not say what numbers it was trained on: files are taken to be in its units")
         asked: deque[list[str]] = deque()
 
         def samples() -> Iterator[Tensor]:
@@ -75,30 +81,45 @@ class Prediction:
             self._shown.show(asked.popleft(), answer)
 
     def _loaded(self, config: RunConfig) -> Iterator[Loaded]:
-        told = False
+        """The files in the units of training; what was done to them, and what is doubtful, is said once of each kind."""
+        told: set[str] = set()
+        inputs = None if self._as_is else self._predictor.inputs
+        of_bytes = not is_user_code(config.data.name) if inputs is None else inputs.dtype == "uint8"
         for path in self._files:
-            loaded = read(path, config.input, of_bytes=not is_user_code(config.data.name))
-            if loaded.changed and not told:
-                told = True
-                self._shown.say(
-                    "converted",
-                    f"{path}: {loaded.changed}; pictures are resized without keeping their proportions, not cropped",
-                    file=str(path),
-                    how=loaded.changed,
-                )
+            loaded = read(path, config.input, of_bytes=of_bytes and not self._as_is)
+            if loaded.changed and "changed" not in told:
+                told.add("changed")
+                note = f"{loaded.changed}; pictures are resized without keeping their proportions, not cropped"
+                self._converted(path, loaded.changed, note)
+            fitted = fit(str(path), loaded.x, inputs, picture=loaded.picture)
+            if fitted.how and fitted.how not in told:
+                told.add(fitted.how)
+                self._converted(path, fitted.how, fitted.how)
+            if fitted.doubt and "doubt" not in told:
+                told.add("doubt")
+                self._shown.warn(fitted.doubt)
             self._shown.expect(len(loaded.x) - 1)
-            yield loaded
+            x = fitted.x.float() if self._as_is and self._predictor.trained_on_floats else fitted.x
+            yield replace(loaded, x=x)
+
+    def _converted(self, path: Path, how: str, text: str) -> None:
+        self._shown.say("converted", f"{path}: {text}", file=str(path), how=how)
 
     def _score(self, config: RunConfig, size: int) -> int:
         """How many of the first samples of the run's test set the network knows."""
         data = load(config.data.name, self._data, self._allowed)
         data.check(config.input, config.classes)
+        inputs = self._predictor.inputs
+        scale = scale_in(inputs) or Scale(mean=data.mean, std=data.std)
+        doubt = "" if self._as_is else check_test_set(data.tests()[0][0], inputs)
+        if doubt:
+            self._shown.warn(doubt)
         x, y = (tensor[: self._test or None] for tensor in data.tests()[0])
         if not self._test:
             self._shown.expect(len(x))
         starts = range(0, len(y), size)
         correct = 0
-        answers = self._predictor.ask(data.normalise(x[start : start + size]) for start in starts)
+        answers = self._predictor.ask(scale.normalise(x[start : start + size]) for start in starts)
         for start, answer in zip(starts, answers, strict=True):
             self._shown.took(answer)
             correct += int((answer.scores.argmax(dim=1) == y[start : start + size]).sum())

@@ -33,6 +33,7 @@ class Loaded:
     x: Tensor  # (N, *input) uint8, or float32 scaled to [0, 1] where the data set is of bytes
     single: bool  # one sample alone, not a list with one
     changed: str = ""  # what was done to a picture
+    picture: bool = False  # its bytes run from 0 to 255 for certain
 
     def name(self, index: int) -> str:
         """Of one of its samples."""
@@ -51,7 +52,7 @@ def read(path: Path, input: tuple[int, ...], *, of_bytes: bool) -> Loaded:
         x = torch.from_numpy(read_idx(path, dims=3))
     elif start.startswith((_PNG, _JPEG)):
         x, changed = _picture(path, input)
-        return Loaded(file=str(path), x=x, single=True, changed=changed)
+        return Loaded(file=str(path), x=x, single=True, changed=changed, picture=True)
     else:
         raise DataError(f"{path}: is neither PNG nor JPEG, neither .npy nor IDX: it starts with {start[:4]!r}")
     return _shaped(path, x, input, of_bytes=of_bytes)

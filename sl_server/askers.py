@@ -139,4 +139,4 @@ class Askers:
 
 def offer_of(trained: Trained) -> Offer:
     """What every client is told first."""
-    return Offer(config=trained.config.to_json(), lower_sha256=trained.lower_sha256)
+    return Offer(config=trained.config.to_json(), lower_sha256=trained.lower_sha256, inputs=trained.inputs)

@@ -15,11 +15,13 @@ from sl_common import __version__
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.facts import BatchEvaluated, Evaluated, Fact, RoundEnded, RunEnded, Trained, WaveBegun
+from sl_common.holdings import Inputs
 from sl_common.host.files import make_folder, remove_parts, sync_folder, write_atomically
 from sl_common.tensors import State
 from sl_server import eventlog, schema
 from sl_server.coordinator import Coordinator
 from sl_server.growing import GrowingFile
+from sl_server.inputs import inputs_of, write_inputs
 from sl_server.ledger import Ledger
 from sl_server.schema import write_schema
 from sl_server.table import Board, Table, row_of
@@ -53,6 +55,7 @@ class RunDirectory:
         self.notes: dict[str, Any] = {}  # what else the summary is to say
         self._rounds_over: int | None = None
         self._unwritten = False  # the last weights could not be written
+        self._inputs: Inputs | None = None  # as written
         self._refused = False  # nor could the last lines
         try:
             make_folder(path)
@@ -159,9 +162,13 @@ class RunDirectory:
     def _line(self, **fields: Any) -> None:
         self._files["metrics.jsonl"].write(json.dumps(fields) + "\n")
 
-    def save_weights(self, states: dict[str, State]) -> None:
-        """`lower.safetensors` and `head.safetensors`, or `head-<shard>.safetensors` where copies differ, all at once."""
+    def save_weights(self, states: dict[str, State], inputs: Inputs | None = None) -> None:
+        """`lower.safetensors` and `head.safetensors`, or `head-<shard>.safetensors` where copies differ, all at once; before them what they
+        were trained on, if it has changed."""
         self._unwritten = True
+        if inputs != self._inputs:
+            write_inputs(self.path, inputs)
+            self._inputs = inputs
         write_weights(self.path, states, self._rounds_over)
         self._unwritten = False
 
@@ -186,7 +193,7 @@ class RunDirectory:
         A run that failed keeps the weights of its last evaluation: what there is in the middle of a wave belongs to no lower segment.
         """
         if failure is None or not any(self.path.glob("head*.safetensors")):
-            self.save_weights(coordinator.weights())
+            self.save_weights(coordinator.weights(), coordinator.agreement.inputs)
         self._table.settle()
         self.written()
         summary = self.summary(coordinator, seconds, failure)
@@ -222,6 +229,7 @@ def summarise(
         "clients": len(coordinator.roster.known()),
         "train_loss": loss,
         "evaluation": _evaluation(evaluated) if evaluated else None,
+        "inputs": inputs_of(coordinator.agreement.inputs),
         "bytes": ledger.by_direction("wire"),
         "payload_bytes": ledger.by_direction("payload"),
         "seconds": round(seconds, 3),

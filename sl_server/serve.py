@@ -261,7 +261,7 @@ class Scribe:
         try:
             self._directory.fact(fact, self.seconds)
             if isinstance(fact, Evaluated):
-                self._directory.save_weights(self._coordinator.weights())
+                self._directory.save_weights(self._coordinator.weights(), self._coordinator.agreement.inputs)
         except OSError as error:
             if not self._warned:
                 self._show.warn(

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, Refused, WireError
+from sl_common.holdings import Inputs
 from sl_common.network import Network, trained
 from sl_common.tensors import State, digest
 from sl_server.beginning import is_over
+from sl_server.inputs import read_inputs
 from sl_server.weight_set import read_weights_of
 
 
@@ -27,6 +29,7 @@ class Trained:
     network: Network
     lower: State | None  # that all clients shared at the end; None: they have their own
     heads: Mapping[int | None, nn.Module]
+    inputs: Inputs | None = None  # what the clients trained on, if they said
 
     @property
     def lower_sha256(self) -> bytes:
@@ -53,7 +56,7 @@ def read_run(directory: Path, warn: Callable[[str], None], device: str = "cpu") 
     """What a run left. Raises ConfigError if that is no network that its `config.json` describes."""
     config = config_of(directory)
     network = Network.build(config)
-    states = read_weights_of(directory)
+    states, inputs = read_weights_of(directory), read_inputs(directory)
     try:
         if "lower" in states:
             trained(network.lower, states["lower"], str(directory / "lower.safetensors"))
@@ -71,7 +74,7 @@ def read_run(directory: Path, warn: Callable[[str], None], device: str = "cpu") 
         warn(
             f"{directory}: the run is not over: these are the weights of its last evaluation, or of when it was stopped"
         )
-    return Trained(config=config, network=network, lower=states.get("lower"), heads=heads)
+    return Trained(config=config, network=network, lower=states.get("lower"), heads=heads, inputs=inputs)
 
 
 def _heads(parts: Collection[str]) -> dict[int | None, str]:
