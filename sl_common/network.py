@@ -21,6 +21,7 @@ from sl_common.segment import buffers_untouched, seeded
 from sl_common.tensors import State, all_finite, check_state
 
 PARTS = ("lower", "head", "aux")
+_CASTS = "; samples come as float32: a block that looks numbers up, as nn.Embedding does, casts them itself (x.long())"
 SLACK = 1 << 16  # bytes that an encoding may add to a message body
 
 
@@ -215,8 +216,9 @@ def _try_out(blocks: list[Block], cut: int, config: RunConfig) -> Tensor:
             logits = head(z.requires_grad_())
             logits.sum().backward()
     except Exception as error:  # whatever the modules raise
+        hint = _CASTS if "Float" in str(error) and ("indices" in str(error) or "Long" in str(error)) else ""
         raise ConfigError(
-            f"model {config.model.name!r} cut at {config.model.cut!r} does not run on input {config.input}: {error}"
+            f"model {config.model.name!r} cut at {config.model.cut!r} does not run on input {config.input}: {error}{hint}"
         ) from error
     finally:
         for _, block in blocks:

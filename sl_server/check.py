@@ -6,6 +6,7 @@ the second of a wave. Where a codec's bytes depend on the values, its bounds sta
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import time
@@ -16,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 from sl_common.codec import Codec, Coding
 from sl_common.codec.words import words
@@ -238,9 +240,8 @@ def _aligning(config: RunConfig, network: Network) -> Aligning:
 
 def _cut(blocks: list[Block], cut: int, config: RunConfig, limit: int) -> Cut | None:
     """None where more than one tensor passes from block to block, or one without gradients: no cut there."""
-    lower = copy.deepcopy(join(blocks[:cut]))
-    x = torch.randn(config.data.batch_size, *config.input, generator=torch_generator(config.run.seed, "check"))
-    z, kept = kept_by(lower, x)
+    x, z, kept = _passed(copy.deepcopy(join(blocks[:cut])), config)
+    lower = join(blocks[:cut])
     if not isinstance(z, torch.Tensor) or not z.is_floating_point() or len(z) != len(x):
         return None
     z = z.detach()
@@ -264,6 +265,21 @@ def _cut(blocks: list[Block], cut: int, config: RunConfig, limit: int) -> Cut | 
         lower_bytes=nbytes_of(lower.state_dict().values()),
         client_memory=memory.segment + memory.activations,
     )
+
+
+def _passed(lower: nn.Module, config: RunConfig) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """A batch of noise, what becomes of it and what is kept. Of zeros, on which the network was tried, where noise will not do: numbers of
+    words, for one, are neither broken nor below 0."""
+    noise = torch.randn(config.data.batch_size, *config.input, generator=torch_generator(config.run.seed, "check"))
+    with contextlib.suppress(Exception):  # whatever the user's modules raise
+        return noise, *kept_by(lower, noise)
+    zeros = torch.zeros_like(noise)
+    try:
+        return zeros, *kept_by(lower, zeros)
+    except Exception as error:
+        raise ConfigError(
+            f"model {config.model.name!r} does not run on a batch of {len(zeros)} samples {config.input}: {error!r:.300}"
+        ) from error
 
 
 def _up(batch: Smashed, config: RunConfig, limit: int) -> Traffic:

@@ -1,0 +1,53 @@
+"""Networks that look numbers up: `check`, the simulator and `codecs` run them, or say what they do not take."""
+
+from __future__ import annotations
+
+import pytest
+
+from sl_common.config import RunConfig
+from sl_common.errors import ConfigError, DataError
+from sl_server.check import inspect
+from sl_server.comparison import compare
+from sl_server.simulate import Simulation
+
+TOML = """
+run = { rounds = 1, clients = 2 }
+model = { name = "words:network", cut = 1, input = [6], classes = 3 }
+data = { name = "words:floats", batch_size = 16, max_samples = 200 }
+"""
+
+
+@pytest.mark.parametrize("codec", ["identity", "float8", "topk"])
+def test_such_a_network_is_checked_and_runs(codec: str) -> None:
+    config = RunConfig.from_toml(TOML, [f"codec.up={codec}"])
+    cuts = inspect(config).cuts
+    assert [(cut.after, cut.shape) for cut in cuts] == [("look", (6, 8)), ("mean", (8,))]
+    simulation = Simulation(config)
+    simulation.run()
+    assert simulation.coordinator.ended is not None
+    assert simulation.coordinator.ended.finished
+    assert compare(config, on="gradient", data=None).shape == (16, 6, 8)
+
+
+def test_a_network_that_does_not_cast_is_told_to() -> None:
+    config = RunConfig.from_toml(TOML, ["model.args.cast=false"])
+    for run in (inspect, Simulation):
+        with pytest.raises(
+            ConfigError, match=r"words:network.*samples come as float32: .* casts them itself \(x.long\(\)\)"
+        ):
+            run(config)
+
+
+def test_integers_are_refused_with_what_is_taken() -> None:
+    config = RunConfig.from_toml(TOML, ["data.name=words:integers"])
+    assert inspect(config).chosen == 1
+    with pytest.raises(
+        DataError, match=r"data.train.x is torch.int64, but must be a tensor of torch.uint8 or torch.float32"
+    ):
+        Simulation(config).run()
+
+
+def test_a_network_that_runs_on_two_samples_alone_is_refused_in_words() -> None:
+    config = RunConfig.from_toml(TOML, ["model.name=words:pairs"])
+    with pytest.raises(ConfigError, match=r"words:pairs' does not run on a batch of 16 samples \(6,\): RuntimeError"):
+        inspect(config)
