@@ -1,7 +1,7 @@
 """Certificates for one run: a CA, the server's, and one for each client whose common name is the client's id.
 
 Law: a private key is readable by its owner alone from its first byte on, and no file is ever overwritten but the list of revoked
-certificates, which is replaced whole.
+certificates and, where it was asked for, what `renewal` renews: each is replaced whole, and no pair of files has to change at once.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from sl_common.errors import ConfigError
 from sl_common.host.files import create_atomically, remove_parts, write_atomically
 from sl_common.host.locks import sole_writer
 from sl_common.names import is_name
-from sl_server.crl import CA_DAYS, SLACK, make_list
+from sl_server.crl import CA_DAYS, SLACK, make_list, read_lists
 
-_UNREADABLE = (ValueError, TypeError, x509.InvalidVersion, x509.ExtensionNotFound, UnsupportedAlgorithm)
+UNREADABLE = (ValueError, TypeError, x509.InvalidVersion, x509.ExtensionNotFound, UnsupportedAlgorithm)
 RESERVED = ("ca", "server")
 REVOKED = "revoked"
 
@@ -55,7 +55,7 @@ def make_ca(days: int = CA_DAYS, *, now: datetime | None = None) -> Issued:
     """A new authority, which can sign certificates but no further authorities."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = _name(f"Cutlayer CA {secrets.token_hex(4)}")  # two of them are told apart by their names
-    builder = _begin(subject, subject, key, key, days, now)
+    builder = _begin(subject, subject, key.public_key(), key, days, now)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
     return Issued(certificate=builder.sign(key, hashes.SHA256()), key=key)
@@ -64,7 +64,7 @@ def make_ca(days: int = CA_DAYS, *, now: datetime | None = None) -> Issued:
 def issue(ca: Issued, name: str, days: int, *, hosts: Sequence[str] = (), now: datetime | None = None) -> Issued:
     """A certificate for `hosts` is a server's, one without any a client's. `now` is for tests of dates."""
     key = ec.generate_private_key(ec.SECP256R1())
-    builder = _begin(_name(name), ca.certificate.subject, key, ca.key, days, now)
+    builder = _begin(_name(name), ca.certificate.subject, key.public_key(), ca.key, days, now)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_usage(signs_certificates=False), critical=True)
     builder = builder.add_extension(x509.ExtendedKeyUsage([Use.SERVER_AUTH if hosts else Use.CLIENT_AUTH]), False)
@@ -73,21 +73,36 @@ def issue(ca: Issued, name: str, days: int, *, hosts: Sequence[str] = (), now: d
     return Issued(certificate=builder.sign(ca.key, hashes.SHA256()), key=key)
 
 
+def reissue(ca: Issued, old: x509.Certificate, days: int, *, now: datetime | None = None) -> x509.Certificate:
+    """The same once more, signed by `ca`: key, names and role stay, number and dates are new. It does not outlive the authority."""
+    key = old.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey), "of another kind than this module makes"
+    left = (ca.certificate.not_valid_after_utc - (now or datetime.now(UTC))).days
+    builder = _begin(old.subject, ca.certificate.subject, key, ca.key, min(days, left), now)
+    for extension in old.extensions:
+        if isinstance(extension.value, _KEPT):
+            builder = builder.add_extension(extension.value, extension.critical)
+    return builder.sign(ca.key, hashes.SHA256())
+
+
+_KEPT = (x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage, x509.SubjectAlternativeName)
+
+
 def _begin(
     subject: x509.Name,
     issuer: x509.Name,
-    key: ec.EllipticCurvePrivateKey,
+    key: ec.EllipticCurvePublicKey,
     signer: ec.EllipticCurvePrivateKey,
     days: int,
     now: datetime | None,
 ) -> x509.CertificateBuilder:
     now = now or datetime.now(UTC)
     return (
-        x509.CertificateBuilder(subject_name=subject, issuer_name=issuer, public_key=key.public_key())
+        x509.CertificateBuilder(subject_name=subject, issuer_name=issuer, public_key=key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - SLACK)
         .not_valid_after(now + timedelta(days=days))
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), False)
     )
 
@@ -155,6 +170,20 @@ class Folder:
         return self._path / f"{name}.key"
 
     @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self._path
+
+    @property
+    def previous(self) -> Folder:
+        """The authority that is being replaced, while both are trusted."""
+        return Folder(self._path / "previous")
+
+    def superseded(self, name: str) -> Path:
+        """Certificates of this name that were renewed, in one file: they hold until their own dates."""
+        return self._path / "superseded" / f"{name}.pem"
+
+    @property
     def revoked(self) -> Path:
         """Where the list of revoked certificates is."""
         return self.cert(REVOKED)
@@ -205,45 +234,86 @@ class Folder:
 
     def revoke(self, clients: Sequence[str]) -> list[Written]:
         """Put the certificates that these clients have here on the list. Raises ConfigError, with nothing changed."""
-        ca = self._authority("--revoke")
+        authorities = self.authorities("--revoke")
         with sole_writer(self._path, "certs", keep=False):
-            return self._revoke(ca, clients)
+            return self._revoke(authorities, clients)
 
-    def _revoke(self, ca: Issued, clients: Sequence[str]) -> list[Written]:
+    def _revoke(self, authorities: Sequence[Issued], clients: Sequence[str]) -> list[Written]:
+        """A certificate goes on the list of the authority that signed it; so do those of the same key that it has replaced."""
         try:
-            shown = {name: x509.load_pem_x509_certificate(self.cert(name).read_bytes()) for name in clients}
-            old = x509.load_pem_x509_crl(self.revoked.read_bytes()) if self.revoked.exists() else None
-            for name, one in shown.items():
-                one.verify_directly_issued_by(ca.certificate)
-                if name == "ca":
-                    raise ConfigError("--revoke ca: an authority cannot lock itself out; make another one")
-            if old is not None and not old.is_signature_valid(ca.key.public_key()):
+            shown = {name: self.certificates(name) for name in clients}
+            if "ca" in shown:
+                raise ConfigError("--revoke ca: an authority cannot lock itself out; make another one")
+            issuers = [self.issuer_of(one, authorities) for found in shown.values() for one in found]
+            ones = [one for found in shown.values() for one in found]
+            old = self.lists()
+            if any(not any(_signed(one, ca) for ca in authorities) for one in old):
                 raise ConfigError(f"--revoke: {self.revoked} is the list of another authority")
-            write_atomically(
-                self.revoked, make_list(ca.certificate, ca.key, old, [one.serial_number for one in shown.values()])
-            )
+            new = []
+            for ca in authorities:
+                before = next((one for one in old if _signed(one, ca)), None)
+                more = [one.serial_number for one, issuer in zip(ones, issuers, strict=True) if issuer is ca]
+                new.append(make_list(ca.certificate, ca.key, before, more))
+            write_atomically(self.revoked, b"".join(new))
         except OSError as error:
             raise ConfigError(f"--revoke: {error.filename or self.revoked}: {error.strerror or error}") from error
-        except (*_UNREADABLE, InvalidSignature) as error:
+        except (*UNREADABLE, InvalidSignature) as error:
             raise ConfigError(f"--revoke {', '.join(clients)}: not of this authority, or damaged: {error!r}") from error
-        return [Written(path=self.cert(name), what=f"serial number {shown[name].serial_number:x}") for name in clients]
+        return [
+            Written(path=self.cert(name), what=", ".join(f"serial number {one.serial_number:x}" for one in found))
+            for name, found in shown.items()
+        ]
+
+    def certificates(self, name: str) -> list[x509.Certificate]:
+        """The certificate of this name, and those that it has replaced. Raises OSError, ValueError."""
+        files = [self.cert(name), *(path for path in [self.superseded(name)] if path.exists())]
+        return [one for path in files for one in x509.load_pem_x509_certificates(path.read_bytes())]
+
+    def lists(self) -> list[x509.CertificateRevocationList]:
+        """What is in the file of revoked certificates: a list of each authority. Raises OSError, ValueError."""
+        return read_lists(self.revoked.read_bytes()) if self.revoked.exists() else []
+
+    def authorities(self, option: str) -> list[Issued]:
+        """The one that signs, and the one before it while it is being replaced. Raises ConfigError."""
+        before = self.previous
+        found = [self._authority(option)]
+        if before.cert("ca").exists() and before.key("ca").exists():
+            old = before._authority(option)
+            if old.certificate != found[0].certificate:  # or the replacement was cut short
+                found.append(old)
+        return found
+
+    @staticmethod
+    def issuer_of(one: x509.Certificate, authorities: Sequence[Issued]) -> Issued:
+        """Who of them signed it. Raises InvalidSignature or ValueError if none did."""
+        for ca in authorities:
+            if one.issuer == ca.certificate.subject:
+                one.verify_directly_issued_by(ca.certificate)
+                return ca
+        raise ValueError("another authority signed it")
 
     def _issue(self, ca: Issued, name: str, hosts: Sequence[str], days: int) -> Issued:
         return issue(ca, name, days, hosts=hosts_of(hosts) if name == "server" else ())
 
     def _authority(self, option: str) -> Issued:
         try:
-            certificate = x509.load_pem_x509_certificate(self.cert("ca").read_bytes())
+            certificates = x509.load_pem_x509_certificates(self.cert("ca").read_bytes())
             key = serialization.load_pem_private_key(self.key("ca").read_bytes(), None)
         except OSError as error:
             raise ConfigError(f"{option}: {error.filename}: {error.strerror or error}") from error
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise ConfigError(
                 f"{option}: {self.cert('ca')} and {self.key('ca')} are not an authority: {error}"
             ) from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-            raise ConfigError(f"{option}: {self.key('ca')} is not the key of {self.cert('ca')}")
-        return Issued(certificate=certificate, key=key)
+        if isinstance(key, ec.EllipticCurvePrivateKey):
+            for certificate in certificates:
+                if key.public_key() == certificate.public_key():
+                    return Issued(certificate=certificate, key=key)
+        raise ConfigError(f"{option}: {self.key('ca')} is not the key of {self.cert('ca')}")
+
+
+def _signed(listed: x509.CertificateRevocationList, ca: Issued) -> bool:
+    return listed.issuer == ca.certificate.subject and listed.is_signature_valid(ca.key.public_key())
 
 
 def _check(clients: Sequence[str]) -> None:

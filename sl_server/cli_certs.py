@@ -14,7 +14,7 @@ from sl_common.host.extras import how_to_install
 from sl_server.options import Json
 
 if TYPE_CHECKING:
-    from sl_server.certs import Written
+    from sl_server.certs import Folder, Written
 
 
 def certs(
@@ -61,6 +61,31 @@ def certs(
             envvar="SL_REVOKE",
         ),
     ] = None,
+    renew: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--renew",
+            help="Give this certificate in DIR (a client's, or server) new dates; its key, names and role stay, so that one file changes. "
+            "May be repeated.",
+            envvar="SL_RENEW",
+        ),
+    ] = None,
+    renew_ca: Annotated[
+        bool,
+        typer.Option(
+            "--renew-ca",
+            help="Begin to replace the CA: DIR/ca.pem then holds the new one and the old one, which both are trusted until --drop-ca.",
+            envvar="SL_RENEW_CA",
+        ),
+    ] = False,
+    drop_ca: Annotated[
+        bool,
+        typer.Option(
+            "--drop-ca",
+            help="End it, when all certificates in DIR are renewed: the old CA is dropped.",
+            envvar="SL_DROP_CA",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make certificates for TLS: a CA, the server's, and one for each client whose name in it is the client's id."""
@@ -72,9 +97,15 @@ def certs(
     except ModuleNotFoundError as error:
         raise ConfigError(f"sl-server certs needs the package cryptography: {how_to_install('certs')}") from error
     here = Folder(folder)
+    alone = {"--revoke": revoke, "--renew": renew, "--renew-ca": renew_ca, "--drop-ca": drop_ca}
+    chosen = [option for option, given in alone.items() if given]
+    if chosen and (wanted or hosts or add or len(chosen) > 1):
+        others = "--clients, --name, --host, --add" + "".join(f", {one}" for one in chosen[1:])
+        raise ConfigError(f"{chosen[0]} goes alone: without {others}")
+    if chosen and not revoke:
+        _renew(here, renew or [], days, new_ca=renew_ca, drop=drop_ca, as_json=as_json)
+        return
     if revoke:
-        if wanted or hosts or add:
-            raise ConfigError("--revoke goes alone: without --clients, --name, --host and --add")
         _say_revoked(here.revoke(revoke), here.revoked, as_json=as_json)
         return
     written = list(here.fill(wanted, hosts or [], days, add=add))[::-1]  # the authority first
@@ -91,6 +122,22 @@ sl-server run RUN.toml --listen 0.0.0.0:50051 --cert {here.cert("server")} --key
     --revoked {here.revoked}
 sl-client run --server {joined((hosts or ["HOST"])[0], USUAL_PORT)} --ca {ca} --cert {here.cert(client)} --key {here.key(client)}"""
     )
+
+
+def _renew(here: Folder, names: list[str], days: int, *, new_ca: bool, drop: bool, as_json: bool) -> None:
+    from sl_server import renewal
+
+    written = (
+        renewal.renew_ca(here, days) if new_ca else renewal.drop_ca(here) if drop else renewal.renew(here, names, days)
+    )
+    if as_json:
+        typer.echo(json.dumps({"renewed": [{"path": str(one.path), "what": one.what} for one in written]}))
+        return
+    width = max(len(str(one.path)) for one in written)
+    for one in written:
+        typer.echo(f"{one.path!s:<{width}}  {one.what}")
+    if new_ca:
+        typer.echo(f"then: sl-server certs {here.path} --renew server --renew CLIENT …, and at last --drop-ca")
 
 
 def _say_revoked(written: list[Written], where: Path, *, as_json: bool) -> None:

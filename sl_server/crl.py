@@ -11,6 +11,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 CA_DAYS = 3650  # the authority must outlive what it signs, so that a new certificate needs no new trust
 SLACK = timedelta(hours=1)  # clocks of devices differ
+_END = b"-----END X509 CRL-----"
+
+
+def read_lists(data: bytes) -> list[x509.CertificateRevocationList]:
+    """The lists in a file, one of each authority. Raises ValueError if there is none, or what is there is none."""
+    *blocks, rest = data.split(_END)
+    if not blocks or b"-----BEGIN" in rest:
+        blocks.append(rest)
+    return [x509.load_pem_x509_crl(block + _END if block is not rest else block) for block in blocks]
 
 
 def make_list(
