@@ -55,6 +55,7 @@ SIZES = {
     "certificate": 10_000,
     "private key": 5_000,
     "revoked list": 10_000,
+    "inputs": 5_000,
     "live port": 5_000,
 }
 ROOM = 256 << 20  # bytes of address space

@@ -21,6 +21,7 @@ from sl_common.tree import MAGIC, dumps, loads
 from sl_server.certs import Folder
 from sl_server.checkpoint import Checkpoints
 from sl_server.handshakes import read_line
+from sl_server.inputs import read_inputs
 from sl_server.revoked import Revoked
 from sl_server.simulate import Simulation
 from sl_server.tls import CertificateFiles
@@ -182,6 +183,10 @@ def _authorization(text: bytes, line: bytes) -> str:
 _TOKENS: list[Tokens] = []
 
 
+def _inputs() -> bytes:
+    return b'{"dtype": "float32", "low": -0.5, "high": 2.5, "mean": [0.25, 0.5], "std": [1.0, 2.0]}'
+
+
 def _paper(name: str) -> Callable[[], bytes]:
     return lambda: papers()[name]
 
@@ -203,6 +208,7 @@ TARGETS: dict[str, Target] = {
         _paper("server.key"),
         lambda path: CertificateFiles(cert=folder() / "certs" / "server.pem", key=path).read(),
     ),
+    "inputs": _file("inputs.json", _inputs, lambda path: read_inputs(path.parent)),
     "revoked list": _file(
         "revoked.pem", _paper("revoked.pem"), lambda path: Revoked(path, folder() / "certs" / "ca.pem")
     ),

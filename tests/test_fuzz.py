@@ -28,6 +28,7 @@ EXPECTED = {  # so that the inputs are neither all refused at once nor all taken
     "samples": {"data error", "read"},
     "certificate": {"config error", "taken"},
     "revoked list": {"config error", "taken"},
+    "inputs": {"config error", "taken"},
 }
 
 

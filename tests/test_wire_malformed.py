@@ -51,6 +51,23 @@ def named_twice() -> dict[str, Any]:
     return {"done": pb.Done(weights=named, parts=["lower"]), "chunk": bytes(8)}
 
 
+def holds(**what: Any) -> dict[str, Any]:
+    return {"ready": pb.Ready(samples=1, batches=1, **what)}
+
+
+def build(**changed: Any) -> pb.Build:
+    return pb.Build(**({"part": "lower", "layout_sha256": bytes(32), "modules_sha256": bytes(32)} | changed))
+
+
+def inputs(**changed: Any) -> pb.Inputs:
+    return pb.Inputs(**({"dtype": "uint8", "low": 0.0, "high": 255.0} | changed))
+
+
+def held(**changed: Any) -> pb.DataSet:
+    digests = {"train_sha256": bytes(32), "test_sha256": bytes(32)}
+    return pb.DataSet(**({"train": 1, "test": 1, "inputs": inputs(), **digests} | changed))
+
+
 READY = {"ready": pb.Ready(samples=1, batches=1)}
 BAD: dict[str, tuple[list[dict[str, Any]], str]] = {
     "header in the middle of a body": ([smashed(), READY], "ready begins while 40 bytes of smashed are missing"),
@@ -90,6 +107,25 @@ BAD: dict[str, tuple[list[dict[str, Any]], str]] = {
         [{"ready": pb.Ready(samples=1, batches=1, snapshots=[1] * 1025)}],
         "ready.snapshots has 1025",
     ),
+    "too many builds": ([holds(builds=[build()] * 17)], "ready.builds has 17 entries, at most 16"),
+    "a long layout": ([holds(builds=[build(layout="x" * 8193)])], "build.layout has 8193 characters, at most 8192"),
+    "long modules": ([holds(builds=[build(modules="x" * 8193)])], "build.modules has 8193 characters"),
+    "a build's digest": ([holds(builds=[build(layout_sha256=b"")])], "build.layout_sha256 has 0 bytes, must have 32"),
+    "a long probe": ([holds(builds=[build(probe=[0.0] * 65)])], "build.probe has 65 numbers, at most 64"),
+    "a long version": ([holds(torch="2" * 65)], "ready.torch has 65 characters, at most 64"),
+    "no samples": ([holds(data=held(train=0))], "a data set of 0 and 1 samples"),
+    "too many samples": ([holds(data=held(test=U64))], f"a data set of 1 and {U64} samples"),
+    "a set's digest": ([holds(data=held(test_sha256=bytes(31)))], "data.test_sha256 has 31 bytes"),
+    "too many means": ([holds(data=held(means=[0.0] * 129))], "data.means has 129 numbers, at most 128"),
+    "means that are none": ([holds(data=held(means=[math.nan]))], "data.means has nan, every number must be finite"),
+    "no inputs": (
+        [holds(data=pb.DataSet(train=1, test=1, train_sha256=bytes(32), test_sha256=bytes(32)))],
+        "of type ''",
+    ),
+    "inputs without an end": ([holds(data=held(inputs=inputs(high=math.inf)))], "both must be finite, in this order"),
+    "inputs of no word": ([holds(data=held(inputs=inputs(dtype="x\n")))], "must be a word of at most 16 characters"),
+    "a long mean": ([holds(data=held(inputs=inputs(mean=[0.0] * 1025)))], "inputs.mean has 1025 numbers, at most 1024"),
+    "a std of nothing": ([holds(data=held(inputs=inputs(std=[0.0])))], "inputs.std has 0.0, every one must be > 0"),
     "too many digests": ([{"done": pb.Done(digests=[pb.Digest()] * 1025)}], "done.digests has 1025 entries"),
     "gap": ([READY, READY | {"seq": 3}], "frame 3 follows frame 1"),
 }
