@@ -59,8 +59,9 @@ class Footprint:
 
 
 def nbytes_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of their elements."""
-    return sum(t.numel() * t.element_size() for t in tensors)
+    """Bytes of their elements, those of one tensor under several names once."""
+    places = {(t.untyped_storage()._cdata, t.storage_offset(), t.shape): t for t in tensors}
+    return sum(t.numel() * t.element_size() for t in places.values())
 
 
 def kept_by(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:

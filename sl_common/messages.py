@@ -275,10 +275,12 @@ def kind_of(message: Message) -> WireKind:
 
 
 def payload_of(message: Message) -> dict[WireKind, int]:
-    """Bytes of the tensors in this message if they travelled as float32 (labels and integers at their own size)."""
+    """Bytes of the tensors in this message if they travelled as float32 (labels, integers, complex numbers and float8 at their own size)."""
 
     def size(tensor: Tensor) -> int:
-        return tensor.numel() * (4 if tensor.is_floating_point() else tensor.element_size())
+        return tensor.numel() * (
+            4 if tensor.is_floating_point() and tensor.element_size() > 1 else tensor.element_size()
+        )
 
     kind = kind_of(message)
     match message:

@@ -11,17 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from sl_common.config import RunConfig
+from sl_common.contents import Tie, alike, check_contents, settle_memory, ties_of
 from sl_common.errors import ConfigError, WireError
 from sl_common.imports import is_user_code
+from sl_common.kinds import is_real
 from sl_common.messages import Smashed
 from sl_common.models import Block, build, cut_index, fill, join
 from sl_common.models.auxiliary import Fit
 from sl_common.seeds import seed_of
 from sl_common.segment import buffers_untouched, seeded
-from sl_common.tensors import State, all_finite, check_state
+from sl_common.tensors import State, all_finite, check_state, constants_of
+from sl_common.trial import initialise, reason_against_halves, try_out, untrained_without_gradient
 
 PARTS = ("lower", "head", "aux")
-_CASTS = "; samples come as float32: a block that looks numbers up, as nn.Embedding does, casts them itself (x.long())"
 SLACK = 1 << 16  # bytes that an encoding may add to a message body
 
 
@@ -36,6 +38,9 @@ class Network:
     batch_size: int  # of the largest batch
     classes: int
     aux: nn.Module | None = None  # what the learner puts on its own activations
+    ties: tuple[Tie, ...] = ()  # tensors that have several names
+    halves: bool = True  # the head's backward pass may be made in two halves, as far as a trial on the server tells
+    cautions: tuple[str, ...] = ()  # what a trial on the server found, one sentence each
 
     @classmethod
     def build(
@@ -60,10 +65,23 @@ class Network:
         cut = cut_index(blocks, config.model.cut)
         if hollow:
             fill(join(blocks[:cut]), seed)
-        z = _try_out(blocks, cut, config)
+        tried = try_out(blocks, cut, config)
+        z = tried.z
         cut_shape = tuple(z.shape[1:])
+        aux = _auxiliary(config, z, cut, allowed, lambda nbytes: fits(nbytes or _nbytes(blocks)))
+        ties: tuple[Tie, ...] = ()
+        halves, cautions = True, list[str]()
+        if is_user_code(config.model.name):
+            sides = {"lower": join(blocks[:cut]), "head": join(blocks[cut:])} | ({} if aux is None else {"aux": aux})
+            ties = ties_of(sides, config.model.name, config.model.cut, tried.changed)
+            _check_copies(ties, config, blocks, allowed)
+            if shard is None:
+                halves, cautions = _tried_backward(config, sides["lower"], sides["head"], z)
         return cls(
-            aux=_auxiliary(config, z, cut, allowed, lambda nbytes: fits(nbytes or _nbytes(blocks))),
+            aux=aux,
+            ties=ties,
+            halves=halves,
+            cautions=tuple(cautions),
             blocks=tuple(blocks),
             cut=cut,
             cut_shape=cut_shape,
@@ -140,8 +158,9 @@ class Network:
 
 
 def trained(module: nn.Module, state: State, what: str) -> nn.Module:
-    """The module with these weights, in evaluation mode and without gradients. Raises WireError if they do not fit."""
-    check_state(state, {name: (t.dtype, tuple(t.shape)) for name, t in module.state_dict().items()}, what)
+    """The module, as it was made, with these weights, in evaluation mode and without gradients. Raises WireError if they do not fit."""
+    own = module.state_dict()
+    check_state(state, {name: (t.dtype, tuple(t.shape)) for name, t in own.items()}, what, constants_of(own))
     module.load_state_dict(dict(state))
     return module.requires_grad_(False).eval()
 
@@ -155,7 +174,58 @@ def outline(config: RunConfig) -> dict[str, nn.Module]:
 
 def _blocks(config: RunConfig, seed: int, allowed: Collection[str] | None, *, hollow: bool = False) -> list[Block]:
     name, args, shape = config.model.name, config.model.args, config.input
-    return build(name, input=shape, classes=config.classes, args=args, seed=seed, allowed=allowed, hollow=hollow)
+    blocks = build(name, input=shape, classes=config.classes, args=args, seed=seed, allowed=allowed, hollow=hollow)
+    if is_user_code(name):
+        initialise(blocks, config, seed_of(seed, "init", "lazy"))
+        check_contents(join(blocks), name)
+        settle_memory(join(blocks))
+    return blocks
+
+
+def _check_copies(
+    ties: tuple[Tie, ...], config: RunConfig, blocks: list[Block], allowed: Collection[str] | None
+) -> None:
+    """Raise ConfigError where the copies of a frozen tensor on both sides of the cut would not be equal."""
+    crossing = [tie for tie in ties if tie.crosses]
+    if not crossing:
+        return
+    held = join(blocks).state_dict()
+    names = [name for tie in crossing for name in tie.names if name in held]
+    state = config.codec.state
+    if (changed := [name for name in names if is_real(held[name].dtype)]) and state.kind != "identity":
+        raise ConfigError(
+            f"codec.state.kind = {state.kind!r}: {changed[0]} of model {config.model.name!r} is on both sides of the cut, and a copy that "
+            "travels by this codec may be another one: take 'identity', or cut where both are on one side"
+        )
+    if config.client.initial == "own":
+        others = join(_blocks(config, seed_of(config.run.seed, "init", "other"), allowed)).state_dict()
+        if drawn := [name for name in names if not alike(held[name], others[name])]:
+            raise ConfigError(
+                f"client.initial = 'own': {drawn[0]} of model {config.model.name!r} is on both sides of the cut and drawn at random, so that "
+                "no client's copy would be the head's: cut where both are on one side, or take 'shared'"
+            )
+
+
+def _tried_backward(config: RunConfig, lower: nn.Module, head: nn.Module, z: Tensor) -> tuple[bool, list[str]]:
+    """Whether the head's backward pass may be made in halves, and what is to be said of both sides' passes. Raises ConfigError where the head
+    would not be trained."""
+    halves, cautions = True, []
+    what = f"model {config.model.name!r} cut at {config.model.cut!r}"
+    if config.server.reply_first and (reason := reason_against_halves(head, z)) is not None:
+        halves = False
+        cautions.append(
+            f"server.reply_first = true: the backward pass of the head of {what} is made whole before replies go out, since it cannot be "
+            f"made in two halves ({reason})"
+        )
+    reentrant = "as with torch.utils.checkpoint and use_reentrant=True, for which use_reentrant=False is the way out"
+    if config.protocol.learner.exchange == "activation" and (names := untrained_without_gradient(head, z)):
+        raise ConfigError(
+            f"protocol.learner.kind = {config.protocol.learner.kind!r} wants no gradient from the head, and then {', '.join(names[:3])} of "
+            f"{what} would not be trained, {reentrant}"
+        )
+    if names := untrained_without_gradient(lower, torch.zeros(2, *config.input)):
+        cautions.append(f"{what}: {', '.join(names[:3])} of the lower segment get no gradient, {reentrant}")
+    return halves, cautions
 
 
 def auxiliary_fit(config: RunConfig, cut_shape: tuple[int, ...], cut: int, allowed: Collection[str] | None) -> Fit:
@@ -196,35 +266,3 @@ def _auxiliary(
     if found != expected:
         raise ConfigError(f"protocol.learner.aux: gives {found} per sample, expected {expected}")
     return aux
-
-
-def _try_out(blocks: list[Block], cut: int, config: RunConfig) -> Tensor:
-    """One forward and backward on zeros, so that a model that cannot run is refused before anybody connects; of a hollow head none."""
-    lower, head = join(blocks[:cut]), join(blocks[cut:])
-    try:
-        x = torch.zeros(2, *config.input)
-        lower.train(), head.train()
-        with seeded(0, torch.device("cpu")), buffers_untouched(lower), buffers_untouched(head):
-            z = lower(x)
-            if not isinstance(z, Tensor) or not z.is_floating_point():
-                raise TypeError(
-                    f"the cut must be one tensor of floating point numbers, got {getattr(z, 'dtype', type(z).__name__)}"
-                )
-            z = z.detach()
-            if any(t.is_meta for t in head.parameters()):
-                return z
-            logits = head(z.requires_grad_())
-            logits.sum().backward()
-    except Exception as error:  # whatever the modules raise
-        hint = _CASTS if "Float" in str(error) and ("indices" in str(error) or "Long" in str(error)) else ""
-        raise ConfigError(
-            f"model {config.model.name!r} cut at {config.model.cut!r} does not run on input {config.input}: {error}{hint}"
-        ) from error
-    finally:
-        for _, block in blocks:
-            block.zero_grad(set_to_none=True)
-    if logits.shape != (2, config.classes):
-        raise ConfigError(
-            f"model {config.model.name!r} gives {tuple(logits.shape[1:])} per sample, data have {config.classes} classes"
-        )
-    return z.detach()

@@ -9,21 +9,23 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sl_common.backward import backward_from, backward_to, has_large_products
-from sl_common.errors import WireError
+from sl_common.errors import ConfigError, WireError
+from sl_common.kinds import bits
 from sl_common.optim import Optimizer
 from sl_common.seeds import Draw, seed_of
-from sl_common.tensors import State, all_finite, check_state, copy_state, digest
+from sl_common.tensors import State, all_finite, check_state, constants_of, copy_state, digest
 
 Tree = Any  # what sl_common.tree can write: dicts, lists and tuples of plain values, bytes and tensors
 Span = Callable[[str], AbstractContextManager[object]]
 Alone = AbstractContextManager[object]
 _NOBODY: Alone = contextlib.nullcontext()
+_Result = TypeVar("_Result")
 
 
 def no_span(_phase: str) -> AbstractContextManager[object]:
@@ -41,19 +43,30 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def buffers_untouched(module: nn.Module) -> Iterator[None]:
+def buffers_untouched(module: nn.Module) -> Iterator[Callable[[], list[Tensor]]]:
     """Inside, BatchNorm in train mode uses batch statistics; afterwards every buffer (counters too) is what it was.
 
-    Copies take the buffers' places meanwhile, so that nothing that autograd saved is written in place.
+    Copies take the buffers' places meanwhile, so that nothing that autograd saved is written in place. What it yields tells, inside, which
+    buffers would have changed.
     """
     originals = [(m, name, b) for m in module.modules() for name, b in m._buffers.items() if b is not None]
+    copies = {id(b): b.clone() for _, _, b in originals}  # one of each, in whatever places it is
+    versions = {key: copied._version for key, copied in copies.items()}
+
+    def changed() -> list[Tensor]:
+        return [b for m, name, b in originals if _differs(m._buffers[name], copies[id(b)], b, versions[id(b)])]
+
     for owner, name, buffer in originals:
-        owner._buffers[name] = buffer.clone()
+        owner._buffers[name] = copies[id(buffer)]
     try:
-        yield
+        yield changed
     finally:
         for owner, name, buffer in originals:
             owner._buffers[name] = buffer
+
+
+def _differs(now: Tensor | None, copied: Tensor, before: Tensor, version: int) -> bool:
+    return now is not copied or copied._version != version or not torch.equal(bits(copied), bits(before))
 
 
 class Segment:
@@ -87,6 +100,7 @@ class Segment:
         self._second_half: Callable[[], None] | None = None  # of the last backward pass, if it was put off
         self._stepping = False  # the optimiser's step is still to be taken
         self._buffered = [m for m in module.modules() if m._buffers]
+        self._constants = constants_of(self.module.state_dict())  # numbers that are not finite from the beginning
 
     def forward(
         self, x: Tensor, draw: Draw = (), *, train: bool = True, grad: bool = True, keep_buffers: bool = False
@@ -121,7 +135,7 @@ class Segment:
             if not output.requires_grad:
                 return
             if soon is not None and self._splits:
-                self._second_half = backward_to(soon, output)
+                self._second_half = _in_halves(lambda: backward_to(soon, output))
             else:
                 backward_from(output, torch.ones_like(output) if grad is None else grad.to(output.device))
 
@@ -160,7 +174,7 @@ class Segment:
         second_half, self._second_half = self._second_half, None
         if second_half is not None:
             with self.span("backward"):
-                second_half()
+                _in_halves(second_half)
         with self.span("step"):
             if self.optimizer is not None:
                 self.optimizer.step()
@@ -193,10 +207,11 @@ class Segment:
         return digest(self.module.state_dict())
 
     def load(self, state: State, what: str = "a segment") -> None:
-        """Copy weights in place; the optimiser's state stays. Raises WireError if they do not fit or are not finite."""
+        """Copy weights in place; the optimiser's state stays. Raises WireError if they do not fit or are not finite where the module was when
+        this segment was made."""
         self.settle()
         own = self.module.state_dict()
-        check_state(state, {name: (t.dtype, tuple(t.shape)) for name, t in own.items()}, what)
+        check_state(state, {name: (t.dtype, tuple(t.shape)) for name, t in own.items()}, what, self._constants)
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(state[name])
@@ -216,10 +231,29 @@ class Segment:
             _check_optimizer(tree["optimizer"], self.optimizer)
             self.optimizer.load_state_dict(copy.deepcopy(tree["optimizer"]))
 
+    def check(self, part: str) -> None:
+        """Raise WireError unless what is written of it now is what is read again."""
+        self.settle()
+        own = self.module.state_dict()
+        check_state(own, {name: (t.dtype, tuple(t.shape)) for name, t in own.items()}, part, self._constants)
+
     @property
     def nbytes(self) -> int:
         """Bytes of parameters and buffers."""
         return sum(t.numel() * t.element_size() for t in self.module.state_dict().values())
+
+
+def _in_halves(work: Callable[[], _Result]) -> _Result:
+    """Half of a backward pass. Raises ConfigError, with the key that avoids it, where torch cannot: the trial before the run had other data."""
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0][:300]
+        raise ConfigError(
+            f"server.reply_first = true: the head's backward pass cannot be made in two halves ({reason}); set server.reply_first = false"
+        ) from error
 
 
 class Bank:

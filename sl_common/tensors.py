@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from sl_common.errors import WireError
+from sl_common.kinds import bits, has_fractions, is_real, mean_of, reals, strays
 
 _USUAL = (torch.float32, torch.int64)
 _CHECKED = 1 << 16  # elements that a checksum looks at
@@ -28,35 +29,45 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     """The little-endian row-major bytes of a CPU tensor, without a copy where it is contiguous already."""
     if tensor.requires_grad:
         tensor = tensor.detach()
-    if tensor.dtype in _USUAL:  # the same in a third of the calls
+    if tensor.dtype in _USUAL and not tensor.is_neg():  # the same in a third of the calls
         array = tensor.numpy()
         if array.size and array.flags.c_contiguous:
             return array.data.cast("B")
     if tensor.numel() == 0:
         return memoryview(b"")
-    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    plain = tensor.resolve_conj().resolve_neg().contiguous()
+    return memoryview(plain.view(-1).view(torch.uint8).numpy().data)
 
 
 def all_finite(tensor: Tensor) -> bool:
     """False if any element is NaN or Inf. The sum decides in one pass; only a sum that overflows needs a second look."""
-    if not tensor.is_floating_point() or tensor.numel() == 0:
+    if not has_fractions(tensor) or tensor.numel() == 0:
         return True
+    if not is_real(tensor.dtype):
+        tensor = reals(tensor)
     return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
 
 
-def is_within(tensor: Tensor, limit: float | None) -> bool:
-    """Whether all numbers are finite, and none is larger than the limit. One pass as a rule: no number is larger than the root of the sum of
-    all squares."""
-    if not tensor.is_floating_point() or tensor.numel() == 0:
+def is_within(tensor: Tensor, limit: float | None, given: Tensor | None = None) -> bool:
+    """Whether all numbers are finite, and none is larger than the limit (of a complex number: its parts), but for those that are what they
+    are in `given`. One pass as a rule: no number is larger than the root of the sum of all squares."""
+    if not has_fractions(tensor) or tensor.numel() == 0:
         return True
+    if given is not None:
+        return not bool(strays(tensor, limit, given).any())
     if limit is None:
         return all_finite(tensor)
     if tensor.dtype == torch.float32:
         flat = tensor.detach().reshape(-1)
         if torch.dot(flat, flat).item() <= limit * limit:  # NaN is not
             return True
-    low, high = torch.aminmax(tensor)  # NaN if there is one
+    low, high = torch.aminmax(reals(tensor))  # NaN if there is one
     return -limit <= low.item() and high.item() <= limit
+
+
+def constants_of(state: State, limit: float | None = None) -> dict[str, Tensor]:
+    """Copies of the tensors that are not within the limit: a network that begins with them, such as a mask of -Inf, may keep them."""
+    return {name: t.detach().to("cpu", copy=True) for name, t in state.items() if not is_within(t, limit)}
 
 
 def digest(state: State) -> bytes:
@@ -92,23 +103,23 @@ def copy_state(state: State) -> dict[str, Tensor]:
 
 
 def weighted_mean(states: Sequence[State], counts: Sequence[int]) -> dict[str, Tensor]:
-    """(Σ nᵢ·xᵢ in float64, in the given order) / Σ nᵢ, cast back; integer tensors are rounded half to even.
+    """(Σ nᵢ·xᵢ in float64, in the given order) / Σ nᵢ, cast back; integer tensors are exact and rounded half to even (`sl_common.kinds`).
 
-    Sort before you call: floating-point sums depend on the order. Identical states of float32 or less give back their own bits. (Σ (1/C)·x over identical x is not x for C = 3, 5, 6, …)
+    Sort before you call: floating-point sums depend on the order. Identical states give back their own bits. (Σ (1/C)·x over identical x is not x for C = 3, 5, 6, …)
     """
-    total = sum(counts)
-    mean = {}
-    for name, first in states[0].items():
-        summed = torch.zeros(first.shape, dtype=torch.float64)
-        for state, count in zip(states, counts, strict=True):
-            summed += state[name].to("cpu", torch.float64) * count
-        summed /= total
-        mean[name] = (summed if first.is_floating_point() else summed.round()).to(first.dtype)
-    return mean
+    return {name: mean_of([state[name] for state in states], counts) for name in states[0]}
 
 
-def check_state(state: State, expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], what: str) -> None:
-    """Raise WireError unless `state` has exactly the expected names, dtypes and shapes, and is finite."""
+NO_CONSTANTS: State = {}
+
+
+def check_state(
+    state: State,
+    expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    what: str,
+    constants: State = NO_CONSTANTS,
+) -> None:
+    """Raise WireError unless `state` has exactly the expected names, dtypes and shapes, and is finite but for the network's own constants."""
     if state.keys() != expected.keys():
         missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
         raise WireError(f"weights of {what} do not fit this model: missing {missing[:3]}, unknown {extra[:3]}")
@@ -118,5 +129,12 @@ def check_state(state: State, expected: Mapping[str, tuple[torch.dtype, tuple[in
             raise WireError(
                 f"weights of {what}: {name} is {tensor.dtype} {tuple(tensor.shape)}, this model has {dtype} {shape}"
             )
-        if not all_finite(tensor):
+        if not is_within(tensor, None, constants.get(name)):
             raise WireError(f"weights of {what}: {name} holds NaN or Inf")
+
+
+def check_copies(state: State, own: State, names: Iterable[str], what: str) -> None:
+    """Raise WireError unless these frozen tensors, of which the other side of the cut has copies, have our own bits."""
+    for name in names:
+        if name in own and not torch.equal(bits(state[name]), bits(own[name].cpu())):
+            raise WireError(f"weights of {what}: {name} is frozen on both sides of the cut, and is not what it was")

@@ -22,6 +22,7 @@ from torch import nn
 from sl_common.codec import Codec, Coding
 from sl_common.codec.words import words
 from sl_common.config import RunConfig
+from sl_common.contents import Tie, ties_of
 from sl_common.errors import ConfigError
 from sl_common.footprint import Footprint, kept_by, nbytes_of
 from sl_common.host.devices import pick_device
@@ -99,13 +100,16 @@ class Report:
     head_bytes: int
     device: str  # of the head on this machine, or why there is none such here
     aligning: Aligning | None  # where the server aligns auxiliary networks
+    ties: tuple[Tie, ...] = ()  # tensors that have several names
+    found: tuple[str, ...] = ()  # what a trial of the network has to say
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
         return {
             "config": self.config.model_dump(mode="json"),
             "cuts": [asdict(cut) for cut in self.cuts],
-            "cautions": self.config.cautions,
+            "cautions": [*self.config.cautions, *self.found],
+            "ties": [asdict(tie) for tie in self.ties],
             "cut": self.chosen,
             "head_bytes": self.head_bytes,
             "devices": {"server": self.device, "client": self.config.client.device},
@@ -152,7 +156,9 @@ class Report:
             console.print(
                 "note: barrier each on a shared head: the result depends on the order in which batches arrive"
             )
-        for text in self.config.cautions:
+        for tie in self.ties:
+            console.print(f"tied: {tie}")
+        for text in (*self.config.cautions, *self.found):
             console.print(f"warning: {text}")
         if isinstance(scatter := config.protocol.head.scatter, Averaged):
             console.print(_broadcast(scatter, own.down.wire, config.run.clients))
@@ -206,6 +212,8 @@ def inspect(config: RunConfig) -> Report:
         head_bytes=nbytes_of(network.head.state_dict().values()),
         device=_device(config),
         aligning=_aligning(config, network) if config.protocol.aligns else None,
+        ties=network.ties,
+        found=network.cautions,
     )
 
 
@@ -239,9 +247,15 @@ def _aligning(config: RunConfig, network: Network) -> Aligning:
 
 
 def _cut(blocks: list[Block], cut: int, config: RunConfig, limit: int) -> Cut | None:
-    """None where more than one tensor passes from block to block, or one without gradients: no cut there."""
-    x, z, kept = _passed(copy.deepcopy(join(blocks[:cut])), config)
+    """None where more than one tensor passes from block to block, or one without gradients, or where the sides would share what is trained:
+    no cut there."""
     lower = join(blocks[:cut])
+    try:
+        ties_of({"lower": lower, "head": join(blocks[cut:])}, config.model.name, cut)
+    except ConfigError:
+        return None
+    lower = copy.deepcopy(lower)
+    x, z, kept = _passed(lower, config)
     if not isinstance(z, torch.Tensor) or not z.is_floating_point() or len(z) != len(x):
         return None
     z = z.detach()

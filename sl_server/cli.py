@@ -212,7 +212,7 @@ def _simulate(
     if told is not None:
         directory.notes["stacking"] = told
         show.say("stacking", told, text=told)
-    for text in config.cautions:
+    for text in (*config.cautions, *simulation.coordinator.network.cautions):
         show.warn(text)
     failure: CutlayerError | KeyboardInterrupt | None = None
     show.begin()

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from sl_common.config import KNOWN_DATA, RunConfig
+from sl_common.contents import copies
 from sl_common.errors import Diverged, Refused, Unfit, WireError
 from sl_common.facts import (
     BatchEvaluated,
@@ -60,7 +61,7 @@ from sl_common.network import Network
 from sl_common.protocol import Arrived, At, Record, WaitUntil, Without
 from sl_common.protocol.merge import Merged
 from sl_common.segment import Alone, Bank, Segment, Tree
-from sl_common.tensors import State, check_state, checksum
+from sl_common.tensors import State, check_copies, check_state, checksum, constants_of
 from sl_server.agreement import Agreement
 from sl_server.alignments import Alignments, Job
 from sl_server.blame import Blame
@@ -107,6 +108,8 @@ class Coordinator:
         self.alignments = Alignments(config, self.bank, self.recordings)
         own = frozenset({"lower"}) if config.client.initial == "own" else frozenset[str]()
         self.agreement = Agreement(config, network, alone)
+        limit = config.server.guard.weights
+        self._constants = {part: constants_of(network.part(part).state_dict(), limit) for part in self._all_parts()}
         self._blame = Blame(self.protocol.head, self.bank, network)
         self._singles = Singles(config, network)
         self._expelled: list[tuple[str, str]] = []
@@ -134,6 +137,9 @@ class Coordinator:
         self._barrier_at: float | None = None  # when the barrier wants to be asked again
         self.ended: RunEnded | None = None
 
+    def _all_parts(self) -> set[str]:
+        return {"head", *self.protocol.learner.parts, *self.bank.parts}
+
     def _new_bank(self, device: str, alone: Alone) -> Bank:
         server, protocol = self.config.server, self.protocol
         optimizers = {"head": server.optimizer} | ({"aux": server.alignment.optimizer} if protocol.aligns else {})
@@ -141,7 +147,7 @@ class Coordinator:
 
         def make(part: str) -> Segment:
             module = copy.deepcopy(self.network.part(part))
-            halves, last = server.reply_first, server.channels_last
+            halves, last = server.reply_first and self.network.halves, server.channels_last
             return Segment(module, optimizers[part], device=device, alone=alone, halves=halves, channels_last=last)
 
         return Bank({part: partial(make, part) for part in optimizers}, frozenset(per_client & optimizers.keys()))
@@ -277,10 +283,13 @@ class Coordinator:
             )
         whose = {part: f"{member.name}'s {part}" for part in done.weights}
         guard = self.config.server.guard
-        done = replace(done, weights={p: guarded_state(state, guard, whose[p]) for p, state in done.weights.items()})
+        given = self._constants
+        weights = {p: guarded_state(state, guard, whose[p], given.get(p, {})) for p, state in done.weights.items()}
+        done = replace(done, weights=weights)
         for part, state in done.weights.items():
             own = self.network.part(part).state_dict()
-            check_state(state, {k: (t.dtype, tuple(t.shape)) for k, t in own.items()}, whose[part])
+            check_state(state, {k: (t.dtype, tuple(t.shape)) for k, t in own.items()}, whose[part], given.get(part, {}))
+            check_copies(state, own, copies(self.network.ties, part), whose[part])
         begin = wave.begins.get(member.shard)
         due = None
         if begin is not None and not begin.evaluate:
@@ -642,7 +651,7 @@ class Coordinator:
     def _merge(self, merge: Callable[[Record], Merged], waves: list[Wave]) -> None:
         """Without the clients whose weights would spoil it."""
         limits = dict.fromkeys(self.protocol.learner.parts, self.config.server.guard.weights)  # ours need but be finite
-        merged, guilty = checked_merge(merge, self._record(waves), limits)
+        merged, guilty = checked_merge(merge, self._record(waves), limits, self._constants)
         for client, why in sorted(guilty.items()):
             for wave in waves:
                 wave.done.pop(client, None)

@@ -12,6 +12,7 @@ from sl_common.errors import ConfigError
 from sl_common.host.files import write_atomically
 from sl_common.models import join
 from sl_common.network import Network
+from sl_common.tensors import copy_state
 from sl_server.trained import config_of, read_weights
 from sl_server.weight_set import read_weights_of
 
@@ -39,7 +40,7 @@ def export_run(
         raise ConfigError(f"{directory}: the weights do not fit model {config.model.name!r}: {error}") from error
     path = to or directory / "model.safetensors"
     try:
-        write_atomically(path, save({name: t.contiguous() for name, t in whole.state_dict().items()}))
+        write_atomically(path, save(copy_state(whole.state_dict())))  # of a tied tensor each name has a copy
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     return path, len(state)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from sl_common.config import Guard
 from sl_common.errors import WireError
+from sl_common.kinds import reals, strays
 from sl_common.messages import Smashed
-from sl_common.tensors import State, is_within
+from sl_common.tensors import NO_CONSTANTS, State, is_within
 
 
 def guarded_batch(batch: Smashed, guard: Guard) -> Smashed:
@@ -23,20 +24,25 @@ def guarded_batch(batch: Smashed, guard: Guard) -> Smashed:
     return batch if z is batch.z else replace(batch, z=z, packed=None)
 
 
-def guarded_state(state: State, guard: Guard, what: str) -> State:
-    """The weights, or clipped ones. Raises WireError where they are refused."""
+def guarded_state(state: State, guard: Guard, what: str, constants: State = NO_CONSTANTS) -> State:
+    """The weights, or clipped ones; numbers that are what the network began with are let through. Raises WireError where they are refused."""
     return {
-        name: _guarded(tensor, guard.weights, guard, f"weights of {what}: {name}") for name, tensor in state.items()
+        name: _guarded(tensor, guard.weights, guard, f"weights of {what}: {name}", constants.get(name))
+        for name, tensor in state.items()
     }
 
 
-def _guarded(tensor: Tensor, limit: float | None, guard: Guard, what: str) -> Tensor:
-    if is_within(tensor, limit):
+def _guarded(tensor: Tensor, limit: float | None, guard: Guard, what: str, given: Tensor | None = None) -> Tensor:
+    if is_within(tensor, limit, given):
         return tensor
+    numbers, wrong = reals(tensor), strays(tensor, limit, given)
     if guard.action == "reject":
-        largest = float(tensor.abs().max())
+        largest = float(numbers[wrong].abs().max())
         if limit is None or not math.isfinite(largest):
             raise WireError(f"{what} hold NaN or Inf")
         raise WireError(f"{what} hold {largest:.4g}, at most {limit:g} is allowed")
-    bound = torch.finfo(tensor.dtype).max if limit is None else min(limit, torch.finfo(tensor.dtype).max)
-    return torch.nan_to_num(tensor, nan=0.0, posinf=bound, neginf=-bound).clamp_(-bound, bound)
+    top = torch.finfo(tensor.dtype).max  # of a complex type's parts
+    bound = top if limit is None else min(limit, top)
+    clipped = torch.nan_to_num(numbers, nan=0.0, posinf=bound, neginf=-bound).clamp_(-bound, bound)
+    kept = torch.where(wrong, clipped, numbers)
+    return torch.view_as_complex(kept) if tensor.is_complex() else kept.to(tensor.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from sl_common.errors import Diverged
 from sl_common.protocol import Record
@@ -10,16 +11,19 @@ from sl_common.protocol.merge import Merged
 from sl_common.tensors import State, is_within
 
 Limits = Mapping[str, float | None]  # part -> the largest number of weights; any finite one, if there is none
+Constants = Mapping[str, State]  # part -> what it began with and the limit does not allow
 
 
-def checked_merge(merge: Callable[[Record], Merged], record: Record, limits: Limits) -> tuple[Merged, dict[int, str]]:
+def checked_merge(
+    merge: Callable[[Record], Merged], record: Record, limits: Limits, constants: Constants = MappingProxyType({})
+) -> tuple[Merged, dict[int, str]]:
     """What the merge gives, without those clients whose weights made it one that a guard would refuse; they and the reasons.
 
     Raises Diverged if nobody's weights would do.
     """
     guilty: dict[int, str] = {}
-    while bad := _bad(merged := merge(_without(record, guilty)), limits):
-        found = _causes(_without(record, guilty), bad, limits)
+    while bad := _bad(merged := merge(_without(record, guilty)), limits, constants):
+        found = _causes(_without(record, guilty), bad, limits, constants)
         guilty |= found
         if not found or not _without(record, guilty).weights.get(bad):
             raise Diverged(
@@ -28,18 +32,19 @@ def checked_merge(merge: Callable[[Record], Merged], record: Record, limits: Lim
     return merged, guilty
 
 
-def _bad(merged: Merged, limits: Limits) -> str | None:
+def _bad(merged: Merged, limits: Limits, constants: Constants) -> str | None:
     """The first part that may not be handed on."""
-    return next((part for part, state in merged.items() if _wrong(state, limits.get(part)) is not None), None)
+    return next((part for part, state in merged.items() if _wrong(part, state, limits, constants)), None)
 
 
-def _wrong(state: State, limit: float | None) -> str | None:
-    return next((name for name, tensor in state.items() if not is_within(tensor, limit)), None)
+def _wrong(part: str, state: State, limits: Limits, constants: Constants) -> str | None:
+    limit, given = limits.get(part), constants.get(part, {})
+    return next((name for name, tensor in state.items() if not is_within(tensor, limit, given.get(name))), None)
 
 
-def _causes(record: Record, part: str, limits: Limits) -> dict[int, str]:
+def _causes(record: Record, part: str, limits: Limits, constants: Constants) -> dict[int, str]:
     states = record.weights[part]
-    wrong = {client: _wrong(state, limits.get(part)) for client, state in states.items()}
+    wrong = {client: _wrong(part, state, limits, constants) for client, state in states.items()}
     return {
         client: f"weights of its {part}: {name} would spoil what all go on with"
         for client, name in wrong.items()

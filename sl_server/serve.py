@@ -116,7 +116,7 @@ async def _serve(
         if metrics_at is not None:
             at = metrics.scrapes.serve(*metrics_at, engine.health)
             show.say("metrics", f"metrics at http://{metrics_at[0]}:{at}/metrics", port=at)
-        for text in config.cautions:
+        for text in (*config.cautions, *network.cautions):
             show.warn(text)
         stopped = _on_signals(loop, engine, show)
         engine.start()

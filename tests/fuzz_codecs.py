@@ -16,12 +16,13 @@ from test_codec import CODECS
 from sl_common.codec import Coding, Layout, Link, Packed, Scheme
 from sl_common.codec.packed import DTYPES
 from sl_common.errors import WireError
+from sl_common.kinds import is_real
 from sl_common.proto import split_pb2 as pb
 from sl_common.tensors import aligned_buffer
 from sl_common.wire import Endpoint
 
 LIMIT = 1 << 17  # bytes of a decoded tensor that the imagined run allows
-FLOATS = [dtype for dtype in DTYPES if dtype.is_floating_point]
+FLOATS = [dtype for dtype in DTYPES if is_real(dtype)]
 SHAPES: list[tuple[int, ...]] = [(), (0,), (1,), (7,), (4, 9), (3, 0, 2), (2, 3, 4, 5), (5, 64)]
 
 MANY: list[tuple[int, ...]] = [(1 << 14,), (1 << 14, 1), (1, 1 << 14), (1 << 13, 2), (2, 1 << 13), (1 << 10, 16)]

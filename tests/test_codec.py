@@ -18,6 +18,7 @@ import sl_common.codec as union_of
 from sl_common.codec import Codec, Coding, Direction, Identity, Layout, Link, Packed, Scheme
 from sl_common.codec.packed import DTYPES
 from sl_common.errors import Diverged, WireError
+from sl_common.kinds import is_real
 
 VARIANTS: list[Any] = [
     union_of.Float8(format="e4m3"),
@@ -161,7 +162,7 @@ def test_a_header_that_it_could_not_have_written_is_refused(codec: Scheme, what:
         decode_checked(codec, Packed(layout=wrong, data=bytearray(wrong.nbytes)), coding_for(codec, x))
 
 
-FLOATING = [dtype for dtype in DTYPES if dtype.is_floating_point]
+FLOATING = [dtype for dtype in DTYPES if is_real(dtype)]
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=repr)

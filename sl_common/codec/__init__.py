@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import Field, field_validator
+from torch import Tensor
 
 from sl_common.codec.deflate import Deflate
 from sl_common.codec.feedback import Feedback
@@ -19,6 +20,8 @@ from sl_common.codec.randtopk import RandTopK
 from sl_common.codec.topk import TopK
 from sl_common.codec.uniform import Uniform
 from sl_common.errors import WireError
+from sl_common.kinds import is_real
+from sl_common.tensors import is_within
 from sl_common.value import Value
 
 __all__ = [
@@ -49,10 +52,12 @@ Codec = Annotated[
 ]
 
 _EXACT = Identity()
+SANE = 1e18  # magnitude of a weight that some network may train to; what is beyond it is a constant, such as a mask's
 
 
 class Link(Value):
-    """Which codec a tensor travels in, by what it is. Labels and integer tensors always travel as they are."""
+    """Which codec a tensor travels in, by what it is. Only floating-point numbers of 16 bits and more are encoded: labels, integers,
+    complex numbers and float8 always travel as they are, and so do weights that hold what a codec would spoil (NaN, Inf, or beyond `SANE`)."""
 
     up: Codec = Identity()  # activations
     down: Codec = Identity()  # cut gradients
@@ -76,8 +81,17 @@ class Link(Value):
 
     def agreed(self, direction: Direction, layout: Layout) -> Scheme:
         """The codec for a received tensor; raises WireError if the peer used another one than this run says."""
-        scheme: Scheme = getattr(self, direction) if layout.dtype.is_floating_point else _EXACT
+        scheme: Scheme = getattr(self, direction) if is_real(layout.dtype) else _EXACT
+        if direction == "state" and layout.codec == _EXACT.kind:
+            scheme = _EXACT
         if layout.codec != scheme.kind:
             raise WireError(f"peer used codec {layout.codec!r} for {direction}, this run says {scheme.kind!r}")
         scheme.check(layout)
+        return scheme
+
+    def chosen(self, direction: Direction, x: Tensor) -> Scheme:
+        """The codec for a tensor that is to be sent."""
+        scheme: Scheme = getattr(self, direction)
+        if not is_real(x.dtype) or (direction == "state" and scheme.kind != _EXACT.kind and not is_within(x, SANE)):
+            return _EXACT
         return scheme

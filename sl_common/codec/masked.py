@@ -17,6 +17,7 @@ from sl_common.codec.identity import Identity
 from sl_common.codec.kinds import Plain
 from sl_common.codec.packed import Coding, Layout, Packed, make_layout
 from sl_common.errors import WireError
+from sl_common.kinds import is_real
 from sl_common.value import Value
 
 
@@ -40,7 +41,7 @@ class Masked(Value):
     def check(self, layout: Layout) -> None:
         """At most the bytes of a dense gradient; how many exactly, the activation says later."""
         most = self.sizes(layout.dtype, layout.shape)[1]
-        if not layout.dtype.is_floating_point or layout.nbytes > most:
+        if not is_real(layout.dtype) or layout.nbytes > most:
             raise WireError(
                 f"codec masked: {layout.dtype} {layout.shape} takes at most {most} bytes, header says {layout.nbytes}"
             )

@@ -13,6 +13,7 @@ from torch import Tensor
 from sl_common.codec.bits import Bytes, unpack
 from sl_common.codec.packed import Buffer, Layout
 from sl_common.errors import Diverged, WireError
+from sl_common.kinds import is_real
 from sl_common.tensors import raw_bytes
 
 Floats = NDArray[np.floating[Any]]
@@ -86,7 +87,7 @@ def _gather_pairs(entries: Words, codes: Bytes, out: Words) -> None:
 
 def checked(kind: str, layout: Layout, nbytes: int, params: int) -> None:
     """Raise WireError unless the header has so many encoded bytes and so many bytes of parameters."""
-    if not layout.dtype.is_floating_point:
+    if not is_real(layout.dtype):
         raise WireError(f"codec {kind} is for floating point, the header says {layout.dtype}")
     if layout.nbytes != nbytes or len(layout.params) != params:
         raise WireError(

@@ -26,6 +26,14 @@ DTYPES: tuple[torch.dtype, ...] = (  # by wire number less one: protos/sl/v1/spl
     torch.int8,
     torch.uint8,
     torch.bool,
+    torch.complex64,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
 )
 MAX_RANK = 16
 _LAYOUTS = 4096  # that are remembered: a step has the same few again and again

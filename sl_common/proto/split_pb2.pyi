@@ -20,6 +20,14 @@ class DType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     INT8: _ClassVar[DType]
     UINT8: _ClassVar[DType]
     BOOL: _ClassVar[DType]
+    COMPLEX64: _ClassVar[DType]
+    UINT16: _ClassVar[DType]
+    UINT32: _ClassVar[DType]
+    UINT64: _ClassVar[DType]
+    FLOAT8_E4M3FN: _ClassVar[DType]
+    FLOAT8_E5M2: _ClassVar[DType]
+    FLOAT8_E4M3FNUZ: _ClassVar[DType]
+    FLOAT8_E5M2FNUZ: _ClassVar[DType]
 DTYPE_UNSPECIFIED: DType
 FLOAT32: DType
 FLOAT64: DType
@@ -31,6 +39,14 @@ INT16: DType
 INT8: DType
 UINT8: DType
 BOOL: DType
+COMPLEX64: DType
+UINT16: DType
+UINT32: DType
+UINT64: DType
+FLOAT8_E4M3FN: DType
+FLOAT8_E5M2: DType
+FLOAT8_E4M3FNUZ: DType
+FLOAT8_E5M2FNUZ: DType
 
 class ClientFrame(_message.Message):
     __slots__ = ("seq", "ack", "hello", "ready", "smashed", "done", "alive", "leave", "fetch", "query", "timing", "chunk")

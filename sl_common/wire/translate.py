@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor
 from torch import Tensor
 
-from sl_common.codec import Coding, Direction, Identity, Layout, Link, Packed, Scheme
+from sl_common.codec import Coding, Direction, Layout, Link, Packed, Scheme
 from sl_common.codec.packed import DTYPES, fits
 from sl_common.errors import WireError
 from sl_common.holdings import MAX_BUILDS, MAX_MEANS, MAX_PROBE, MAX_SCALES, Build, DataSet, Inputs
@@ -35,7 +35,6 @@ from sl_common.proto import split_pb2 as pb
 from sl_common.tensors import State
 
 _DTYPE_NUMBER = {dtype: number for number, dtype in enumerate(DTYPES, start=1)}
-_EXACT = Identity()
 _WITH_WEIGHTS = ("begin", "done", "aligned", "lower")
 _LAYOUTS = 4096  # tensor headers that are remembered: a step has the same few again and again
 
@@ -72,20 +71,20 @@ def direction_of(name: str) -> Direction:
 def encode(message: Message, link: Link, coding: Coding) -> tuple[str, Any, list[Packed]]:
     """The header field's name, the header, and its tensors in body order. Raises Diverged on NaN or Inf."""
     name, header, tensors = _headers[type(message)](message)
-    scheme: Scheme = getattr(link, direction_of(name))
+    direction = direction_of(name)
     if name in _WITH_WEIGHTS:
         names = [f"{named.part}/{named.name}" for named in header.weights]
         codings = [replace(coding, name=own, draw=(*coding.draw, own)) for own in names]
-        packed = [_encode(tensor, scheme, own) for tensor, own in zip(tensors, codings, strict=True)]
+        packed = [_encode(tensor, link, direction, own) for tensor, own in zip(tensors, codings, strict=True)]
     else:
-        packed = [_encode(tensor, scheme, coding) for tensor in tensors]
+        packed = [_encode(tensor, link, direction, coding) for tensor in tensors]
     for slot, one in zip(_slots(name, header), packed, strict=True):
         slot.CopyFrom(_written(one.layout))
     return name, header, packed
 
 
-def _encode(tensor: Tensor, scheme: Scheme, coding: Coding) -> Packed:
-    return (scheme if tensor.is_floating_point() else _EXACT).encode(tensor, coding)
+def _encode(tensor: Tensor, link: Link, direction: Direction, coding: Coding) -> Packed:
+    return link.chosen(direction, tensor).encode(tensor.resolve_neg(), coding)
 
 
 @lru_cache(maxsize=_LAYOUTS)
