@@ -39,13 +39,14 @@ class KnownData(NamedTuple):
     classes: int
     train: int  # samples
     test: int
+    labels: tuple[int, ...]  # training samples of each class
 
 
 KNOWN_DATA: dict[str, KnownData] = {
-    "digits": KnownData((1, 8, 8), 10, 1_438, 359),
-    "fashion-mnist": KnownData((1, 28, 28), 10, 60_000, 10_000),
-    "cifar10": KnownData((3, 32, 32), 10, 50_000, 10_000),
-    "cifar100": KnownData((3, 32, 32), 100, 50_000, 10_000),
+    "digits": KnownData((1, 8, 8), 10, 1_438, 359, (151, 161, 143, 131, 147, 154, 150, 136, 127, 138)),
+    "fashion-mnist": KnownData((1, 28, 28), 10, 60_000, 10_000, (6_000,) * 10),
+    "cifar10": KnownData((3, 32, 32), 10, 50_000, 10_000, (5_000,) * 10),
+    "cifar100": KnownData((3, 32, 32), 100, 50_000, 10_000, (500,) * 100),
 }
 
 
@@ -242,6 +243,15 @@ class RunConfig(Value):
     def _shards_suffice(self) -> Self:
         if self.sharded and self.shards < self.run.clients:
             raise ValueError(f"data.shards = {self.shards} is less than run.clients = {self.run.clients}")
+        return self
+
+    @model_validator(mode="after")
+    def _crops_images(self) -> Self:
+        if self.data.augment != "none" and len(self.input) != 3:
+            raise ValueError(
+                f"data.augment = {self.data.augment!r}: crops and flips images (channels, height, width), samples here have shape "
+                f"{list(self.input)}"
+            )
         return self
 
     @model_validator(mode="after")

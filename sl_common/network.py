@@ -114,9 +114,14 @@ class Network:
     @property
     def limit_bytes(self) -> int:
         """No message of this run has a larger body."""
-        weights: int = sum(t.numel() * t.element_size() for t in self._tensors())
-        scores = 4 * self.batch_size * self.classes  # of a network that is asked
-        return max(self.smashed_nbytes + 8 * self.batch_size, scores, weights) + SLACK
+        z = torch.empty(self.batch_size, *self.cut_shape, dtype=self.cut_dtype, device="meta")
+        return message_limit(z, self.classes, self.weights_nbytes)
+
+    @property
+    def weights_nbytes(self) -> int:
+        """Bytes of all weights and buffers."""
+        nbytes: int = sum(t.numel() * t.element_size() for t in self._tensors())
+        return nbytes
 
     @property
     def limit_tensors(self) -> int:
@@ -155,6 +160,13 @@ class Network:
             )
         if not all_finite(z):
             raise WireError("activations hold NaN or Inf")
+
+
+def message_limit(z: Tensor, classes: int, weights: int) -> int:
+    """The largest body of a message where z (B, *cut) is the largest batch at the cut, and all weights have so many bytes."""
+    count = len(z)
+    scores = 4 * count * classes  # of a network that is asked
+    return max(z.numel() * z.element_size() + 8 * count, scores, weights) + SLACK
 
 
 def trained(module: nn.Module, state: State, what: str) -> nn.Module:

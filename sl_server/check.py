@@ -29,7 +29,7 @@ from sl_common.host.devices import pick_device
 from sl_common.host.progress import size
 from sl_common.messages import Gradient, Newest, Smashed
 from sl_common.models import Block, join
-from sl_common.network import Network, auxiliary_fit
+from sl_common.network import Network, auxiliary_fit, message_limit
 from sl_common.presets import PRESETS
 from sl_common.protocol import At, Averaged
 from sl_common.protocol.align import Memory
@@ -37,6 +37,7 @@ from sl_common.seeds import torch_generator
 from sl_common.segment import Segment
 from sl_common.wire import Endpoint, Frame
 from sl_common.wire.endpoint import GRPC_PREFIX
+from sl_server.preflight import most_in_batch, preflight
 
 MEASURED = 128  # samples that an alignment is measured on, at most
 
@@ -203,7 +204,8 @@ def _traffic_table(cut: Cut) -> Table:
 def inspect(config: RunConfig) -> Report:
     """Try every cut of the model. Raises ConfigError if the configured one does not work."""
     network = Network.build(config)
-    cuts = [_cut(list(network.blocks), cut, config, network.limit_bytes) for cut in range(1, len(network.blocks))]
+    preflight(config, network)
+    cuts = [_tried(network, cut, config) for cut in range(1, len(network.blocks))]
     possible = [cut for cut in cuts if cut is not None]
     return Report(
         config=config,
@@ -246,7 +248,17 @@ def _aligning(config: RunConfig, network: Network) -> Aligning:
     return Aligning(samples=record.samples, times=times, seconds=seconds, aux_bytes=aux.nbytes)
 
 
-def _cut(blocks: list[Block], cut: int, config: RunConfig, limit: int) -> Cut | None:
+def _tried(network: Network, cut: int, config: RunConfig) -> Cut | None:
+    """None at another place than the configured one that the network, or what goes with it, cannot be cut at."""
+    try:
+        return _cut(list(network.blocks), cut, config, network.weights_nbytes)
+    except Exception:  # whatever the modules raise
+        if cut == network.cut:
+            raise
+        return None
+
+
+def _cut(blocks: list[Block], cut: int, config: RunConfig, weights: int) -> Cut | None:
     """None where more than one tensor passes from block to block, or one without gradients, or where the sides would share what is trained:
     no cut there."""
     lower = join(blocks[:cut])
@@ -261,6 +273,7 @@ def _cut(blocks: list[Block], cut: int, config: RunConfig, limit: int) -> Cut | 
     z = z.detach()
     y = torch.zeros(len(x), dtype=torch.int64)
     client = config.client
+    limit = message_limit(z, config.classes, weights)
     memory = Footprint.of(lower, client.optimizer, kept + nbytes_of([z]))
     chosen = getattr(config.protocol.learner, "aux", None)
     if chosen is not None:
@@ -284,7 +297,7 @@ def _cut(blocks: list[Block], cut: int, config: RunConfig, limit: int) -> Cut | 
 def _passed(lower: nn.Module, config: RunConfig) -> tuple[torch.Tensor, torch.Tensor, int]:
     """A batch of noise, what becomes of it and what is kept. Of zeros, on which the network was tried, where noise will not do: numbers of
     words, for one, are neither broken nor below 0."""
-    noise = torch.randn(config.data.batch_size, *config.input, generator=torch_generator(config.run.seed, "check"))
+    noise = torch.randn(most_in_batch(config), *config.input, generator=torch_generator(config.run.seed, "check"))
     with contextlib.suppress(Exception):  # whatever the user's modules raise
         return noise, *kept_by(lower, noise)
     zeros = torch.zeros_like(noise)

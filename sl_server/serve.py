@@ -31,6 +31,7 @@ from sl_server.engine import Engine
 from sl_server.eventlog import EventLog
 from sl_server.ledger import Ledger
 from sl_server.metrics import Metrics
+from sl_server.preflight import preflight
 from sl_server.rehearsal import rehearse
 from sl_server.rundir import NOTHING, RunDirectory, shorter
 from sl_server.show import Show, make_show
@@ -79,6 +80,7 @@ async def _serve(
     checkpoints = Checkpoints(out)
     device = pick_device(config.server.device, "server.device", show.warn)
     network = Network.build(config)
+    preflight(config, network)
     tree = checkpoints.newest(show.warn, partial(_check_fits, config, network, out)) if resume else None
     run = tree["run"] if tree else secrets.token_hex(8)
     metrics = Metrics(ledger, config, device)

@@ -20,6 +20,7 @@ from sl_common.participate import Flow, Seat, participate
 from sl_common.wire import Endpoint, Frame, Hello
 from sl_server.coordinator import Coordinator
 from sl_server.ledger import Direction
+from sl_server.preflight import preflight
 from sl_server.sessions import Session, Sessions
 from sl_server.spill import DiskSpill
 from sl_server.workers import run_timed
@@ -99,6 +100,7 @@ class Simulation:
     ) -> None:
         torch.set_num_threads(config.run.threads)
         network = Network.build(config, allowed)
+        preflight(config, network)
         self.coordinator = Coordinator(config, network, device=device, spill=DiskSpill())
         self.sessions = Sessions(self.coordinator, incarnation=1)
         self._count = count
