@@ -20,6 +20,7 @@ MAX_VALUES = 1 << 14  # values, tables and lists in all
 MAX_ENTRIES = 1024  # of one list or table: layers, milestones, keys
 MAX_DEPTH = 16
 MAX_TEXT = 4096  # characters of one text
+MAX_COUNT = 1 << 40  # of anything that a peer or a file counts, where nothing else bounds it
 MAX_NUMBER = 1 << 63  # beyond it neither torch nor the wire can count
 MAX_PARTS = 64  # of a dotted key: tomllib takes time with the square of their number
 _PART = r"""(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')"""

@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sl_common.bounded import MAX_COUNT
 from sl_common.errors import WireError
 
-MAX_COUNT = 1 << 40  # samples
 MAX_MEANS = 128  # numbers that tell one set of floating point numbers from another
 MAX_SCALES = 1 << 10  # numbers of a mean, or of a standard deviation
 MAX_BUILDS = 16

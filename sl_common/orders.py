@@ -12,13 +12,12 @@ from typing import Self
 
 import torch
 
+from sl_common.bounded import MAX_COUNT
 from sl_common.config import MAX_CLIENTS, RunConfig
 from sl_common.errors import WireError
 from sl_common.messages import Aligned, Begin, Gradient, Ready, Smashed, Welcome
 from sl_common.names import MAX_NAME, is_name
 from sl_common.tensors import all_finite
-
-MAX_COUNT = 1 << 40  # of what only the server counts
 
 
 def check_welcome(message: object) -> Welcome:

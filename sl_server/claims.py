@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sl_common.bounded import MAX_COUNT
 from sl_common.config import KNOWN_DATA, RunConfig
 from sl_common.errors import WireError
 from sl_common.messages import Begin, Ready
 from sl_common.protocol.head import LARGE_LOSS
 
-MAX_COUNT = 1 << 40  # of anything that a client counts for itself, where nothing else bounds it
 _LAST = {
     "keep": "",
     "drop": ", and a last, smaller one is left out in this run",

@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from sl_common.bounded import MAX_COUNT
 from sl_common.config import KNOWN_DATA, RunConfig
 from sl_common.contents import copies
 from sl_common.errors import Diverged, Refused, Unfit, WireError
@@ -65,7 +66,7 @@ from sl_common.tensors import State, check_copies, check_state, checksum, consta
 from sl_server.agreement import Agreement
 from sl_server.alignments import Alignments, Job
 from sl_server.blame import Blame
-from sl_server.claims import MAX_COUNT, check_ready, due_of, most_evaluated
+from sl_server.claims import check_ready, due_of, most_evaluated
 from sl_server.comeback import Comeback
 from sl_server.guard import guarded_batch, guarded_state
 from sl_server.merged import checked_merge

@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter
 
+from sl_common.bounded import MAX_COUNT
 from sl_common.errors import DataError
 from sl_common.network import Network
 from sl_common.segment import Tree
@@ -17,8 +18,6 @@ from sl_server.ledger import Ledger
 from sl_server.recordings import check_recorded
 from sl_server.roster import Member
 from sl_server.sessions import Sessions
-
-MAX_COUNT = 1 << 53
 
 
 def rehearse(tree: Tree, network: Network, coordinator: Coordinator) -> None:

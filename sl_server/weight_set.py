@@ -96,11 +96,6 @@ def put_in_place(folder: Path) -> None:
     sync_folder(folder)
 
 
-def parts_of(folder: Path) -> Collection[str]:
-    """The parts that a run's directory has weights of. Raises ConfigError if it cannot be told which files belong together."""
-    return _set_of(folder).files.keys()
-
-
 def read_weights_of(folder: Path, wanted: Collection[str] | None = None) -> dict[str, dict[str, Tensor]]:
     """State dicts by part, all of one evaluation, also beside a run that writes the next one; parts that are not there are left out.
 
