@@ -92,7 +92,7 @@ PRESETS: dict[str, Preset] = {
             merge=Average(parts=("lower", "aux")),
         ),
         source="Mu & Shen 2023, Communication and storage efficient federated split learning (CSE-FSL), arXiv:2302.05599",
-        traffic="|D|S/h + 2C(|w_lower| + |w_aux|)",
+        traffic="|D|S/h + 2C(|w_lower| + |w_aux|); floor(K/h) of a wave's K batches up, ceil(K/h) with learner.partial = 'send'",
     ),
     "fsl_sage": Preset(
         protocol=Protocol(
@@ -102,7 +102,7 @@ PRESETS: dict[str, Preset] = {
             merge=Average(parts=("lower",)),
         ),
         source="Nair et al. 2025, FSL-SAGE: federated split learning via smashed activation gradient estimation, arXiv:2505.23182",
-        traffic="|D|S/q + 2C|w_lower|; C|w_aux| down in the first round and every l-th",
+        traffic="|D|S/q (ceil(K/q) of a wave's K batches up) + 2C|w_lower|; C|w_aux| down in the first round and every l-th",
     ),
     "fedavg": Preset(
         protocol=Protocol(learner=Local(), merge=Average(parts=("lower", "head"))),

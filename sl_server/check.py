@@ -31,7 +31,7 @@ from sl_common.messages import Gradient, Newest, Smashed
 from sl_common.models import Block, join
 from sl_common.network import Network, auxiliary_fit, message_limit
 from sl_common.presets import PRESETS
-from sl_common.protocol import At, Averaged
+from sl_common.protocol import At, Averaged, LocalLoss
 from sl_common.protocol.align import Memory
 from sl_common.seeds import torch_generator
 from sl_common.segment import Segment
@@ -148,8 +148,8 @@ class Report:
         console.print(table)
         own = next(cut for cut in self.cuts if cut.cut == self.chosen)
         console.print(_traffic_table(own))
-        if (every := getattr(config.protocol.learner, "send_every", 1)) > 1:
-            console.print(f"one batch of every {every} is sent")
+        if getattr(config.protocol.learner, "send_every", 1) > 1:
+            console.print(_uploads(config))
         console.print(f"the head has {size(self.head_bytes)}")
         if self.aligning is not None:
             console.print(str(self.aligning))
@@ -166,6 +166,16 @@ class Report:
         preset = PRESETS.get(config.preset or "")
         if preset is not None:
             console.print(f"traffic of one pass over the data: {preset.traffic}")
+
+
+def _uploads(config: RunConfig) -> str:
+    """How many of a wave's batches cross the cut."""
+    learner, steps = config.protocol.learner, config.client.wave.steps
+    assert isinstance(learner, LocalLoss)
+    every = learner.send_every
+    group = "sends nothing" if learner.skips else f"sends its {learner.upload} one"
+    wave = "" if steps is None else f": {len(learner.sent(steps))} of the {steps} of a wave"
+    return f"one batch of every {every} is sent{wave}; a last group of fewer than {every} {group} (learner.partial)"
 
 
 def _broadcast(scatter: Averaged, down: int, clients: int) -> str:

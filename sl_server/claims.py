@@ -13,6 +13,7 @@ from sl_common.bounded import MAX_COUNT
 from sl_common.config import KNOWN_DATA, RunConfig
 from sl_common.errors import WireError
 from sl_common.messages import Begin, Ready
+from sl_common.protocol import LocalLoss
 from sl_common.protocol.head import LARGE_LOSS
 
 _LAST = {
@@ -64,8 +65,8 @@ def due_of(config: RunConfig, samples: int, batches: int, begin: Begin) -> Due:
     )
 
 
-def check_ready(config: RunConfig, ready: Ready) -> None:
-    """Raise WireError unless a client of this run can have so many samples, in so many batches."""
+def check_ready(config: RunConfig, ready: Ready, client: str = "this client") -> None:
+    """Raise WireError unless a client of this run can have so many samples, in so many batches, and these suffice."""
     most, why = _most_samples(config)
     if not 1 <= ready.samples <= most:
         raise WireError(f"ready with {ready.samples} training samples, 1 to {most} are possible: {why}")
@@ -75,8 +76,21 @@ def check_ready(config: RunConfig, ready: Ready) -> None:
             f"ready with {ready.samples} samples in {ready.batches} batches an epoch, "
             f"data.batch_size = {deal.batch_size} makes them {-(-ready.samples // deal.batch_size)}{_LAST[deal.last]}"
         )
+    if nothing := sends_nothing(config, ready.batches):
+        raise WireError(f"{client} {nothing}")
     if any(number > MAX_COUNT for number in ready.snapshots):
         raise WireError(f"ready with a snapshot of checkpoint {max(ready.snapshots)}, at most {MAX_COUNT} are possible")
+
+
+def sends_nothing(config: RunConfig, batches: int) -> str | None:
+    """Why none of a client's batches would ever cross the cut, though some are meant to; `batches`: in an epoch."""
+    learner, steps = config.protocol.learner, config.client.wave.batches(batches)
+    if not isinstance(learner, LocalLoss) or len(learner.sent(steps)):
+        return None
+    return (
+        f"has {steps} batches in a wave, fewer than protocol.learner.send_every = {learner.send_every}, and would send "
+        "nothing: protocol.learner.partial = 'send' sends a smaller group too; or take a longer client.wave or a smaller send_every"
+    )
 
 
 def _most_samples(config: RunConfig) -> tuple[int, str]:

@@ -260,7 +260,7 @@ class Coordinator:
     def _ready(self, member: Member, event: Ready) -> None:
         if member.ready:
             raise WireError("a second ready in one life")
-        check_ready(self.config, event)
+        check_ready(self.config, event, member.name)
         self._singles.check_client(f"client {member.name!r}", event.samples)
         for text in self.agreement.check(member.name, member.shard, event):
             self._facts.append(ClientsDoubtful(clients=(member.name,), text=text))

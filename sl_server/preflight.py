@@ -14,6 +14,7 @@ from sl_common.config import KNOWN_DATA, KnownData, RunConfig
 from sl_common.errors import ConfigError
 from sl_common.network import Network
 from sl_common.partition import Own, Partition
+from sl_server.claims import sends_nothing
 from sl_server.singles import Singles, drawn_together
 
 
@@ -21,6 +22,9 @@ def preflight(config: RunConfig, network: Network) -> None:
     """Raise ConfigError, naming the key, if this run cannot be."""
     singles = Singles(config, network)
     singles.check_memory()
+    steps = config.client.wave.steps
+    if steps is not None and (why := sends_nothing(config, steps)):
+        raise ConfigError(f"client.wave.steps = {steps}: every client {why}")
     known = KNOWN_DATA.get(config.data.name)
     if known is None:
         return
@@ -76,6 +80,8 @@ def _check_size(config: RunConfig, shard: int, size: int) -> None:
             f"data.batch_size = {deal.batch_size}: {_who(config, shard)} has {size} training samples, and without the last, smaller batch "
             "(data.last_batch = 'drop', or protocol.head.scatter.unequal = 'error') there is none"
         )
+    if why := sends_nothing(config, deal.batches):
+        raise ConfigError(f"{_who(config, shard)} {why}")
 
 
 def _who(config: RunConfig, shard: int) -> str:

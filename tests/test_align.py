@@ -192,7 +192,7 @@ def test_bytes_are_the_papers() -> None:
     config = RunConfig.from_toml('[protocol]\npreset = "fsl_sage"', sets)
     network = Network.build(config)
     steps = config.client.wave.batches(math.ceil(5000 / 256))
-    sent = [step for step in range(steps) if config.protocol.learner._is_sent(step, step == steps - 1)]
+    sent = list(config.protocol.learner.sent(steps))
     assert sent == [0, 5, 10, 15]
     smashed = 10 * len(sent) * network.smashed_nbytes
     size = {part: Segment(network.part(part), Adam()).nbytes for part in ("lower", "aux", "head")}

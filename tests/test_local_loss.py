@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import copy
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from test_equivalence import assert_same_bits, batches, dumb_average, halves, loaders, lower_of, run, whole_model
 from test_named_models import fit
 from torch import Tensor, nn
-from world import make_config
+from world import World, make_config
 
 from sl_common.config import RunConfig
-from sl_common.errors import ConfigError
+from sl_common.errors import ConfigError, WireError
+from sl_common.facts import ClientLeft
 from sl_common.messages import Done, Gradient, Smashed
 from sl_common.models.auxiliary import Classifier, Decoder
 from sl_common.network import Network
 from sl_common.protocol import At, LocalLoss, Mixup
 from sl_common.protocol.mix import Part
+from sl_server.check import inspect
 from sl_server.simulate import Simulation
 
 SGD = {"lr": 0.05, "momentum": 0.9}
@@ -49,14 +55,20 @@ CNN = {"model__name": '"cnn"', "model__args": "{ channels = [4, 8], hidden = 16 
 
 @pytest.mark.parametrize("send_every", [1, 2, 3])
 @pytest.mark.parametrize("upload", ["first", "last"])
-def test_a_local_loss_is_plain_training_on_either_side(send_every: int, upload: str) -> None:
-    """baselines.md 5, 6: lower and auxiliary step on the client's own loss; the head on what is sent, client after client in turn."""
+@pytest.mark.parametrize("partial", [None, "skip", "send"])
+def test_a_local_loss_is_plain_training_on_either_side(send_every: int, upload: str, partial: str | None) -> None:
+    """baselines.md 5, 6: lower and auxiliary step on the client's own loss; the head on what is sent, client after client in turn.
+
+    Clients learn from all five batches, whether the last group sends one or not.
+    """
+    skips = partial == "skip" or (partial is None and upload == "last")
     config = make_config(
         "cse_fsl",
         run__clients=2,
         client__wave="{ steps = 5 }",
         protocol__learner__send_every=send_every,
         protocol__learner__upload=f'"{upload}"',
+        **({} if partial is None else {"protocol__learner__partial": f'"{partial}"'}),
     )
     simulation = run(config)
     lower, head = halves(whole_model(config), 1)
@@ -69,15 +81,15 @@ def test_a_local_loss_is_plain_training_on_either_side(send_every: int, upload: 
         for client, loader in enumerate(loaders(config)):
             for number, batch in enumerate(batches(config, loader, round)):
                 z = lowers[client](batch.x)
-                place = number % send_every
-                if place == 0 if upload == "first" else place == send_every - 1 or number == 4:
+                group = range(number - number % send_every, min(number - number % send_every + send_every, 5))
+                if number == (group[0] if upload == "first" else group[-1]) and not (skips and len(group) < send_every):
                     sent[client].append((z.detach(), batch.y))
                 for step in steps[client]:
                     step.zero_grad()
                 F.cross_entropy(auxes[client](z), batch.y).backward()
                 steps[client][1].step()
                 steps[client][0].step()
-        assert len(sent[0]) == -(-5 // send_every)
+        assert len(sent[0]) == (5 // send_every if skips else -(-5 // send_every))
         for group in zip(*sent, strict=True):
             for z, y in group:
                 head_step.zero_grad()
@@ -366,9 +378,78 @@ def test_no_gradient_comes_down_and_one_batch_of_h_goes_up(preset: str, uploads:
     assert tensors == {"up": 2 * 3 * uploads * 32 * 16 * 4, "down": 0}
 
 
-def test_the_last_partial_group_is_sent_too() -> None:
-    tensors, _ = training_bytes("cse_fsl", client__wave="{ steps = 7 }")
-    assert tensors["up"] == 2 * 3 * 2 * 32 * 16 * 4  # ⌈7/5⌉
+@pytest.mark.parametrize(("partial", "uploads"), [("skip", 1), ("send", 2), (None, 1)])
+def test_a_last_smaller_group_is_skipped_unless_it_is_asked_for(partial: str | None, uploads: int) -> None:
+    """Seven batches, h = 5: ⌊7/5⌋ and ⌈7/5⌉."""
+    asked = {} if partial is None else {"protocol__learner__partial": f'"{partial}"'}
+    tensors, _ = training_bytes("cse_fsl", client__wave="{ steps = 7 }", protocol__learner__send_every=5, **asked)
+    assert tensors["up"] == 2 * 3 * uploads * 32 * 16 * 4
+
+
+@given(
+    st.integers(0, 40), st.integers(1, 12), st.sampled_from(["first", "last"]), st.sampled_from([None, "skip", "send"])
+)
+def test_what_a_learner_sends_is_what_the_server_counts(count: int, h: int, upload: str, partial: str | None) -> None:
+    """Also that no more batches are made ahead than tell whether one is sent."""
+    learner, made = LocalLoss(send_every=h, upload=upload, partial=partial), 0
+
+    def coming() -> Iterator[int]:
+        nonlocal made
+        for number in range(count):
+            made += 1
+            yield number
+
+    sent = []
+    for number, is_sent in learner._marked(coming()):  # type: ignore[arg-type]
+        sent += [number] if is_sent else []
+        assert made <= number + (h if upload == "first" and learner.skips else 1) + 1
+    groups = [range(start, min(start + h, count)) for start in range(0, count, h)]
+    whole = [group for group in groups if len(group) == h or not learner.skips]
+    assert sent == list(learner.sent(count)) == [group[0] if upload == "first" else group[-1] for group in whole]
+
+
+def test_a_client_with_fewer_batches_than_a_group_is_refused_at_ready() -> None:
+    """Shards of 15 batches, h = 16: it would take part in a wave and send nothing. Another learner does not care."""
+    few = {"client__wave": "{ epochs = 1 }", "protocol__learner__send_every": 16}
+    with pytest.raises(WireError, match=r"c0 has 15 batches in a wave, fewer than protocol\.learner\.send_every = 16"):
+        run(make_config("cse_fsl", **few))
+    run(make_config("cse_fsl", **few, protocol__learner__partial='"send"', run__rounds=1))
+    run(make_config("cse_fsl", **few | {"client__wave": "{ epochs = 2 }"}, run__rounds=1))
+    run(make_config("fsl_sage", **few, run__rounds=1))
+
+
+def test_only_the_client_with_too_few_batches_is_refused() -> None:
+    """The others train on; the run is told who it was, and why."""
+    config = make_config(
+        "cse_fsl",
+        run__clients=2,
+        data__shards=3,
+        data__partition='{ kind = "dirichlet", alpha = 0.3 }',
+        client__wave="{ epochs = 1 }",
+    )
+    three = config.model_copy(update={"run": config.run.model_copy(update={"clients": 3})})
+    batches_of = [loader.batches for loader in loaders(three)]
+    few = batches_of.index(min(batches_of))
+    assert sorted(batches_of)[1] > min(batches_of)
+    settings = dict(config.model_dump(mode="json"))
+    settings["protocol"]["learner"]["send_every"] = min(batches_of) + 1
+    world = World(RunConfig.from_json(json.dumps(settings)))
+    for _ in range(3):
+        world.join()
+    with pytest.raises(WireError, match=rf"c{few} has {min(batches_of)} batches in a wave, fewer than"):
+        world.run()
+    world.clients[f"c{few}"].gone = True
+    world.run()
+    assert world.coordinator.ended is not None
+    assert world.coordinator.ended.finished
+    (left,) = [fact for fact in world.facts if isinstance(fact, ClientLeft)]
+    assert left.client == f"c{few}"
+
+
+def test_check_says_that_nobody_would_send() -> None:
+    config = make_config("cse_fsl", protocol__learner__send_every=5)
+    with pytest.raises(ConfigError, match=r"client\.wave\.steps = 3 is less than protocol\.learner\.send_every = 5"):
+        inspect(config)
 
 
 @pytest.mark.parametrize("preset", ["locsplitfed", "cse_fsl"])

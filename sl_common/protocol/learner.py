@@ -5,8 +5,10 @@ It reads like the paper and knows no network; what happens between the two yield
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal, overload
 
 import torch.nn.functional as F
@@ -66,9 +68,10 @@ class _OneOf(Sequence[int]):
     steps: int
     every: int
     last: bool
+    whole: bool  # of whole groups alone
 
     def __len__(self) -> int:
-        return -(-self.steps // self.every)
+        return self.steps // self.every if self.whole else -(-self.steps // self.every)
 
     @overload
     def __getitem__(self, place: int) -> int: ...
@@ -193,7 +196,11 @@ class LocalLoss(Value):
     """The client learns from a loss of its own and waits for no gradient; the head learns from what it sends.
 
     LocSplitFed (Han et al. 2021) sends every batch, CSE-FSL (arXiv:2302.05599) one of every `send_every`: its `upload` `last`, as the
-    authors do (a last, smaller group is sent too), or its `first`. What is sent is the activation before the client's step.
+    authors do, or its `first`. What is sent is the activation before the client's step. `partial` says what becomes of a wave's last
+    group where it is smaller than `send_every`: with `skip` it sends nothing (⌊K/h⌋ uploads of K batches), with `send` its first or
+    last batch (⌈K/h⌉); the client learns from its batches either way. By default `skip` where `upload` is `last`, as CSE-FSL's
+    authors do, and `send` where it is `first`, as FSL-SAGE's. With `skip` a client with fewer than `send_every` batches in a wave would
+    send nothing; it is refused.
 
     Without `train_aux` the auxiliary network is the server's to train, and its loss no more than an estimate of the cut gradient
     (FSL-SAGE, arXiv:2505.23182); where the server aligns it, the client waits for it after its first batch of the wave.
@@ -204,6 +211,7 @@ class LocalLoss(Value):
     aux: Auxiliary = Classifier()
     send_every: PositiveInt = 1
     upload: Literal["first", "last"] = "last"
+    partial: Literal["skip", "send"] | None = None  # by default skip where upload is last, send where it is first
     train_aux: bool = True
     parts: ClassVar[tuple[str, ...]] = ("lower", "aux")
 
@@ -212,21 +220,23 @@ class LocalLoss(Value):
         """Every batch crosses the cut."""
         return self.send_every == 1
 
+    @property
+    def skips(self) -> bool:
+        """A last, smaller group sends nothing."""
+        return (self.partial or ("skip" if self.upload == "last" else "send")) == "skip"
+
     def sent(self, steps: int) -> Sequence[int]:
-        """Which of the `steps` batches of a wave cross the cut; of a last, smaller group that is its first or its last one."""
-        return _OneOf(steps, self.send_every, last=self.upload == "last")
+        """Which of the `steps` batches of a wave cross the cut."""
+        return _OneOf(steps, self.send_every, last=self.upload == "last", whole=self.skips)
 
     def train(self, bank: Bank, batches: Iterable[Batch], directive: Directive, draws: Draws) -> Exchange:
         """One wave; batches that are sent are numbered among themselves."""
         lower, aux = bank.get("lower"), bank.get("aux")
         steps = samples = sent = 0
-        coming = iter(batches)
-        batch = next(coming, None)
-        while batch is not None:
-            following = next(coming, None)
+        for batch, is_sent in self._marked(batches):
             frozen = not directive.update
             z = lower.forward(batch.x, draws.of("lower", batch.step), grad=not frozen, keep_buffers=frozen)
-            if self._is_sent(steps, following is None):
+            if is_sent:
                 yield Smashed(step=sent, z=z.detach(), y=batch.y, needs_grad=False)
                 sent += 1
                 if directive.align and sent == 1:
@@ -238,8 +248,22 @@ class LocalLoss(Value):
                 lower.step()
             steps, samples = steps + 1, samples + len(batch.y)
             yield Alive(samples=samples)
-            batch = following
         return Tally(steps=steps, samples=samples)
+
+    def _marked(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+        """Each batch, and whether it is sent. As few are made ahead as tell that: with `first` and `skip` the rest of a group, otherwise one."""
+        every, coming = self.send_every, iter(batches)
+        ahead = deque(islice(coming, 1))
+        place = 0  # in its group
+        while ahead:
+            needed = max(every, 2) if self.upload == "first" and self.skips and place == 0 else 2
+            ahead.extend(islice(coming, max(0, needed - len(ahead))))
+            if self.upload == "first":
+                is_sent = place == 0 and (len(ahead) >= every or not self.skips)
+            else:
+                is_sent = place == every - 1 or (len(ahead) == 1 and not self.skips)
+            yield ahead.popleft(), is_sent
+            place = (place + 1) % every
 
     def _gradient(self, aux: Segment, zd: Tensor, batch: Batch, directive: Directive, draw: Draw) -> Tensor | None:
         """d(local loss, a mean over the batch)/dz (B, *cut), and the auxiliary network's own step where that is the client's."""
@@ -250,10 +274,6 @@ class LocalLoss(Value):
         aux.backward(loss)
         aux.step()
         return zd.grad
-
-    def _is_sent(self, step: int, is_last: bool) -> bool:
-        place = step % self.send_every
-        return place == 0 if self.upload == "first" else place == self.send_every - 1 or is_last
 
 
 Learner = Annotated[Split | SplitWithLocalLoss | LocalLoss | Local, Field(discriminator="kind")]
