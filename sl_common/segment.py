@@ -189,6 +189,12 @@ class Segment:
             self._stepping = False
             self.step()
 
+    def set_eps(self, eps: float) -> None:
+        """Of an Adam, from the next step on."""
+        if self.optimizer is not None:
+            for group in self.optimizer.param_groups:
+                group["eps"] = eps
+
     def set_lr(self, lr: float) -> None:
         """The learning rate of this round."""
         self.settle()

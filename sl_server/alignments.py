@@ -73,7 +73,7 @@ class Alignments:
 
         Raises Diverged, with nothing changed, if these are not finite.
         """
-        config, how = self._config, self._config.server.alignment
+        how = self._config.server.alignment
         head, aux = self._bank.get("head", shard), self._bank.get("aux", shard)
         z, y, stored = self._recordings.newest(shard, record.samples)
         draw = (at.seed, "align", at.round, shard)
@@ -84,7 +84,7 @@ class Alignments:
             raise Diverged(f"the targets of an alignment hold NaN or Inf in round {at.round}: lower the learning rates")
         device = aux.device
         memory = Memory(z=z.to(device), y=y.to(device), targets=targets.to(device))
-        aux.set_lr(how.optimizer.lr * config.server.schedule.factor(at.round, at.rounds))
+        aux.set_lr(how.lr(at.round, at.rounds))
         self._aligned.add(shard)
 
         def run(aux: Segment) -> Aligned:

@@ -241,7 +241,9 @@ def _aligning(config: RunConfig, network: Network) -> Aligning:
     """Twice one batch of the alignment: the first warms up."""
     how, gate, run = config.server.alignment, config.protocol.gate, config.run
     directives = [gate.decide([], At(seed=run.seed, round=r, rounds=run.rounds)) for r in range(run.rounds)]
-    record = directives[0].record
+    record = next((d.record for d in directives if not d.warm), None) or Newest(
+        samples=1
+    )  # no round may be left to align in
     assert isinstance(record, Newest)
     count = min(how.batch_size, record.samples, MEASURED)
     z = torch.randn(count, *network.cut_shape, generator=torch_generator(run.seed, "check", "align"))

@@ -17,7 +17,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from sl_common.errors import Diverged, WireError
-from sl_common.optim import Adam, Optimizer
+from sl_common.optim import Adam, Constant, Optimizer, Schedule
 from sl_common.seeds import Draw, torch_generator
 from sl_common.segment import Segment
 from sl_common.singles import reason_against_one
@@ -36,6 +36,10 @@ class Memory:
 class Alignment(Value):
     """How the server aligns a client's auxiliary network.
 
+    `eps`: in the authors' code the loss is made of means over N stored samples, so that its gradients are N² times smaller than ours, and
+    Adam's eps acts on those. With `scaled` the optimiser's eps is multiplied by N² (1e-8 becomes 0.01 for N = 1000), which takes the same
+    steps as theirs as long as N stays the same; with `plain` it is taken as it is. `schedule`: of the learning rate over the rounds; the head's own does not count.
+
     `targets`: `refreshed` from the head as it is now, as the authors do, or `stored` when the samples were trained on, as the paper's
     sum is written. `head_buffers`: a refresh uses the statistics of all stored samples and leaves BatchNorm's own as they are, or
     `updated` with them, as the authors' code does.
@@ -44,6 +48,8 @@ class Alignment(Value):
     epochs: PositiveInt = 100
     batch_size: PositiveInt = 1000
     optimizer: Optimizer = Adam(lr=1e-3)
+    schedule: Schedule = Constant()
+    eps: Literal["scaled", "plain"] = "scaled"
     targets: Literal["refreshed", "stored"] = "refreshed"
     head_buffers: Literal["kept", "updated"] = "kept"
 
@@ -53,6 +59,10 @@ class Alignment(Value):
         logits = head.forward(z, draw, keep_buffers=self.head_buffers == "kept")
         return head.gradient(F.cross_entropy(logits, y.to(head.device), reduction="sum"), z)
 
+    def lr(self, round: int, rounds: int) -> float:
+        """The learning rate of a round."""
+        return self.optimizer.lr * self.schedule.factor(round, rounds)
+
     def run(self, aux: Segment, memory: Memory, draw: Draw) -> tuple[float, float]:
         """Train aux; mean squared error per sample over the first epoch and over the last. Leaves aux's buffers as they are.
 
@@ -61,6 +71,8 @@ class Alignment(Value):
         """
         if not len(memory.y):
             raise ValueError("alignment with an empty memory")
+        if isinstance(self.optimizer, Adam):
+            aux.set_eps(self.optimizer.eps * (len(memory.y) ** 2 if self.eps == "scaled" else 1))
         least = self._least(aux, memory)
         errors = [self._epoch(aux, memory, (*draw, epoch), least) for epoch in range(self.epochs)]
         return errors[0], errors[-1]

@@ -28,7 +28,8 @@ class Always(Value):
 
     `record`: of each client the server keeps its newest samples. `align_every`: from these it aligns the auxiliary networks that it
     trains every so many rounds; one that was never aligned is aligned whatever this says (FSL-SAGE, Nair et al. 2025: record 1000,
-    align every 10). `warm_start`: in so many first rounds the clients train those networks themselves instead.
+    align every 10). `warm_start`: in so many first rounds the clients train those networks themselves instead, and nothing is
+    recorded: as in the authors' code, the first alignment learns from the first batch of its own round.
     """
 
     kind: Literal["always"] = "always"
@@ -40,7 +41,7 @@ class Always(Value):
         """By the round's number."""
         warm = at.round < self.warm_start
         due = self.align_every is not None and (at.round - self.warm_start) % self.align_every == 0
-        record = None if self.record is None else Newest(samples=self.record)
+        record = None if self.record is None or warm else Newest(samples=self.record)
         return Directive(record=record, align=due and not warm, warm=warm)
 
 
