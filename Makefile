@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all check format proto fuzz chaos soak bench bench-table bench-cost bench-step bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker sbom lock install-hashed pin-images bench-images bench-scrape bench-memory test-edge bench-infer bench-bandwidth bench-flames
+.PHONY: install demo test test-all test-floors check format proto fuzz chaos soak bench bench-table bench-cost bench-step bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker sbom lock install-hashed pin-images bench-images bench-scrape bench-memory test-edge bench-infer bench-bandwidth bench-flames
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
@@ -18,6 +18,9 @@ test: install  ## all tests but the slow ones
 
 test-all: install  ## the slow ones too
 	@$(BIN)/python -m pytest -m 'not docker'
+
+test-floors: install  ## a fast part of them on the oldest versions that pyproject.toml allows, in build/floors; two or three minutes
+	@$(BIN)/python tests/floors.py
 
 test-docker: install  ## containers: builds the images, then real `docker-compose up`, about ten minutes
 	@$(BIN)/python tests/composed.py
@@ -54,10 +57,17 @@ format: install
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-proto: install  ## regenerate sl_common/proto from protos/
-	@mkdir -p build
-	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=build --pyi_out=build sl/v1/split.proto
-	cp build/sl/v1/split_pb2.py build/sl/v1/split_pb2.pyi sl_common/proto/
+GRPCIO_TOOLS := 1.62.3
+build/proto-tools/installed:
+	@$(PYTHON) -m venv build/proto-tools
+	@build/proto-tools/bin/pip install --quiet --disable-pip-version-check grpcio-tools==$(GRPCIO_TOOLS) 'setuptools<80'
+	@touch $@
+
+# protoc 25, the last whose code does not refuse a protobuf that is older than itself; its Python module needs pkg_resources.
+proto: build/proto-tools/installed  ## regenerate sl_common/proto from protos/, with a protoc of its own
+	@mkdir -p build/proto
+	@build/proto-tools/bin/python -m grpc_tools.protoc -Iprotos --python_out=build/proto --pyi_out=build/proto sl/v1/split.proto
+	@cp build/proto/sl/v1/split_pb2.py build/proto/sl/v1/split_pb2.pyi sl_common/proto/
 
 fuzz: install  ## over a million hostile inputs into all that reads what others wrote, and a live server; a quarter of an hour
 	@$(BIN)/python tests/fuzz.py

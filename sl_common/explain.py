@@ -145,4 +145,7 @@ def _kinds(node: Any) -> list[Any]:
 
 
 def _resolve(node: Any, definitions: Mapping[str, Any]) -> Any:
+    """What a node refers to; beside a default pydantic before 2.9 writes the reference as the only member of `allOf`."""
+    if len(node.get("allOf", ())) == 1:
+        node = node["allOf"][0]
     return definitions[node["$ref"].rsplit("/", 1)[-1]] if "$ref" in node else node

@@ -2,8 +2,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -130,7 +129,7 @@ class Hello(_message.Message):
     shards: int
     stream: int
     slow: bool
-    def __init__(self, version: _Optional[int] = ..., software: _Optional[str] = ..., client: _Optional[str] = ..., life: _Optional[bytes] = ..., received: _Optional[int] = ..., resume: _Optional[bool] = ..., shard_plus_one: _Optional[int] = ..., shards: _Optional[int] = ..., stream: _Optional[int] = ..., slow: _Optional[bool] = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., software: _Optional[str] = ..., client: _Optional[str] = ..., life: _Optional[bytes] = ..., received: _Optional[int] = ..., resume: bool = ..., shard_plus_one: _Optional[int] = ..., shards: _Optional[int] = ..., stream: _Optional[int] = ..., slow: bool = ...) -> None: ...
 
 class Greeting(_message.Message):
     __slots__ = ("version", "software", "client", "received", "resumed", "incarnation")
@@ -146,7 +145,7 @@ class Greeting(_message.Message):
     received: int
     resumed: bool
     incarnation: int
-    def __init__(self, version: _Optional[int] = ..., software: _Optional[str] = ..., client: _Optional[str] = ..., received: _Optional[int] = ..., resumed: _Optional[bool] = ..., incarnation: _Optional[int] = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., software: _Optional[str] = ..., client: _Optional[str] = ..., received: _Optional[int] = ..., resumed: bool = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("code", "reason")
@@ -186,7 +185,7 @@ class Ready(_message.Message):
     data: DataSet
     builds: _containers.RepeatedCompositeFieldContainer[Build]
     torch: str
-    def __init__(self, samples: _Optional[int] = ..., batches: _Optional[int] = ..., snapshots: _Optional[_Iterable[int]] = ..., intact: _Optional[bool] = ..., data: _Optional[_Union[DataSet, _Mapping]] = ..., builds: _Optional[_Iterable[_Union[Build, _Mapping]]] = ..., torch: _Optional[str] = ...) -> None: ...
+    def __init__(self, samples: _Optional[int] = ..., batches: _Optional[int] = ..., snapshots: _Optional[_Iterable[int]] = ..., intact: bool = ..., data: _Optional[_Union[DataSet, _Mapping]] = ..., builds: _Optional[_Iterable[_Union[Build, _Mapping]]] = ..., torch: _Optional[str] = ...) -> None: ...
 
 class DataSet(_message.Message):
     __slots__ = ("train", "test", "train_sha256", "test_sha256", "means", "inputs")
@@ -272,7 +271,7 @@ class Begin(_message.Message):
     checkpoint: int
     restore: int
     intact: bool
-    def __init__(self, round: _Optional[int] = ..., rounds: _Optional[int] = ..., wave: _Optional[int] = ..., wave_size: _Optional[int] = ..., evaluate: _Optional[bool] = ..., steps: _Optional[int] = ..., first: _Optional[int] = ..., lr: _Optional[float] = ..., weights: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., upload: _Optional[_Iterable[str]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., slice: _Optional[int] = ..., slices: _Optional[int] = ..., samples: _Optional[int] = ..., parts: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[int] = ..., restore: _Optional[int] = ..., intact: _Optional[bool] = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., rounds: _Optional[int] = ..., wave: _Optional[int] = ..., wave_size: _Optional[int] = ..., evaluate: bool = ..., steps: _Optional[int] = ..., first: _Optional[int] = ..., lr: _Optional[float] = ..., weights: _Optional[_Iterable[_Union[NamedTensor, _Mapping]]] = ..., upload: _Optional[_Iterable[str]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., slice: _Optional[int] = ..., slices: _Optional[int] = ..., samples: _Optional[int] = ..., parts: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[int] = ..., restore: _Optional[int] = ..., intact: bool = ...) -> None: ...
 
 class Directive(_message.Message):
     __slots__ = ("send", "update", "align", "warm")
@@ -284,7 +283,7 @@ class Directive(_message.Message):
     update: bool
     align: bool
     warm: bool
-    def __init__(self, send: _Optional[bool] = ..., update: _Optional[bool] = ..., align: _Optional[bool] = ..., warm: _Optional[bool] = ...) -> None: ...
+    def __init__(self, send: bool = ..., update: bool = ..., align: bool = ..., warm: bool = ...) -> None: ...
 
 class Smashed(_message.Message):
     __slots__ = ("step", "round", "wave", "train", "needs_grad", "y", "z")
@@ -302,7 +301,7 @@ class Smashed(_message.Message):
     needs_grad: bool
     y: Tensor
     z: Tensor
-    def __init__(self, step: _Optional[int] = ..., round: _Optional[int] = ..., wave: _Optional[int] = ..., train: _Optional[bool] = ..., needs_grad: _Optional[bool] = ..., y: _Optional[_Union[Tensor, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    def __init__(self, step: _Optional[int] = ..., round: _Optional[int] = ..., wave: _Optional[int] = ..., train: bool = ..., needs_grad: bool = ..., y: _Optional[_Union[Tensor, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Gradient(_message.Message):
     __slots__ = ("step", "loss", "correct", "dz")
@@ -386,7 +385,7 @@ class Bye(_message.Message):
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     reason: str
     finished: bool
-    def __init__(self, reason: _Optional[str] = ..., finished: _Optional[bool] = ...) -> None: ...
+    def __init__(self, reason: _Optional[str] = ..., finished: bool = ...) -> None: ...
 
 class Offer(_message.Message):
     __slots__ = ("config", "lower_sha256", "inputs")
