@@ -9,3 +9,6 @@ for _name in (
     "HTTP_PROXY",
 ):  # all processes of a benchmark are on this machine: no proxy is measured with them
     os.environ.pop(_name, None)
+os.environ["CUDA_VISIBLE_DEVICES"] = (
+    ""  # of what is started too: the bare streams that all is compared with compute on the CPU
+)

@@ -20,6 +20,7 @@ from sl_client.carrier import OPTIONS
 from sl_client.tls import Tls, own_certificate
 from sl_common import __version__
 from sl_common.errors import CutlayerError, PeerLost, Refused, WireError
+from sl_common.host.devices import described, pick_device
 from sl_common.host.text import printable
 from sl_common.wire import WIRE_VERSION, probe
 
@@ -44,6 +45,7 @@ def examine(server: str, access: Access, *, as_json: bool) -> None:
         "numpy": np.__version__,
         "machine": platform.machine(),
         "cores": os.cpu_count(),
+        "device": described(pick_device("auto", "--device")),  # as `run` would choose by itself
         "server": server,
         "tls": access.tls is not None,
     }

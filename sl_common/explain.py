@@ -56,6 +56,8 @@ def _line(detail: ErrorDetails, raw: object, schema: Mapping[str, Any]) -> tuple
         case "missing":
             kind = value.get("kind") if isinstance(value, Mapping) else None
             return key, "missing" + (f": kind {kind!r:.80} needs it" if isinstance(kind, str) else "")
+        case "string_type" if isinstance(value, int | float):
+            return f"{key}{shown}", f'must be a valid string; in quotes it is one: {key} = "{value}"'
         case "model_type" | "model_attributes_type" | "dict_type":
             kinds, known = _kinds_at(path, schema), _keys_beside([*path, ""], schema)
             words = f", or one of: {', '.join(kinds)}" if kinds else f" ({', '.join(known)})" if known else ""

@@ -110,7 +110,11 @@ def parse_override(text: str) -> dict[str, Any]:
         parsed = load_toml(f"{key} = {value}")
         if not isinstance(_leaf(parsed), str | int | float | list | Mapping):  # a date, after which a run may be called
             parsed = load_toml(f"{key} = {json.dumps(value)}")
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as error:
+        if value.lstrip()[:1] in ("{", "["):
+            raise ConfigError(
+                f"--set {text[:200]!r}: {str(error)[:200]}; words within brackets stand in quotes: ['lower', 'head']"
+            ) from error
         try:
             parsed = load_toml(f"{key} = {json.dumps(value)}")  # a bare word is a string
         except (ValueError, RecursionError) as error:

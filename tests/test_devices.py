@@ -1,6 +1,6 @@
 """Which device each side computes on: chosen by one rule, said by both, and refused by name where it is not there.
 
-There is no GPU here: what torch says of one is made up where the choice alone is tested.
+Tests see no GPU (conftest.py): what torch says of one is made up where the choice alone is tested.
 """
 
 from __future__ import annotations
@@ -57,7 +57,6 @@ def test_a_name_that_is_none_is_refused_with_those_that_are(device: str) -> None
         pick_device(device, "--device")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_auto_is_the_cpu_and_a_named_one_is_refused() -> None:
     assert pick_device("auto", "server.device") == "cpu"
     for device in ("cuda", "cuda:0", "cuda:7"):
@@ -122,7 +121,6 @@ def test_metrics_and_check_say_the_device() -> None:
     assert inspect(config).to_dict()["devices"] == {"server": pick_device("auto", ""), "client": "auto"}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_check_tells_of_a_device_that_is_not_here(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(SMALL)
     checked = ran("sl-server", "check", tmp_path / "run.toml", "--set", "server.device=cuda")
@@ -130,7 +128,6 @@ def test_check_tells_of_a_device_that_is_not_here(tmp_path: Path) -> None:
     assert "server.device = cuda is not there" in " ".join(checked.out.split())
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_both_sides_say_where_they_compute_and_a_client_refuses_what_it_has_not(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(SMALL)
     where = ("--listen", "127.0.0.1:0", "--out", tmp_path / "out", "--json", "--set", "client.device=cuda")

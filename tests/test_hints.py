@@ -57,7 +57,7 @@ OF_OTHERS = {  # options of other programs that pages name
 }  # fmt: skip
 NOT_KEYS = {  # dotted words of pages that are no keys of a configuration, and no files
     "sl.v1", "grpc.health.v1", "grpc.aio", "package.module", "mypkg.data", "sl_client.data.Data", "seeds.seed_of", "coding.draw",
-    "safetensors.torch.load_file", "torch.distributed.rpc", "events.out.tfevents",
+    "nn.Embedding", "x.long", "safetensors.torch.load_file", "torch.distributed.rpc", "events.out.tfevents",
 }  # fmt: skip
 SUFFIXES = [
     "md",

@@ -98,6 +98,7 @@ def test_the_readmes_file_takes_every_kind_of_override(overrides: list[str], exp
         ("client.aux_optimizer.lr=3", "client.aux_optimizer.kind: missing, one of: adam, adamw, sgd"),
         ("client.schedule=step", "client.schedule.milestones: missing: kind 'step' needs it"),
         ("codec.up=mask,r=0.5", "codec.up.kind = 'mask,r=0.5': unknown kind"),
+        ("run.name=5", 'run.name = 5: must be a valid string; in quotes it is one: run.name = "5"'),
         ("run=fast", "run = 'fast': must be a table of keys (name, seed"),
     ],
 )
@@ -105,6 +106,12 @@ def test_an_override_that_does_not_fit_says_what_would(override: str, told: str)
     with pytest.raises(ConfigError) as caught:
         RunConfig.from_toml(FIRST, [override])
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["{kind=float8}", "[lower, head]", "{", "[1, 2"])
+def test_words_within_brackets_stand_in_quotes(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"--set 'codec.up=.*: .*; words within brackets stand in quotes"):
+        parse_override(f"codec.up={value}")
 
 
 def test_a_file_may_say_words_too_and_keys_below_them() -> None:
