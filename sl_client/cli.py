@@ -144,6 +144,10 @@ def run(
         limits=Limits(threads=threads, memory=None if max_memory is None else parse_size(max_memory)),
     )
     show.start()
+    if access.tls is not None:
+        from sl_client.expiry import watch
+
+        watch(server, access.tls, show.warn, lambda: runner.seat is not None)
     try:
         bye = run_until_interrupted(runner)
     except Interrupted:

@@ -137,6 +137,10 @@ def predict(
         as_json=as_json,
         as_is=as_is,
     )
+    if access.tls is not None:
+        from sl_client.expiry import watch
+
+        watch(server, access.tls, prediction.warn, lambda: True)
     try:
         run_until_interrupted(prediction)
     except Interrupted:

@@ -41,6 +41,10 @@ class Prediction:
         self._shown = Predictions(as_json=as_json, width=max(width + 8, 12), samples=len(files) or test or 0)
         self._predictor = connect(self._shown.warn)
 
+    def warn(self, text: str) -> None:
+        """Something that a person should know of; from any thread."""
+        self._shown.warn(text)
+
     def interrupt(self) -> None:
         """From another thread."""
         self._predictor.interrupt()

@@ -13,6 +13,7 @@ from sl_common.host.progress import size
 from sl_common.host.signals import hang_up
 from sl_server import descriptors, handshakes, service
 from sl_server.door import Door
+from sl_server.expiry import Expiry, expose
 from sl_server.infer_metrics import InferMetrics
 from sl_server.inference import Inference
 from sl_server.ledger import Ledger
@@ -61,7 +62,9 @@ async def _serve(
         stack.callback(metrics.scrapes.close)
         shortage = Shortage(show.warn)
         stack.enter_context(handshakes.heard(inference.refused, shortage.met))
-        stack.callback(asyncio.create_task(descriptors.watch(shortage)).cancel)
+        expose(metrics.registry, door.certificates)
+        for one in (descriptors.watch(shortage), Expiry(door.certificates, show.warn).watch()):
+            stack.callback(asyncio.create_task(one).cancel)
         try:
             server, port = await service.start(inference, listen, door, "Infer")
             _announce(show, f"{listen.rpartition(':')[0]}:{port}", door, trained)

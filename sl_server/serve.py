@@ -29,6 +29,7 @@ from sl_server.coordinator import Coordinator
 from sl_server.door import Door
 from sl_server.engine import Engine
 from sl_server.eventlog import EventLog
+from sl_server.expiry import Expiry, expose
 from sl_server.ledger import Ledger
 from sl_server.metrics import Metrics
 from sl_server.preflight import preflight
@@ -109,7 +110,9 @@ async def _serve(
     server = None
     ears = contextlib.ExitStack()
     shortage = Shortage(show.warn)
-    watcher = asyncio.create_task(descriptors.watch(shortage))
+    expose(metrics.registry, door.certificates)
+    watchers = [descriptors.watch(shortage), Expiry(door.certificates, show.warn).watch()]
+    tasks = [asyncio.create_task(one) for one in watchers]
     try:
         ears.enter_context(handshakes.heard(engine.refused, shortage.met))
         server, port = await service.start(engine, listen, door)
@@ -139,7 +142,8 @@ async def _serve(
         raise
     finally:
         show.stop()
-        watcher.cancel()
+        for task in tasks:
+            task.cancel()
         metrics.scrapes.close()
         if server is not None:
             await server.stop(grace=0)
