@@ -1,6 +1,6 @@
 """Descriptors that a server needs: one for each client's connection, beside files and sockets of its own.
 
-Measured: a server that listens, with metrics and all files of a run, has 26; each connection adds one, and a checkpoint two
+Measured: a server that listens, with metrics and all files of a run, has 25; each connection adds one, and a checkpoint two
 while it is written. A client that comes back on another connection has two until the old one is given up.
 """
 
@@ -28,7 +28,7 @@ def of_run(config: RunConfig) -> Room:
 
 def of_answers(config: RunConfig) -> Room:
     """A server that answers after a run: as many may ask as have trained, but nobody knows."""
-    spare = max(config.run.clients, 1024) + config.server.limits.strangers + CONNECTIONS
+    spare = max(config.run.clients, 512) + config.server.limits.strangers + CONNECTIONS
     return Room(least=OWN + 1, wanted=OWN + config.run.clients + spare, what="those who ask")
 
 
