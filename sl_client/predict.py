@@ -9,13 +9,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sl_client.data import Scale, load, scale_of
+from sl_client.data import Data, Scale, load, scale_of
+from sl_client.data.identity import data_set_of
 from sl_client.fitting import check_test_set, fit, scale_in
 from sl_client.predictions import Predictions
 from sl_client.predictor import Predictor
 from sl_client.samples import Loaded, batches, read
 from sl_common.config import RunConfig
-from sl_common.errors import ConfigError
+from sl_common.errors import ConfigError, DataError
 from sl_common.imports import is_user_code
 
 
@@ -109,12 +110,24 @@ class Prediction:
     def _converted(self, path: Path, how: str, text: str) -> None:
         self._shown.say("converted", f"{path}: {text}", file=str(path), how=how)
 
+    def _check_set(self, config: RunConfig, data: Data) -> None:
+        """Raise DataError where the set here is not the run's: some of its test samples may have been trained on."""
+        trained = "" if self._predictor.inputs is None else self._predictor.inputs.digest
+        found = data_set_of(data, own=False) if trained else None
+        if found is None or found.digest == trained:
+            return
+        text = f"data.name = {config.data.name!r}: the set here is not the run's, whose digest is {trained}: {found}"
+        if config.data.differs == "refuse" and not self._as_is:
+            raise DataError(f"{text}; its test samples may have been trained on. --as-is takes them")
+        self._shown.warn(text)
+
     def _score(self, config: RunConfig, size: int) -> int:
         """How many of the first samples of the run's test set the network knows."""
         data = load(config.data.name, self._data, self._allowed)
         data.check(config.input, config.classes)
         inputs = self._predictor.inputs
         scale = scale_in(inputs) or Scale(mean=data.mean, std=data.std)
+        self._check_set(config, data)
         doubt = "" if self._as_is else check_test_set(data.tests()[0][0], inputs)
         if doubt:
             self._shown.warn(doubt)

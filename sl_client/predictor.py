@@ -26,9 +26,10 @@ from sl_client.lowers import Lowers, own_lower, shared_lower
 from sl_client.runner import Interrupted
 from sl_client.tries import Tries
 from sl_common import __version__
+from sl_common.builds import builds_of, difference, is_release
 from sl_common.codec import Link
 from sl_common.config import RunConfig
-from sl_common.errors import Refused, WireError
+from sl_common.errors import ConfigError, Refused, WireError
 from sl_common.holdings import Inputs
 from sl_common.inference import Answered, Asked, Fetch, Lower, Offer, Query, Scores
 from sl_common.network import Network, trained
@@ -306,9 +307,25 @@ class Predictor:
         network = Network.build(self._config, self._allowed, parts=("lower",), fits=fits)
         self._limit_bytes = network.limit_bytes
         self._agree()
+        self._compare(offer, network)
         lower = trained(network.lower, self._weights(network, offer.lower_sha256), "the lower segment")
         self._lower = lower.to(self.device)
         self._offer = offer
+
+    def _compare(self, offer: Offer, network: Network) -> None:
+        """Raise ConfigError where our code builds another lower segment than the server's: its weights would mean something else."""
+        if offer.build is None:
+            return
+        (ours,) = builds_of(self._config, network, ("lower",), contextlib.nullcontext())
+        same_torch = is_release(offer.torch, torch.__version__)
+        found = difference(ours, offer.build, same_torch=same_torch, dtype=network.cut_dtype)
+        if not found:
+            return
+        name, accepted = self._config.model.name, self._config.model.differs == "accept"
+        text = f"model.name = {name!r}: the lower segment that this device builds is not the server's: {found}"
+        if not accepted:
+            raise ConfigError(f"{text}; use one file of code everywhere")
+        self._warn(f"{text}; taken all the same: model.differs = 'accept'")
 
     def _weights(self, network: Network, sha256: bytes) -> State:
         if self._lower_file is not None:

@@ -131,6 +131,11 @@ def difference(theirs: Build, ours: Build, *, same_torch: bool, dtype: torch.dty
     return f"for the same weights and input one of its outputs is {far[0]:.6g}, the server's is {far[1]:.6g}"
 
 
+def is_release(version: str, other: str) -> bool:
+    """Whether two versions of torch differ at most in how they were compiled."""
+    return version.partition("+")[0] == other.partition("+")[0]
+
+
 def _first_line(theirs: str, ours: str) -> str:
     for one, other in zip_longest(theirs.split("\n"), ours.split("\n")):
         if one != other:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ MAX_PROBE = 64
 MAX_TYPE = 16  # characters
 CLOSE = 1e-3  # relative to the largest number of a list: what devices may differ in by rounding
 _SHA256 = 32
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +34,7 @@ class Inputs:
     high: float
     mean: tuple[float, ...] = ()  # empty: not the same on all devices, or too many to tell
     std: tuple[float, ...] = ()
+    digest: str = ""  # after a run: of the set that was dealt
 
     def check(self) -> None:
         """Raise WireError unless the numbers can be those of a data set."""
@@ -41,6 +44,8 @@ class Inputs:
             raise WireError(f"inputs from {self.low} to {self.high}: both must be finite, in this order")
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             _check_numbers(f"inputs.{name}", numbers, MAX_SCALES)
+        if self.digest and not _DIGEST.fullmatch(self.digest):
+            raise WireError(f"inputs.digest is {self.digest!r:.80}, must be 64 hexadecimal digits or empty")
         if any(number <= 0 for number in self.std):
             raise WireError(f"inputs.std has {min(self.std)}, every one must be > 0")
 

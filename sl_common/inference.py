@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sl_common.holdings import Inputs
+from sl_common.holdings import Build, Inputs
 from sl_common.tensors import State
 
 
@@ -18,6 +18,8 @@ class Offer:
     config: str  # JSON
     lower_sha256: bytes = b""  # of the lower segment that all share; empty: they are their clients' own
     inputs: Inputs | None = None  # what the run's clients trained on, if it is known
+    build: Build | None = None  # the lower segment as the server built it
+    torch: str = ""  # the server's version
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -112,7 +112,7 @@ class Seat:
             intact=kept.last is not None,
             data=self.data_set,
             builds=self.builds,
-            torch=torch.__version__,
+            torch=str(torch.__version__),
         )
 
     def snapshot(self) -> Tree:

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import torch
 
-from sl_common.builds import builds_of, difference
+from sl_common.builds import builds_of, difference, is_release
 from sl_common.config import RunConfig
 from sl_common.errors import Refused, WireError
 from sl_common.holdings import Build, DataSet, Inputs, apart
@@ -42,7 +42,14 @@ class Agreement:
         self._own: dict[int, _Held] = {}  # by shard, where clients have sets of their own
         self._told: set[tuple[str, ...]] = set()  # clients with one set, of whom it was said
         self._mixed = False  # the clients' numbers are of several types
-        self.inputs: Inputs | None = None  # of all clients so far
+        self._inputs: Inputs | None = None  # of all clients so far
+
+    @property
+    def inputs(self) -> Inputs | None:
+        """What all clients so far have to train on; None if that is not known, or several things."""
+        if self._inputs is None or self._first is None:
+            return self._inputs
+        return replace(self._inputs, digest=self._first.data.digest)
 
     @cached_property
     def _builds(self) -> dict[str, Build]:
@@ -74,7 +81,7 @@ class Agreement:
         """A client is gone. `alone`: nothing was trained yet, and nobody else is ready: the next one sets anew what is held."""
         self._own.pop(shard, None)
         if alone:
-            self._first, self.inputs, self._mixed = None, None, False
+            self._first, self._inputs, self._mixed = None, None, False
 
     # --- networks
 
@@ -84,7 +91,7 @@ class Agreement:
         parts = [build.part for build in ready.builds]
         if sorted(parts) != sorted(self._builds):
             raise WireError(f"ready with builds of {parts!s:.200}, expected each of {sorted(self._builds)} once")
-        same_torch = _release(ready.torch) == _release(torch.__version__)
+        same_torch = is_release(ready.torch, torch.__version__)
         dtype = self._network.cut_dtype
         for theirs in ready.builds:
             found = difference(theirs, self._builds[theirs.part], same_torch=same_torch, dtype=dtype)
@@ -132,7 +139,7 @@ class Agreement:
 
     def _other_units(self, client: str, inputs: Inputs) -> str:
         """Clients with data of their own may have other numbers, but hardly a hundred times as large ones."""
-        known = self.inputs
+        known = self._inputs
         if known is None or known.dtype != inputs.dtype:
             differs = known is not None
         else:
@@ -145,16 +152,16 @@ class Agreement:
         )
 
     def _merge(self, inputs: Inputs) -> None:
-        known = self.inputs
+        known = self._inputs
         if self._mixed or (known is not None and known.dtype != inputs.dtype):
-            self._mixed, self.inputs = True, None
+            self._mixed, self._inputs = True, None
         elif known is None:
-            self.inputs = inputs
+            self._inputs = inputs
         else:
             low, high = min(known.low, inputs.low), max(known.high, inputs.high)
-            self.inputs = replace(known, low=low, high=high)
+            self._inputs = replace(known, low=low, high=high)
             if apart(inputs.mean, known.mean) is not None or apart(inputs.std, known.std) is not None:
-                self.inputs = replace(self.inputs, mean=(), std=())
+                self._inputs = replace(self._inputs, mean=(), std=())
 
     # --- clients with data of their own that is the same
 
@@ -192,7 +199,7 @@ class Agreement:
         return {
             "first": None if self._first is None else asdict(self._first),
             "own": {shard: asdict(held) for shard, held in self._own.items()},
-            "inputs": None if self.inputs is None else asdict(self.inputs),
+            "inputs": None if self._inputs is None else asdict(self._inputs),
             "mixed": self._mixed,
         }
 
@@ -201,9 +208,9 @@ class Agreement:
         first, inputs = tree.get("first"), tree.get("inputs")
         self._first = None if first is None else _held(first)
         self._own = {int(shard): _held(fields) for shard, fields in tree.get("own", {}).items()}
-        self.inputs = None if inputs is None else Inputs(**inputs)
-        if self.inputs is not None:
-            self.inputs.check()
+        self._inputs = None if inputs is None else Inputs(**inputs)
+        if self._inputs is not None:
+            self._inputs.check()
         self._mixed = bool(tree.get("mixed", False))
 
 
@@ -216,8 +223,3 @@ def _held(fields: Tree) -> _Held:
 def _slim(data: DataSet) -> DataSet:
     """Without lists: of a thousand clients with data of their own only digests are compared."""
     return replace(data, means=(), inputs=replace(data.inputs, mean=(), std=()))
-
-
-def _release(version: str) -> str:
-    """Without how it was compiled."""
-    return version.partition("+")[0]

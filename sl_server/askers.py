@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
+
 from sl_common import __version__
 from sl_common.errors import Refused
 from sl_common.inference import Fetch, Lower, Offer, Query
@@ -139,4 +141,10 @@ class Askers:
 
 def offer_of(trained: Trained) -> Offer:
     """What every client is told first."""
-    return Offer(config=trained.config.to_json(), lower_sha256=trained.lower_sha256, inputs=trained.inputs)
+    return Offer(
+        config=trained.config.to_json(),
+        lower_sha256=trained.lower_sha256,
+        inputs=trained.inputs,
+        build=trained.build,
+        torch=str(torch.__version__),
+    )

@@ -27,14 +27,19 @@ def read_inputs(folder: Path) -> Inputs | None:
         found = json.loads(path.read_bytes())
         mean, std = (tuple(float(number) for number in found[name]) for name in ("mean", "std"))
         inputs = Inputs(
-            dtype=str(found["dtype"]), low=float(found["low"]), high=float(found["high"]), mean=mean, std=std
+            dtype=str(found["dtype"]),
+            low=float(found["low"]),
+            high=float(found["high"]),
+            mean=mean,
+            std=std,
+            digest=str(found.get("digest", "")),
         )
         inputs.check()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, WireError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, WireError) as error:
         raise ConfigError(f"{path}: not what a run trained on: {str(error)[:200]}") from error
     return inputs
 

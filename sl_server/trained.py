@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sl_common.builds import builds_of
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, Refused, WireError
-from sl_common.holdings import Inputs
+from sl_common.holdings import Build, Inputs
 from sl_common.network import Network, trained
 from sl_common.tensors import State, digest
 from sl_server.beginning import is_over
@@ -30,6 +32,7 @@ class Trained:
     lower: State | None  # that all clients shared at the end; None: they have their own
     heads: Mapping[int | None, nn.Module]
     inputs: Inputs | None = None  # what the clients trained on, if they said
+    build: Build | None = None  # the lower segment before it got its weights
 
     @property
     def lower_sha256(self) -> bytes:
@@ -56,6 +59,7 @@ def read_run(directory: Path, warn: Callable[[str], None], device: str = "cpu") 
     """What a run left. Raises ConfigError if that is no network that its `config.json` describes."""
     config = config_of(directory)
     network = Network.build(config)
+    (build,) = builds_of(config, network, ("lower",), nullcontext())
     states, inputs = read_weights_of(directory), read_inputs(directory)
     try:
         if "lower" in states:
@@ -74,7 +78,7 @@ def read_run(directory: Path, warn: Callable[[str], None], device: str = "cpu") 
         warn(
             f"{directory}: the run is not over: these are the weights of its last evaluation, or of when it was stopped"
         )
-    return Trained(config=config, network=network, lower=states.get("lower"), heads=heads, inputs=inputs)
+    return Trained(config=config, network=network, lower=states.get("lower"), heads=heads, inputs=inputs, build=build)
 
 
 def _heads(parts: Collection[str]) -> dict[int | None, str]:

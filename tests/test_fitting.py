@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,7 @@ DATA = """
 from importlib.resources import files
 import numpy as np
 import torch
+from torch import nn
 from sl_client.data import Data
 
 def raw():
@@ -151,9 +153,20 @@ def raw():
 def floats(root):
     x, y = raw()
     x, y = torch.from_numpy(x).float(), torch.from_numpy(y)
-    if root is not None:  # what the device has that asks
+    if root is not None and root.name == "scaled":  # what the device has that asks
         x = x / 255
+    if root is not None and root.name == "shuffled":
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(1))
+        x, y = x[order], y[order]
     return Data(train=(x[:1400], y[:1400]), test=(x[1400:], y[1400:]), mean=float(x.mean()), std=float(x.std()), classes=10)
+
+def tanh(input, classes):
+    low = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.Tanh())
+    return [("hidden1", low), ("out", nn.Linear(128, classes))]
+
+def relu(input, classes):
+    low = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU())
+    return [("hidden1", low), ("out", nn.Linear(128, classes))]
 """
 
 
@@ -167,7 +180,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 rounds = 3
 clients = 2
 [model]
-name = "mlp"
+name = "fitted:relu"
 input = [1, 8, 8]
 classes = 10
 [data]
@@ -226,7 +239,39 @@ def test_every_form_of_a_file_is_right_or_refused(
         (scored,) = predicted(live.address, capsys, test=80)
         assert scored["accuracy"] == pytest.approx(known)
         with pytest.raises(DataError, match="the test set here holds float32 from 0 to 1"):
-            predicted(live.address, capsys, test=80, data=tmp_path)
+            predicted(live.address, capsys, test=80, data=tmp_path / "scaled")
+        with pytest.raises(
+            DataError, match=f"the set here is not the run's, whose digest is {read_inputs(run).digest}"
+        ):
+            predicted(live.address, capsys, test=80, data=tmp_path / "shuffled")
+        assert [
+            line["event"] for line in predicted(live.address, capsys, test=80, data=tmp_path / "shuffled", as_is=True)
+        ] == [
+            "warning",
+            "summary",
+        ]
+
+
+def test_a_device_with_other_code_gets_no_answers_from_it(run: Path) -> None:
+    """Equal shapes, so that the weights would fit."""
+    trained = read_run(run, lambda _text: None)
+    other = trained.config.model_copy(update={"model": trained.config.model.model_copy(update={"name": "fitted:tanh"})})
+    for differs, said in (("refuse", []), ("accept", ["taken all the same: model.differs = 'accept'"])):
+        model = other.model.model_copy(update={"differs": differs})
+        config = other.model_copy(update={"model": model})
+        warned: list[str] = []
+        with answering(replace(trained, config=config)) as live:
+            predictor = Predictor(live.address, allowed=("fitted",), warn=warned.append)
+            if differs == "refuse":
+                with (
+                    predictor,
+                    pytest.raises(ConfigError, match=r"it has \[.*Tanh\(\)\], the server's has \[.*ReLU\(\)\]"),
+                ):
+                    predictor.open()
+            else:
+                with predictor:
+                    predictor.open()
+        assert [text.rpartition("; ")[2] for text in warned] == said
 
 
 def test_a_run_of_an_older_version_still_answers_and_the_doubt_is_said(

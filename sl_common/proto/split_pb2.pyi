@@ -204,18 +204,20 @@ class DataSet(_message.Message):
     def __init__(self, train: _Optional[int] = ..., test: _Optional[int] = ..., train_sha256: _Optional[bytes] = ..., test_sha256: _Optional[bytes] = ..., means: _Optional[_Iterable[float]] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ...) -> None: ...
 
 class Inputs(_message.Message):
-    __slots__ = ("dtype", "low", "high", "mean", "std")
+    __slots__ = ("dtype", "low", "high", "mean", "std", "digest")
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     LOW_FIELD_NUMBER: _ClassVar[int]
     HIGH_FIELD_NUMBER: _ClassVar[int]
     MEAN_FIELD_NUMBER: _ClassVar[int]
     STD_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     dtype: str
     low: float
     high: float
     mean: _containers.RepeatedScalarFieldContainer[float]
     std: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, dtype: _Optional[str] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ...) -> None: ...
+    digest: str
+    def __init__(self, dtype: _Optional[str] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class Build(_message.Message):
     __slots__ = ("part", "layout_sha256", "layout", "modules_sha256", "modules", "probe")
@@ -388,14 +390,18 @@ class Bye(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., finished: bool = ...) -> None: ...
 
 class Offer(_message.Message):
-    __slots__ = ("config", "lower_sha256", "inputs")
+    __slots__ = ("config", "lower_sha256", "inputs", "build", "torch")
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     LOWER_SHA256_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    BUILD_FIELD_NUMBER: _ClassVar[int]
+    TORCH_FIELD_NUMBER: _ClassVar[int]
     config: str
     lower_sha256: bytes
     inputs: Inputs
-    def __init__(self, config: _Optional[str] = ..., lower_sha256: _Optional[bytes] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ...) -> None: ...
+    build: Build
+    torch: str
+    def __init__(self, config: _Optional[str] = ..., lower_sha256: _Optional[bytes] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ..., build: _Optional[_Union[Build, _Mapping]] = ..., torch: _Optional[str] = ...) -> None: ...
 
 class Fetch(_message.Message):
     __slots__ = ()

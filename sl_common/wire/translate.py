@@ -142,7 +142,9 @@ def _data_set(m: DataSet) -> pb.DataSet:
 
 def _offer(m: Offer) -> tuple[str, Any, list[Tensor]]:
     inputs = None if m.inputs is None else pb.Inputs(**asdict(m.inputs))
-    return "offer", pb.Offer(config=m.config, lower_sha256=m.lower_sha256, inputs=inputs), []
+    build = None if m.build is None else pb.Build(**asdict(m.build))
+    header = pb.Offer(config=m.config, lower_sha256=m.lower_sha256, inputs=inputs, build=build, torch=m.torch)
+    return "offer", header, []
 
 
 def _smashed(m: Smashed) -> tuple[str, Any, list[Tensor]]:
@@ -313,8 +315,6 @@ def _to_begin(h: pb.Begin, t: list[Tensor]) -> Begin:
 
 
 def _to_ready(h: pb.Ready, _: list[Tensor]) -> Ready:
-    if len(h.torch) > MAX_WORD:
-        raise WireError(f"ready.torch has {len(h.torch)} characters, at most {MAX_WORD} are allowed")
     return Ready(
         samples=h.samples,
         batches=h.batches,
@@ -322,8 +322,14 @@ def _to_ready(h: pb.Ready, _: list[Tensor]) -> Ready:
         intact=h.intact,
         data=_to_data_set(h.data) if h.HasField("data") else None,
         builds=tuple(_to_build(build) for build in h.builds),
-        torch=h.torch,
+        torch=_version("ready", h.torch),
     )
+
+
+def _version(name: str, torch: str) -> str:
+    if len(torch) > MAX_WORD:
+        raise WireError(f"{name}.torch has {len(torch)} characters, at most {MAX_WORD} are allowed")
+    return torch
 
 
 def _to_data_set(h: pb.DataSet) -> DataSet:
@@ -341,7 +347,7 @@ def _to_data_set(h: pb.DataSet) -> DataSet:
 
 def _to_inputs(h: pb.Inputs) -> Inputs:
     mean, std = (_numbers(f"inputs.{name}", getattr(h, name), MAX_SCALES) for name in ("mean", "std"))
-    found = Inputs(dtype=h.dtype, low=h.low, high=h.high, mean=mean, std=std)
+    found = Inputs(dtype=h.dtype, low=h.low, high=h.high, mean=mean, std=std, digest=h.digest)
     found.check()
     return found
 
@@ -376,7 +382,10 @@ def _to_offer(h: pb.Offer, _: list[Tensor]) -> Offer:
     if len(h.lower_sha256) not in (0, 32):
         raise WireError(f"offer.lower_sha256 has {len(h.lower_sha256)} bytes, must have 32 or none")
     inputs = _to_inputs(h.inputs) if h.HasField("inputs") else None
-    return Offer(config=h.config, lower_sha256=h.lower_sha256, inputs=inputs)
+    build = _to_build(h.build) if h.HasField("build") else None
+    return Offer(
+        config=h.config, lower_sha256=h.lower_sha256, inputs=inputs, build=build, torch=_version("offer", h.torch)
+    )
 
 
 def _to_aligned(h: pb.Aligned, t: list[Tensor]) -> Aligned:
