@@ -33,7 +33,7 @@ from sl_common.host import commands
 from sl_common.host.commands import LogLevel, Quiet, level_of
 from sl_common.host.files import write_atomically
 from sl_common.host.log import Level, json_line, keep_going
-from sl_common.host.text import printable
+from sl_common.host.text import given, printable
 
 if TYPE_CHECKING:  # torch is imported when it is needed, not for --help
     from sl_common.tensors import State
@@ -110,6 +110,7 @@ def run(
 ) -> None:
     """Take part in a run, until it is over."""
     keep_going(as_json=as_json)
+    name = given("--id", name)
     server = server_of(server)
     access = reach(server, ca=ca, cert=cert, key=key, token=token, insecure=insecure)
     index, shards = shard_of(shard)

@@ -25,6 +25,9 @@ from sl_client.options import (
 )
 from sl_common.errors import ConfigError
 from sl_common.exits import INTERRUPTED
+from sl_common.host.commands import LogLevel, Quiet, level_of
+from sl_common.host.log import Level
+from sl_common.host.text import given
 
 if TYPE_CHECKING:  # torch is imported when it is needed, not for --help
     from sl_client.predictor import Predictor
@@ -94,11 +97,14 @@ def predict(
     token: Token = None,
     insecure: Insecure = False,
     as_json: Json = False,
+    log_level: LogLevel = Level.INFO,
+    quiet: Quiet = False,
 ) -> None:
     """After a run: classify files, the lower segment here and the head on the server (sl-server serve)."""
     if bool(files) == (test is not None):
         raise ConfigError("give files, or --test N for the run's own test set, not both and not neither")
     server = server_of(server)
+    name = given("--id", name)
     access = reach(server, ca=ca, cert=cert, key=key, token=token, insecure=insecure)
     index, shards = shard_of(shard)
     from sl_client.lowers import default_folder
@@ -136,6 +142,7 @@ def predict(
         allowed=tuple(allow or ()),
         as_json=as_json,
         as_is=as_is,
+        level=level_of(log_level, quiet=quiet),
     )
     if access.tls is not None:
         from sl_client.expiry import watch

@@ -17,6 +17,7 @@ from sl_client.predictor import Predictor
 from sl_client.samples import Loaded, batches, read
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, DataError
+from sl_common.host.log import Level, of_run
 from sl_common.imports import is_user_code
 
 
@@ -34,12 +35,15 @@ class Prediction:
         allowed: Collection[str],
         as_json: bool,
         as_is: bool = False,
+        level: Level = Level.INFO,
     ) -> None:
         """`as_is`: numbers are taken as they are, whatever training's were. `test`: so many samples of the run's test set in place of files, 0 for all. `connect` makes a Predictor that warns so."""
         self._files, self._test, self._batch = files, test, batch
         self._data, self._allowed, self._as_is = data, allowed, as_is
         width = max((len(str(path)) for path in files), default=0)
-        self._shown = Predictions(as_json=as_json, width=max(width + 8, 12), samples=len(files) or test or 0)
+        self._shown = Predictions(
+            as_json=as_json, width=max(width + 8, 12), samples=len(files) or test or 0, level=level
+        )
         self._predictor = connect(self._shown.warn)
 
     def warn(self, text: str) -> None:
@@ -58,6 +62,7 @@ class Prediction:
         try:
             with self._predictor as predictor:
                 config = predictor.open()
+                of_run(config.run.name)
                 self._shown.device(predictor.device)
                 size = min(self._batch or config.data.batch_size, config.data.batch_size)
                 if self._test is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from typing import Any
@@ -14,6 +13,8 @@ from torch import Tensor
 
 from sl_client.predictor import Answer
 from sl_common.host.devices import described
+from sl_common.host.log import Level, Log, json_line
+from sl_common.host.progress import Beat
 from sl_common.host.text import MAX_OURS, printable
 
 _MANY = 32  # samples from which a bar is drawn
@@ -22,13 +23,18 @@ _MANY = 32  # samples from which a bar is drawn
 class Predictions:
     """Prints each sample's class and keeps what the last line needs. The width of the first column is `width`."""
 
-    def __init__(self, *, as_json: bool, width: int, samples: int) -> None:
+    def __init__(self, *, as_json: bool, width: int, samples: int, level: Level = Level.INFO) -> None:
         self._json, self._width = as_json, width
         self._console = Console(highlight=False, soft_wrap=True)
+        self._log = Log("client", as_json=as_json, level=level, show=self._print)
+        self._beat = Beat(self._tick)
         self._total, self._done = samples, 0
         self._headed = False
         self._ms: list[float] = []
-        bar = sys.stdout.isatty() and not as_json
+        terminal = sys.stdout is not None and sys.stdout.isatty()
+        bar = terminal and not as_json and self._log.shows(Level.INFO)
+        if not bar:
+            self._beat.start()
         self._progress = Progress(
             TextColumn("predicting"),
             BarColumn(),
@@ -47,29 +53,34 @@ class Predictions:
 
     def say(self, event: str, line: str, **fields: Any) -> None:
         """One line, beside the predictions' own."""
-        if self._json:
-            self._print(json.dumps({"event": event, **fields}))
-        else:
-            self._print(printable(line, MAX_OURS))
+        self._log.say(event, printable(line, MAX_OURS), Level.INFO, fields)
 
     def device(self, device: str) -> None:
         """Where the lower segment is computed."""
         if self._json:
             self.say("device", "", device=device)
-        else:
-            self._aside(f"computing the lower segment on {described(device)}")
+        elif self._log.shows(Level.INFO):
+            self._beside(f"computing the lower segment on {described(device)}")
 
     def warn(self, text: str) -> None:
         """Something that a person should know of."""
         if self._json:
-            self.say("warning", text, text=text)
-        else:
-            self._aside(f"warning: {text}")
+            self._log.say("warning", text, Level.WARNING, {"text": text})
+        elif self._log.shows(Level.WARNING):
+            self._beside(f"warning: {text}")
 
-    @staticmethod
-    def _aside(text: str) -> None:
-        """On stderr, so that what is piped on stays a table."""
-        Console(stderr=True, highlight=False, soft_wrap=True).print(Text(printable(text, MAX_OURS)))
+    def _beside(self, line: str) -> None:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(Text(printable(line, MAX_OURS)))
+
+    def _tick(self) -> None:
+        """Say how many samples were answered; beside the table."""
+        if not self._log.shows(Level.INFO):
+            return
+        fields = {"samples": self._done, "samples_expected": self._total or None, "requests": len(self._ms)}
+        if self._json:
+            self._log.say("progress", "", Level.INFO, fields)
+        else:
+            self._beside(f"{self._done:,}{f' of {self._total:,}' if self._total else ''} samples answered")
 
     def took(self, answer: Answer) -> None:
         """A batch was answered."""
@@ -89,7 +100,7 @@ class Predictions:
     def _one(self, name: str, label: int, p: float, ms: float, scores: Tensor) -> None:
         if self._json:
             fields = {"file": name, "class": label, "probability": p, "ms": round(ms, 3), "scores": scores.tolist()}
-            self.say("prediction", "", **fields)
+            self._print(json_line("prediction", "info", fields))
             return
         if not self._headed:
             self._print(f"{'file':<{self._width}}  class  probability        ms")
@@ -99,7 +110,7 @@ class Predictions:
     def _print(self, line: str) -> None:
         if self._progress.live.is_started:
             self._console.print(Text(line))
-        else:
+        elif sys.stdout is not None:
             sys.stdout.write(line + "\n")
             sys.stdout.flush()
 
@@ -115,13 +126,17 @@ class Predictions:
         if correct is not None:
             fields |= {"correct": correct, "accuracy": correct / self._done}
             told = f"accuracy {correct / self._done:.2%} of {self._done} held-out samples; "
-        self.say(
-            "summary",
+        self._result(
             f"{told}{self._done} samples in {len(self._ms)} requests, {p50:.1f} ms each (median; 99 % within {p99:.1f} ms), "
             f"{up:,} bytes up, {down:,} down",
             **fields,
         )
 
+    def _result(self, line: str, **fields: Any) -> None:
+        """Print it whatever the level: it is what was asked for."""
+        self._print(json_line("summary", "info", fields) if self._json else printable(line, MAX_OURS))
+
     def stop(self) -> None:
-        """Leave the terminal as it was."""
+        """Say nothing more by itself, and leave the terminal as it was."""
+        self._beat.stop()
         self._progress.stop()

@@ -13,7 +13,7 @@ from rich.text import Text
 from sl_client.progress import Progress
 from sl_common.host.devices import described
 from sl_common.host.log import Level, Log, of_run
-from sl_common.host.progress import Beat, Told
+from sl_common.host.progress import Beat, Seldom, Told
 from sl_common.host.text import MAX_OURS, printable
 from sl_common.messages import Aligned, Begin, Bye, Done, Gradient, Late, Welcome
 from sl_common.participate import Seat
@@ -49,7 +49,7 @@ class Lines:
         self._begun = time.monotonic()
         self._server = ""
         self.progress = Progress()
-        self._beat = Beat(self.tick)
+        self._beat, self._seldom = Beat(self.tick), Seldom()
 
     def _print(self, text: str) -> None:
         """Show a line of text; only a bar does."""
@@ -66,7 +66,8 @@ class Lines:
     def tick(self) -> None:
         """Say how far this client has come."""
         text, fields = self.progress.line()
-        self.say("progress", text, **fields)
+        if fields["round"] is not None or self._seldom.lets(text):
+            self.say("progress", text, **fields)
 
     def waiting(self, server: str, why: str) -> None:
         """No server there yet; said once."""

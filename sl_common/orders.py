@@ -30,7 +30,7 @@ def check_welcome(message: object) -> Welcome:
             "printable characters without '/'"
         )
     if not 0 <= message.shard < message.shards <= MAX_CLIENTS:
-        raise WireError(f"welcome gives shard {message.shard} of {message.shards}, of at most {MAX_CLIENTS}")
+        raise WireError(f"welcome gives shard {message.shard + 1} of {message.shards}, of at most {MAX_CLIENTS}")
     return message
 
 
@@ -59,7 +59,7 @@ def check_begin(message: object, config: RunConfig, ready: Ready, parts: Collect
 def _check_place(begin: Begin, config: RunConfig) -> None:
     rounds = config.run.rounds
     if begin.rounds != rounds or begin.round >= rounds:
-        raise WireError(f"begin of round {begin.round} of {begin.rounds}, this run has {rounds}")
+        raise WireError(f"begin of round {begin.round + 1} of {begin.rounds}, this run has {rounds}")
     for name in ("wave", "wave_size", "first", "checkpoint", "restore"):
         if getattr(begin, name) > MAX_COUNT:
             raise WireError(f"begin with {name} = {getattr(begin, name)}, at most {MAX_COUNT} is possible")
@@ -111,7 +111,8 @@ def check_reply(reply: Gradient, batch: Expected) -> None:
 def check_aligned(aligned: Aligned, wave: tuple[int, int] | None) -> None:
     """Raise WireError unless it is of this wave, its round first, with errors that an alignment can have."""
     if (aligned.round, aligned.wave) != wave:
-        raise WireError(f"an alignment is of round and wave {(aligned.round, aligned.wave)}, now is {wave}")
+        now = "none is under way" if wave is None else f"now is round {wave[0] + 1}, wave {wave[1] + 1}"
+        raise WireError(f"an alignment is of round {aligned.round + 1}, wave {aligned.wave + 1}; {now}")
     for name, error in (("before", aligned.before), ("after", aligned.after)):
         if not 0 <= error < math.inf:
             raise WireError(f"an alignment says that its squared error {name} was {error}")

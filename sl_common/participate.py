@@ -299,7 +299,7 @@ class Flow:
             case Aligned(round=r, wave=w, weights=weights):
                 if not isinstance(self._op, AwaitAligned) or set(weights) != {"aux"}:
                     raise WireError(
-                        f"weights of {sorted(weights)} in round {r}, wave {w}, which this client did not await"
+                        f"weights of {sorted(weights)} in round {r + 1}, wave {w + 1}, which this client did not await"
                     )
                 check_aligned(message, self._wave)
                 self._aligned = message

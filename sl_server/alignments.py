@@ -81,7 +81,9 @@ class Alignments:
         targets = stored if stored is not None else how.refresh(head, z, y, (*draw, "refresh"))
         if not all_finite(targets):
             back()
-            raise Diverged(f"the targets of an alignment hold NaN or Inf in round {at.round}: lower the learning rates")
+            raise Diverged(
+                f"the targets of an alignment hold NaN or Inf in round {at.round + 1}: lower the learning rates"
+            )
         device = aux.device
         memory = Memory(z=z.to(device), y=y.to(device), targets=targets.to(device))
         aux.set_lr(how.lr(at.round, at.rounds))

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import signal
 import sys
+from collections.abc import Iterator
 
 from sl_common.exits import HAND_OVER_S
 from sl_common.host.descriptors import Shortage
-from sl_common.host.progress import size
+from sl_common.host.progress import Beat, size
 from sl_common.host.signals import hang_up
 from sl_server import descriptors, handshakes, service
 from sl_server.door import Door
@@ -73,9 +74,10 @@ async def _serve(
                 show.say("metrics", f"metrics at http://{metrics_at[0]}:{at}/metrics", port=at)
             interrupted = _on_signals(loop, inference, show)
             inference.start()
+            stack.enter_context(_beating(show, metrics, ledger))
             await over.wait()
             await server.stop(grace=2.0)  # the last answers are on their way
-            _last_words(show, metrics, ledger)
+            _say_answered(show, "summary", metrics, ledger)
             return inference.failure, interrupted.is_set()
         finally:
             if server is not None:
@@ -120,13 +122,32 @@ def _on_signals(loop: asyncio.AbstractEventLoop, inference: Inference, show: Sho
     return interrupted
 
 
-def _last_words(show: Show, metrics: InferMetrics, ledger: Ledger) -> None:
+@contextlib.contextmanager
+def _beating(show: Show, metrics: InferMetrics, ledger: Ledger) -> Iterator[None]:
+    """Say every few seconds how much was answered, while there is something new to say."""
+    said = [0.0]
+
+    def say() -> None:
+        answered = metrics.registry.get_sample_value("sl_infer_requests_total") or 0.0
+        if answered != said[0]:
+            said[0] = answered
+            _say_answered(show, "progress", metrics, ledger)
+
+    beat = Beat(say)
+    beat.start()
+    try:
+        yield
+    finally:
+        beat.stop()
+
+
+def _say_answered(show: Show, event: str, metrics: InferMetrics, ledger: Ledger) -> None:
     value = metrics.registry.get_sample_value
     requests = int(value("sl_infer_requests_total") or 0)
     samples = int(value("sl_infer_samples_total") or 0)
     up, down = ledger.total("up"), ledger.total("down")
     show.say(
-        "summary",
+        event,
         f"answered {requests:,} queries of {samples:,} samples; {size(up)} up, {size(down)} down",
         requests=requests,
         samples=samples,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sl_common.errors import ConfigError
+from sl_common.host.text import given
 
 if TYPE_CHECKING:  # what imports torch is imported when it is needed, not for --help
     from sl_common.config import RunConfig
@@ -33,9 +35,10 @@ def read_config(path: Path, overrides: list[str] | None) -> RunConfig:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     from sl_common.config import RunConfig
 
+    overrides = [given("--set", one) for one in overrides or ()]
     try:
         if path.suffix != ".json":
-            return RunConfig.from_toml(text, overrides or ())
+            return RunConfig.from_toml(text, overrides)
         if overrides:
             raise ConfigError("--set works on a TOML file")
         return RunConfig.from_json(text)
@@ -44,7 +47,9 @@ def read_config(path: Path, overrides: list[str] | None) -> RunConfig:
 
 
 def new_directory(name: str, suffix: str = "") -> Path:
-    """runs/NAME-TIME; a second run in the same second gets a number."""
+    """runs/NAME-TIME; a second run in the same second gets a number. What the locale's file names cannot hold becomes an underscore."""
+    coding = sys.getfilesystemencoding()
+    name = name.encode(coding, "replace").decode(coding).replace("?", "_")
     first = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}{suffix}"
     numbered = (first.with_name(f"{first.name}-{number}") for number in count(2))
     return next(path for path in chain([first], numbered) if not path.exists())

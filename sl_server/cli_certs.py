@@ -11,6 +11,7 @@ import typer
 from sl_common.addresses import USUAL_PORT, joined
 from sl_common.errors import ConfigError
 from sl_common.host.extras import how_to_install
+from sl_common.host.text import given
 from sl_server.options import Json
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def certs(
     as_json: Json = False,
 ) -> None:
     """Make certificates for TLS: a CA, the server's, and one for each client whose name in it is the client's id."""
-    wanted = list(names or []) or [f"c{number}" for number in range(clients or 0)]
+    wanted = [given("--name", name) for name in names or []] or [f"c{number}" for number in range(clients or 0)]
     if clients is not None and clients != len(wanted):
         raise ConfigError(f"--clients {clients} and {len(wanted)} times --name: leave --clients out, or name them all")
     try:

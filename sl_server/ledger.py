@@ -66,7 +66,7 @@ class Ledger:
         """{"up": {kind: bytes}, "down": …}, kinds that never occurred left out."""
         counts = self.wire if which == "wire" else self.payload
         return {
-            direction: {kind: n for (d, kind), n in sorted(counts.items()) if d == direction}
+            direction: {kind: n for (d, kind), n in sorted(counts.copy().items()) if d == direction}
             for direction in ("up", "down")
         }
 

@@ -27,7 +27,7 @@ def checked_merge(
         guilty |= found
         if not found or not _without(record, guilty).weights.get(bad):
             raise Diverged(
-                f"weights of {bad} are not finite after round {record.at.round}, whichever client's are left out"
+                f"weights of {bad} are not finite after round {record.at.round + 1}, whichever client's are left out"
             )
     return merged, guilty
 

@@ -29,7 +29,7 @@ from sl_common.facts import (
 )
 from sl_common.host.devices import described
 from sl_common.host.log import Level, Log
-from sl_common.host.progress import Beat, Told, size
+from sl_common.host.progress import Beat, Seldom, Told, size
 from sl_common.host.text import MAX_OURS, printable
 from sl_common.messages import WIRE_KINDS
 from sl_server.ledger import Ledger
@@ -55,7 +55,7 @@ class Show:
         self._console = Console(highlight=False, soft_wrap=True)
         self._log = Log("server", as_json=as_json, level=level, show=self._print if self._is_bar else None)
         self.progress = Progress(ledger, rounds, clients)
-        self._beat = Beat(self.tick)
+        self._beat, self._seldom = Beat(self.tick), Seldom()
 
     _is_bar = False
 
@@ -78,8 +78,10 @@ class Show:
     def tick(self) -> None:
         """Say how far the run has come."""
         found = self.progress.line()
-        if found is not None:
-            text, fields = found
+        if found is None:
+            return
+        text, fields = found
+        if fields["state"] != "waiting" or self._seldom.lets(text):
             self.say("progress", text, **fields)
 
     def device(self, device: str, asked: str) -> None:

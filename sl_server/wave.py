@@ -147,11 +147,11 @@ class Wave:
     def _check_in(self, client: int, what: str, round: int, wave: int) -> None:
         if client not in self.begins or client in self.gone or client in self.done or self.playback is not None:
             raise WireError(
-                f"{what} from a client that has nothing to do in round {self.at.round}, wave {self.at.wave}"
+                f"{what} from a client that has nothing to do in round {self.at.round + 1}, wave {self.at.wave + 1}"
             )
         if (round, wave) != (self.at.round, self.at.wave):
             raise WireError(
-                f"{what} is of round {round}, wave {wave}; now is round {self.at.round}, wave {self.at.wave}"
+                f"{what} is of round {round + 1}, wave {wave + 1}; now is round {self.at.round + 1}, wave {self.at.wave + 1}"
             )
 
     def next_of(self, client: int) -> Smashed:

@@ -407,14 +407,14 @@ def test_shards_of_one_set_share_nothing() -> None:
 
 @pytest.mark.parametrize("shard", [-1, 3])
 def test_a_shard_out_of_range_is_refused(shard: int) -> None:
-    with pytest.raises(ConfigError, match=f"shard = {shard}, but 3 shards are numbered 0 to 2"):
+    with pytest.raises(ConfigError, match=f"shard {shard + 1}, but 3 shards are numbered 1 to 3"):
         make_loader(numbered(), Iid(), 3, shard, 4, seed=1)
 
 
 def test_too_little_data_is_refused() -> None:
-    with pytest.raises(ConfigError, match="shard 5 has 0 samples"):
+    with pytest.raises(ConfigError, match="shard 6 has 0 samples"):
         Loader(numbered(), np.arange(0), 4, seed=1, shard=5)
-    with pytest.raises(ConfigError, match="shard 2 has 7 samples, fewer than batch_size = 8"):
+    with pytest.raises(ConfigError, match="shard 3 has 7 samples, fewer than batch_size = 8"):
         make_loader(numbered(), Iid(), 3, 2, 8, seed=1, last="drop")
     with pytest.raises(ConfigError, match="batch_size = 0"):
         Loader(numbered(), np.arange(3), 0, seed=1, shard=0)

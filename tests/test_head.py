@@ -296,7 +296,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(count: int, train: bool
     bank, cohort = make_bank(make_net("plain")), cohort_of(count, train=train)
     before = snapshot(bank.get("head"))
     cohort[-1].batch.z[0, 0] = math.nan
-    with pytest.raises(Diverged, match=r"loss is nan in round 2, cohort 3: lower the learning rates"):
+    with pytest.raises(Diverged, match=r"loss is nan in round 3, cohort 3: lower the learning rates"):
         Head().step(bank, cohort, AT)
     assert snapshot(bank.get("head")) == before
 
@@ -316,7 +316,7 @@ def test_a_gradient_that_is_not_finite_is_not_sent() -> None:
     cohort = cohort_of(2)
     for a in cohort:
         a.batch.z.zero_()
-    with pytest.raises(Diverged, match=r"cut gradient holds NaN or Inf in round 2, cohort 3"):
+    with pytest.raises(Diverged, match=r"cut gradient holds NaN or Inf in round 3, cohort 3"):
         Head().step(make_bank(Root()), cohort, AT)
 
 

@@ -15,7 +15,7 @@ from sl_common.errors import ConfigError
 from sl_common.host.backoff import Backoff
 from sl_common.host.files import create_atomically, make_folder, remove_parts, write_atomically
 from sl_common.host.locks import sole_writer
-from sl_common.host.text import MAX_LINES, printable, printable_lines
+from sl_common.host.text import MAX_LINES, given, printable, printable_lines
 from sl_common.names import is_name
 
 
@@ -158,3 +158,10 @@ def test_pauses_grow_are_jittered_and_bounded() -> None:
         assert longest / 2 <= backoff.pause_s() <= longest
     backoff.reset()
     assert backoff.next_s == 0.1
+
+
+def test_a_name_of_the_command_line_is_utf_8_where_the_locale_is_ascii() -> None:
+    assert given("--id", "Gerät") == "Gerät"
+    assert given("--id", "Gerät".encode().decode("ascii", "surrogateescape")) == "Gerät"
+    with pytest.raises(ConfigError, match=r"--id 'Ger t': not UTF-8"):
+        given("--id", "Gerät".encode("latin-1").decode("ascii", "surrogateescape"))

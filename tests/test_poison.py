@@ -202,7 +202,7 @@ def test_a_merge_is_made_again_without_the_state_that_spoils_it() -> None:
 def test_a_merge_that_nobody_can_save_fails() -> None:
     states = {c: {"w": torch.full((2,), torch.inf)} for c in range(2)}
     record = Record(at=At(seed=0), samples=dict.fromkeys(states, 1), weights={"lower": states})
-    with pytest.raises(Diverged, match="weights of lower are not finite after round 0"):
+    with pytest.raises(Diverged, match="weights of lower are not finite after round 1"):
         checked_merge(Average().after_round, record, {"lower": 1e18})
 
 

@@ -89,6 +89,7 @@ def test_a_failed_run_is_not_over(tmp_path: Path) -> None:
     for summary, over in (
         ({"failed": True}, False),
         ({"failed": False}, True),
+        ({"failed": False, "finished": False}, False),  # its operator stopped it, or its clients left
         ({"finished": True}, True),
         ([], True),
     ):

@@ -35,10 +35,10 @@ class Loader:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size = {self.batch_size}, but at least 1 is needed")
         if len(self.indices) == 0:
-            raise ConfigError(f"shard {self.shard} has 0 samples, but at least 1 is needed")
+            raise ConfigError(f"shard {self.shard + 1} has 0 samples, but at least 1 is needed")
         if self.batches == 0:
             raise ConfigError(
-                f"shard {self.shard} has {len(self.indices)} samples, fewer than batch_size = {self.batch_size}, "
+                f"shard {self.shard + 1} has {len(self.indices)} samples, fewer than batch_size = {self.batch_size}, "
                 "and without the last, smaller one (data.last_batch = 'drop', or head.scatter.unequal = 'error') there is no batch"
             )
 
@@ -134,7 +134,7 @@ def crop_flip(x: Tensor, rows: Indices, generator: Callable[[int], np.random.Gen
 def share(partition: Partition, labels: Labels, shards: int, shard: int, seed: int) -> Indices:
     """The samples of `shard` out of `shards`; raises ConfigError if there is no such shard or too little data."""
     if not 0 <= shard < shards:
-        raise ConfigError(f"shard = {shard}, but {shards} shards are numbered 0 to {shards - 1}")
+        raise ConfigError(f"shard {shard + 1}, but {shards} shards are numbered 1 to {shards}")
     if isinstance(partition, Own):  # a list of as many parts as the server says is no use
         return partition.split(labels, 1, seed)[0]
     return partition.split(labels, shards, seed)[shard]

@@ -36,6 +36,18 @@ class Beat:
             self._say()
 
 
+class Seldom:
+    """Lets the same words through less and less often: the 1st, 2nd, 4th, 8th, … time, then every 64th, which is 10 minutes."""
+
+    def __init__(self) -> None:
+        self._words, self._count = "", 0
+
+    def lets(self, words: str) -> bool:
+        """Whether to say them now."""
+        self._words, self._count = words, self._count + 1 if words == self._words else 1
+        return self._count % 64 == 0 or self._count & (self._count - 1) == 0
+
+
 class Rate:
     """How much a count grew in a second, over the last seconds."""
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+from sl_common.errors import ConfigError
+
 MAX_LINE = 500  # characters of what a peer wrote
 MAX_OURS = 4_000  # characters of a line of our own, which may quote a peer and a path
 MAX_LINES = 200  # of one text
@@ -21,3 +25,16 @@ def printable_lines(text: object) -> str:
     lines = str(text).split("\n")
     shown = [printable(line, MAX_OURS) for line in lines[:MAX_LINES]]
     return "\n".join(shown if len(lines) <= MAX_LINES else [*shown, f"… and {len(lines) - MAX_LINES} more lines"])
+
+
+def given(option: str, text: str) -> str:
+    """A text of the command line or the environment, which is UTF-8 also where the locale says ASCII. Raises ConfigError."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:  # Python kept bytes that the locale's encoding lacks
+        pass
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError as error:
+        raise ConfigError(f"{option} {printable(text)!r}: not UTF-8") from error

@@ -185,7 +185,7 @@ class Head(Value):
 
 
 def _where(at: At) -> str:
-    return f"round {at.round}, cohort {at.step}"
+    return f"round {at.round + 1}, cohort {at.step}"
 
 
 def _join(tensors: Sequence[Tensor], head: Segment) -> Tensor:
