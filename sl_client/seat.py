@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from sl_client.data import load
+from sl_client.data import Data, load
 from sl_client.data.identity import data_set_of, looked_at
 from sl_client.data.loader import Loader, make_loader, share
 from sl_client.device import NO_LIMITS, Limits
 from sl_common.builds import builds_of
 from sl_common.config import RunConfig
+from sl_common.errors import DataError
 from sl_common.holdings import DataSet
+from sl_common.imports import is_user_code
 from sl_common.messages import Welcome
 from sl_common.network import Network
 from sl_common.participate import Seat
@@ -63,6 +65,18 @@ def take_seat(
     )
 
 
+def _check(data: Data, config: RunConfig) -> None:
+    """Raise DataError unless this run can train on them."""
+    try:
+        data.check(config.input, config.classes)
+    except DataError as error:
+        if not is_user_code(config.data.name):
+            raise
+        raise DataError(
+            f"data.name = {config.data.name!r} returned data that this run cannot train on: {error}"
+        ) from error
+
+
 def _batches(
     config: RunConfig, welcome: Welcome, data: Path | None, allowed: Collection[str] | None, *, sole: bool
 ) -> tuple[Loader, DataSet]:
@@ -77,7 +91,7 @@ def _batches(
         return np.union1d(mine(labels), looked_at(labels))
 
     found = load(config.data.name, data, allowed, pick if sole else None)
-    found.check(config.input, config.classes)
+    _check(found, config)
     labels = found.train[1].numpy() if found.held is None else whole[0]
     data_set = data_set_of(found, labels, own=not config.sharded)
     indices = mine(labels)

@@ -247,7 +247,9 @@ def test_own_code_is_refused_unless_allowed_and_a_data() -> None:
         load("cutlayer_user_data:absent", None, None)
     with pytest.raises(DataError, match=r"data\.name = 'cutlayer_user_data:wrong': returned a list, not a .*Data"):
         load("cutlayer_user_data:wrong", None, None)
-    with pytest.raises(KeyError):  # the user's own error, with the user's own traceback
+    with pytest.raises(
+        DataError, match=r"cutlayer_user_data:broken': raised KeyError: None \(.*line \d+: return \{\}\[root\]\)"
+    ):
         load("cutlayer_user_data:broken", None, None)
 
 

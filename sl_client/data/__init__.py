@@ -89,13 +89,32 @@ def load(name: str, root: Path | None, allowed: Collection[str] | None, pick: Pi
     `pick` says by the labels which training samples are needed: of large sets the others are then not kept, nor is the test set.
     """
     if is_user_code(name):
-        return own.call(name, root, allowed, Data)
+        return _plain(name, own.call(name, root, allowed, Data))
     if name in _BUILT_IN:
         return _BUILT_IN[name](root, pick)
     close = get_close_matches(name, _BUILT_IN, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
     known = ", ".join(sorted(_BUILT_IN))
     raise DataError(f"data.name = {name!r} is unknown; {hint}known: {known}, or your own `package.module:function`")
+
+
+def _plain(name: str, found: Data) -> Data:
+    """What the user's function returned, in the one form that is trained on. Raises DataError naming the function."""
+    from sl_client.data import forms  # torch's loaders, which no set of ours needs
+
+    try:
+        classes, test = forms.classes_of(found.classes), found.test
+        raw = {"data.train": forms.pair_of("data.train", found.train)}
+        reads = callable(test) and not hasattr(test, "__getitem__")
+        if not reads:
+            raw["data.test"] = forms.pair_of("data.test", test)
+        y = forms.labels_of({field: one.y for field, one in raw.items()}, classes)
+        pairs: dict[str, Samples] = {field: (one.x, y[field]) for field, one in raw.items()}
+        mean, std = forms.scale_of("data.mean", found.mean), forms.scale_of("data.std", found.std)
+    except DataError as error:
+        raise DataError(f"data.name = {name!r} returned data that cannot be trained on: {error}") from error
+    tests = found.test if reads else pairs["data.test"]
+    return replace(found, train=pairs["data.train"], test=tests, mean=mean, std=std, classes=classes)
 
 
 def scale_of(name: str, root: Path | None, allowed: Collection[str] | None) -> Scale:
