@@ -13,9 +13,11 @@ def reason_against_one(module: nn.Module, like: Tensor, *, train: bool = True) -
     was = module.training
     try:
         with seeded(0, like.device), buffers_untouched(module), torch.no_grad():
-            module.train(train)(torch.zeros_like(like).unsqueeze(0))
+            found = module.train(train)(torch.zeros_like(like).unsqueeze(0))
     except Exception as error:  # whatever the modules raise
         return str(error).partition("\n")[0][:200] or type(error).__name__
     finally:
         module.train(was)
+    if isinstance(found, Tensor) and (found.dim() == 0 or len(found) != 1):
+        return f"what comes out of it then has shape {tuple(found.shape)}"
     return None

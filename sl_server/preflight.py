@@ -26,6 +26,7 @@ def preflight(config: RunConfig, network: Network) -> None:
     if steps is not None and (why := sends_nothing(config, steps)):
         raise ConfigError(f"client.wave.steps = {steps}: every client {why}")
     known = KNOWN_DATA.get(config.data.name)
+    singles.check_evaluation(None if known is None else known.test // config.run.clients)
     if known is None:
         return
     _check_shape(config, known)

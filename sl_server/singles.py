@@ -39,10 +39,13 @@ class Singles:
     @cached_property
     def against(self) -> dict[str, str]:
         """The parts that cannot train on one sample, and why."""
+        return self._tried(("lower", "head") if self._network.aux is None else ("lower", "head", "aux"), train=True)
+
+    def _tried(self, parts: Sequence[str], *, train: bool) -> dict[str, str]:
         network = self._network
         z = torch.zeros(network.cut_shape, dtype=network.cut_dtype)
-        likes = {"lower": torch.zeros(self._config.input), "head": z} | ({} if network.aux is None else {"aux": z})
-        tried = {part: reason_against_one(network.part(part), like) for part, like in likes.items()}
+        likes = {part: torch.zeros(self._config.input) if part == "lower" else z for part in parts}
+        tried = {part: reason_against_one(network.part(part), like, train=train) for part, like in likes.items()}
         return {part: reason for part, reason in tried.items() if reason is not None}
 
     def check_client(self, who: str, samples: int) -> None:
@@ -83,6 +86,20 @@ class Singles:
                     raise Unfit(
                         f"protocol.gate.record = 1: {_part(part)} cannot take one sample ({self.against[part]})"
                     )
+
+    def check_evaluation(self, samples: int | None) -> None:
+        """Raise Unfit if a batch of one is evaluated and cannot be; `samples`: of the smallest part of the test set, where it is known.
+
+        Loaders deal none where there are two samples and `data.batch_size` is at least 3.
+        """
+        config = self._config
+        ones = [f"data.batch_size = {config.data.batch_size}"] if config.data.batch_size < 3 else []
+        ones += ["eval.samples = 1"] if config.eval.samples == 1 else []
+        ones += [f"{samples} test sample of a client"] if samples is not None and samples < 2 else []
+        for part, reason in self._tried(("lower", "head"), train=False).items() if ones else ():
+            raise Unfit(
+                f"{ones[0]}: evaluation would ask about a single sample, which {_part(part)} cannot take ({reason})"
+            )
 
     def _sends(self, deal: Deal) -> bool:
         """Whether a batch of one may cross the cut."""

@@ -95,8 +95,13 @@ class Loader:
         return rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
 
     def _batched(self, rows: Indices) -> Iterator[Indices]:
-        for start in range(0, len(rows), self.batch_size):
-            yield rows[start : start + self.batch_size]
+        """A last one of a single sample takes another from the batch before: not every network can be asked about one."""
+        size = self.batch_size
+        short = len(rows) - 2 if len(rows) > size > 2 and len(rows) % size == 1 else len(rows)
+        for start in range(0, short, size):
+            yield rows[start : min(start + size, short)]
+        if short < len(rows):
+            yield rows[short:]
 
     def batch(self, step: int, rows: Indices, epoch: int | None = None) -> Batch:
         """These training samples as they are in that epoch, or without one these test samples; any client's, since all have one `data`."""
