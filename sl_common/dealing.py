@@ -48,4 +48,5 @@ class Deal:
     @property
     def smallest(self) -> int:
         """Samples of the smallest batch, which is the last one; 0 if there is none."""
-        return min(self.batch_size, self.used - (self.batches - 1) * self.batch_size) if self.batches else 0
+        last = self.used - (self.batches - 1) * self.batch_size
+        return 0 if not self.batches else last if self.batches == 1 else min(self.batch_size, last)
