@@ -37,7 +37,10 @@ class Prediction:
         as_is: bool = False,
         level: Level = Level.INFO,
     ) -> None:
-        """`as_is`: numbers are taken as they are, whatever training's were. `test`: so many samples of the run's test set in place of files, 0 for all. `connect` makes a Predictor that warns so."""
+        """`test`: so many samples of the run's test set in place of files, 0 for all. `connect` makes a Predictor that warns so.
+
+        `as_is`: numbers are taken as they are, whatever training's were.
+        """
         self._files, self._test, self._batch = files, test, batch
         self._data, self._allowed, self._as_is = data, allowed, as_is
         width = max((len(str(path)) for path in files), default=0)

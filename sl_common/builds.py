@@ -36,8 +36,8 @@ def builds_of(config: RunConfig, network: Network, parts: Iterable[str], alone: 
 
 def _build(part: str, module: nn.Module, x: Tensor, alone: Alone) -> Build:
     state = module.state_dict()
-    layout = "\n".join(f"{name} {str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for name, t in state.items())
-    modules = "\n".join(_line(name, one) for name, one in module.named_modules())
+    layout = _text(f"{name} {str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for name, t in state.items())
+    modules = _text(_line(name, one) for name, one in module.named_modules())
     with alone:
         probe = _probe(module, x)
     return Build(
@@ -56,11 +56,12 @@ def _line(name: str, module: nn.Module) -> str:
         settings = module.extra_repr()
     except Exception:  # the user's own code
         settings = ""
-    return (
-        _ADDRESS.sub("", f"{name}: {type(module).__name__}({settings})".replace("\n", " "))
-        .encode(errors="replace")
-        .decode()
-    )
+    return _ADDRESS.sub("", f"{name}: {type(module).__name__}({settings})".replace("\n", " "))
+
+
+def _text(lines: Iterable[str]) -> str:
+    """As a frame can hold it."""
+    return "\n".join(lines).encode(errors="replace").decode()
 
 
 def _input(config: RunConfig, network: Network, part: str) -> Tensor:
@@ -126,8 +127,9 @@ def difference(theirs: Build, ours: Build, *, same_torch: bool, dtype: torch.dty
         return _first_line(theirs.modules, ours.modules)
     if far is None:
         return ""
-    if not theirs.probe or not ours.probe:
-        return "it computes nothing from the weights and input that the other computes from"
+    if len(theirs.probe) != len(ours.probe):
+        counts = f"{len(theirs.probe)} numbers of its output, the server's {len(ours.probe)}"
+        return f"for the same weights and input it gives {counts}"
     return f"for the same weights and input one of its outputs is {far[0]:.6g}, the server's is {far[1]:.6g}"
 
 

@@ -21,6 +21,7 @@ from sl_common.messages import Ready
 from sl_common.network import Network
 from sl_common.segment import Alone, Tree
 
+_MOST_TOLD = 100  # groups of clients with one set that are told of: names can be made up
 _OTHER_UNITS = 16  # times another client's largest number: then it is another unit, not another sample
 
 
@@ -181,6 +182,7 @@ class Agreement:
             held = self._own[shard]
             groups.setdefault(held.data.digest, []).append(held.client)
         new = [group for names in groups.values() if len(names) > 1 and (group := tuple(names)) not in self._told]
+        new = new[: _MOST_TOLD - len(self._told)]
         self._told.update(new)
         return [(names, self._one_set(names, len(shards))) for names in new]
 
