@@ -107,7 +107,8 @@ class Progress:
     @property
     def loss(self) -> float | None:
         """Mean of the answers in this wave."""
-        return self._losses[0] / self._losses[1] if self._losses[1] else None
+        total, count = self._losses
+        return total / count if count else None
 
     def waiting_for(self) -> str | None:
         """Whom: the server, the run (to begin), the other clients; None while this one computes."""
@@ -119,9 +120,10 @@ class Progress:
 
     def left_s(self) -> float | None:
         """Seconds that the rest of this wave takes at its speed so far."""
-        if self.begun is None or not self.expected or not self.samples:
+        expected, done = self.expected, self.samples
+        if self.begun is None or not expected or not done:
             return None
-        return max(0, self.expected - self.samples) * (self._clock() - self._since) / self.samples
+        return max(0, expected - done) * (self._clock() - self._since) / done
 
     def wire(self) -> str:
         """Bytes both ways, and in a second."""
@@ -130,9 +132,9 @@ class Progress:
 
     def line(self) -> tuple[str, dict[str, Any]]:
         """A line of text and its fields."""
-        per_s, left, begun = self._rate.at(self.up + self.down), self.left_s(), self._round
+        per_s, left, begun, now = self._rate.at(self.up + self.down), self.left_s(), self._round, self.begun
         fields: dict[str, Any] = {
-            "state": "waiting" if self.begun is None else "evaluating" if self.begun.evaluate else "training",
+            "state": "waiting" if now is None else "evaluating" if now.evaluate else "training",
             "round": None if begun is None else begun.round + 1,
             "rounds": None if begun is None else begun.rounds,
             "wave": None if begun is None else begun.wave + 1,
@@ -158,9 +160,10 @@ class Progress:
             "clients": "waiting for the server and the other clients",
             None: "computing",
         }[self.waiting_for()]
-        if self._round is None:
+        last, loss = self._round, self.loss
+        if last is None:
             return waits
-        what = "evaluated" if self._round.evaluate else "trained"
+        what = "evaluated" if last.evaluate else "trained"
         of = "" if self.expected is None else f" of {self.expected:,}"
-        loss = "" if self.loss is None or self._round.evaluate else f", loss {self.loss:.4f}"
-        return f"round {self._round.round + 1}/{self._round.rounds}: {what} {self.samples:,}{of} samples{loss}, {waits}"
+        told = "" if loss is None or last.evaluate else f", loss {loss:.4f}"
+        return f"round {last.round + 1}/{last.rounds}: {what} {self.samples:,}{of} samples{told}, {waits}"

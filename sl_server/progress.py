@@ -38,7 +38,7 @@ class Progress:
 
     def _begin(self, wave: WaveBegun | None) -> None:
         self.wave, self._since = wave, self._clock()
-        self._busy = set(wave.clients if wave else ())
+        self._busy = frozenset(wave.clients if wave else ())  # replaced as a whole: other threads read it
         self.done = self.samples = 0
         self._loss = 0.0
 
@@ -57,7 +57,8 @@ class Progress:
     @property
     def loss(self) -> float | None:
         """Mean over the batches of this wave so far."""
-        return self._loss / self.done if self.done and not self.evaluating else None
+        done = self.done
+        return self._loss / done if done and not self.evaluating else None
 
     def fact(self, fact: Fact) -> None:
         """Something happened."""
@@ -70,11 +71,11 @@ class Progress:
                 self._begin(fact)
                 self._rounds_here = self._rounds_here or [self._clock()]
             case ClientDone(client=client) | ClientLate(client=client):
-                self._busy.discard(client)
+                self._busy -= {client}
             case ClientReady():
                 self._ready += 1
             case ClientLeft(client=client, was_ready=was_ready):
-                self._busy.discard(client)
+                self._busy -= {client}
                 self._ready -= int(was_ready)
             case WentBack():
                 self._begin(None)

@@ -105,6 +105,26 @@ def test_a_failed_run_is_not_over(tmp_path: Path) -> None:
     assert which_run(tmp_path / "config.json", tmp_path, None, None, record=False)[2] is Stage.BEGUN
 
 
+def test_a_run_that_ended_since_its_clients_left_waits_for_others_when_it_is_resumed() -> None:
+    """Its newest checkpoint is of after they had left: with run.below_min = "end" it would end again at once."""
+    config = make_config("parallel", run__rounds=4, run__min_clients=2, run__below_min='"end"')
+    world = RestartWorld(config)
+    for _ in range(3):
+        world.join()
+    while world.coordinator.rests < 1:
+        world.run(until=1)
+    for name in ("c0", "c1"):
+        world.lose(world.clients[name])
+    world.run()
+    assert world.coordinator.ended is not None
+    world.crash()
+    world.run()
+    assert world.coordinator.ended is None
+    world.join("c0")
+    world.run()
+    assert_finished(world)
+
+
 @pytest.fixture
 def user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     (tmp_path / "breaking_net.py").write_text(NET)

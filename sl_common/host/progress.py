@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -9,6 +10,8 @@ from collections.abc import Callable
 
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
+
+from sl_common.host.output import OutputFailed
 
 EVERY_S = 9.0  # so that a line comes at least every 10 s
 _WINDOW_S = 10.0  # over which a rate is taken
@@ -32,8 +35,9 @@ class Beat:
         self._over.set()
 
     def _run(self) -> None:
-        while not self._over.wait(self._every_s):
-            self._say()
+        with contextlib.suppress(OutputFailed):  # the command ends with it, where it has something to show
+            while not self._over.wait(self._every_s):
+                self._say()
 
 
 class Seldom:
