@@ -33,10 +33,11 @@ def serve_trained(
     metrics: tuple[str, int] | None,
     show: Show,
     ledger: Ledger,
+    device: tuple[str, str] = ("cpu", "cpu"),
 ) -> tuple[str | None, bool]:
-    """Answer until a signal ends it: why it failed (None if it did not), and whether the signal was SIGINT."""
+    """Answer until a signal ends it: why it failed (None if it did not), and whether the signal was SIGINT. `device`: where `trained` is, and what was asked for."""
     sys.setswitchinterval(HAND_OVER_S)
-    return asyncio.run(_serve(trained, batching, listen, door, metrics, show, ledger))
+    return asyncio.run(_serve(trained, batching, listen, door, metrics, show, ledger, device))
 
 
 async def _serve(
@@ -47,6 +48,7 @@ async def _serve(
     metrics_at: tuple[str, int] | None,
     show: Show,
     ledger: Ledger,
+    device: tuple[str, str],
 ) -> tuple[str | None, bool]:
     loop, over, metrics = asyncio.get_running_loop(), asyncio.Event(), InferMetrics(ledger)
     inference = Inference(
@@ -69,6 +71,7 @@ async def _serve(
         try:
             server, port = await service.start(inference, listen, door, "Infer")
             _announce(show, f"{listen.rpartition(':')[0]}:{port}", door, trained)
+            show.device(*device)
             if metrics_at is not None:
                 at = metrics.scrapes.serve(*metrics_at, inference.health)
                 show.say("metrics", f"metrics at http://{metrics_at[0]}:{at}/metrics", port=at)

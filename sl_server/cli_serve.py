@@ -69,7 +69,6 @@ def serve(
     asked = device or config.server.device
     picked = pick_device(asked, "server.device" if device is None else "--device", show.warn)
     trained = read_run(run_directory, show.warn, picked)
-    show.device(picked, asked)
     failure, interrupted = serve_trained(
         trained,
         MicroBatching(max_samples=max_batch, max_wait_s=max_wait / 1e3),
@@ -77,6 +76,7 @@ def serve(
         door=door,
         metrics=at,
         show=show,
+        device=(picked, asked),
         ledger=ledger,
     )
     if failure is not None:

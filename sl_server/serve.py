@@ -116,8 +116,8 @@ async def _serve(
     try:
         ears.enter_context(handshakes.heard(engine.refused, shortage.met))
         server, port = await service.start(engine, listen, door)
-        show.device(device, config.server.device)
         _announce(show, f"{listen.rpartition(':')[0]}:{port}", door, config.run.clients)
+        show.device(device, config.server.device)
         if metrics_at is not None:
             at = metrics.scrapes.serve(*metrics_at, engine.health)
             show.say("metrics", f"metrics at http://{metrics_at[0]}:{at}/metrics", port=at)

@@ -88,11 +88,11 @@ OPTIONS = {
     ("sl-server", "certs"): ["DIR", "--clients", "--name", "--host", "--days", "--add", "--json", "SL_CLIENTS", "SL_NAME",
                              "SL_HOST", "SL_DAYS", "SL_ADD", "SL_JSON"],
     ("sl-client",): ["--version", "run", "predict", "doctor"],
-    ("sl-client", "run"): ["--log-level", "--quiet", "SL_LOG_LEVEL", "SL_QUIET", "--server", "--id", "--data", "--shard", "--allow", "--retry", "--save-lower", "--insecure", "--json",
+    ("sl-client", "run"): ["--log-level", "--quiet", "SL_LOG_LEVEL", "SL_QUIET", "--device", "SL_DEVICE", "--server", "--id", "--data", "--shard", "--allow", "--retry", "--save-lower", "--insecure", "--json",
                            "SL_SERVER", "SL_ID", "SL_DATA", "SL_SHARD", "SL_ALLOW", "SL_RETRY", "SL_SAVE_LOWER",
                            "SL_INSECURE", "SL_JSON", "--ca", "--cert", "--key", "--token", "@FILE",
                            "SL_CA", "SL_CERT", "SL_KEY", "SL_TOKEN"],
-    ("sl-client", "predict"): ["--log-level", "--quiet", "SL_LOG_LEVEL", "SL_QUIET", "FILE", "--server", "--test", "--batch", "--lower", "--shard", "--cache", "--id", "--data",
+    ("sl-client", "predict"): ["--log-level", "--quiet", "SL_LOG_LEVEL", "SL_QUIET", "--device", "SL_DEVICE", "FILE", "--server", "--test", "--batch", "--lower", "--shard", "--cache", "--id", "--data",
                                "--allow", "--retry", "--ca", "--cert", "--key", "--token", "--insecure", "--json",
                                "SL_SERVER", "SL_TEST", "SL_BATCH", "SL_LOWER", "SL_SHARD", "SL_CACHE", "SL_ID", "SL_DATA",
                                "SL_ALLOW", "SL_RETRY", "SL_CA", "SL_TOKEN", "SL_INSECURE", "SL_JSON"],
@@ -355,7 +355,9 @@ def test_one_json_object_a_line(ended: dict, simulated: tuple[Process, Path]) ->
     """The same run again: the same weights."""
     process, _ = ended["simulate --json"]
     assert process.code == 0
-    assert [e["event"] for e in process.events] == ["joined"] * 2 + ["round", "evaluation"] * 2 + ["summary"]
+    assert [e["event"] for e in process.events] == ["device"] + ["joined"] * 2 + ["round", "evaluation"] * 2 + [
+        "summary"
+    ]
     again, first = process.events[-1], read_json(simulated[1] / "summary.json")
     assert again.keys() == SUMMARY_KEYS | {"event"}
     same = SUMMARY_KEYS - {"seconds"}
