@@ -56,7 +56,7 @@ class Predictions:
         self._log.say(event, printable(line, MAX_OURS), Level.INFO, fields)
 
     def device(self, device: str) -> None:
-        """Where the lower segment is computed."""
+        """Say where the lower segment is computed."""
         if self._json:
             self.say("device", "", device=device)
         elif self._log.shows(Level.INFO):

@@ -18,6 +18,7 @@ MAX_PORT = 65535
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _ALL = "0.0.0.0"  # noqa: S104  (a text)
 _MAX_NAME = 253  # characters, of a host's name
+_PORT = re.compile(r"[0-9]{1,5}")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _TARGET = re.compile(r"(?:dns|ipv4|ipv6|unix-abstract|vsock|xds):(?=.*:)(.*)", re.DOTALL)
 _BRACKETED = re.compile(r"\[(.*)\](?::(.*))?", re.DOTALL)
@@ -99,7 +100,7 @@ def _address(text: str, lowest: int) -> Address:
         _check_host(host)
     if not port:
         raise _Unfit("the port is missing")
-    if not (port.isascii() and port.isdecimal()) or not lowest <= int(port[:9]) <= MAX_PORT:
+    if not _PORT.fullmatch(port) or not lowest <= int(port) <= MAX_PORT:
         raise _Unfit(f"a port is a number from {lowest} to {MAX_PORT}, not {port[:80]!r}")
     return Address(host, int(port))
 

@@ -41,7 +41,7 @@ def _merges(below: Table, over: Table) -> bool:
 
 
 def spell_out(raw: Table, *models: type[BaseModel]) -> dict[str, Any]:
-    """A word in place of a union's table becomes that table: `up = "float8"` is `up = { kind = "float8" }`.
+    """Put the table where a word stands for it: `up = "float8"` becomes `up = { kind = "float8" }`.
 
     `models`: what the table may be, of which its `kind` is not known yet.
     """
@@ -57,7 +57,7 @@ def spell_out(raw: Table, *models: type[BaseModel]) -> dict[str, Any]:
 
 
 def complete(raw: Table, model: type[BaseModel]) -> dict[str, Any]:
-    """A union's table without a `kind` is laid over the default of its field, where that has one."""
+    """Lay a union's table without a `kind` over the default of its field, where that has one."""
     done = dict(raw)
     for name, value in raw.items():
         field = model.model_fields.get(name)
@@ -152,7 +152,7 @@ def split_overrides(text: str) -> list[str]:
 
 
 def _unquoted(item: str) -> str:
-    """Without quotes around the whole of it."""
+    """Take away quotes around the whole of it."""
     quoted = len(item) > 1 and item[0] in "\"'" and item.find(item[0], 1) == len(item) - 1
     return item[1:-1] if quoted else item
 
@@ -164,7 +164,7 @@ def _leaf(parsed: Any) -> Any:
 
 
 def _is_one_key(key: str, parsed: Mapping[str, Any]) -> bool:
-    """Whether the text before the equals sign is a dotted key, and what was parsed is that key alone."""
+    """Tell if the text before the equals sign is a dotted key, and what was parsed is that key alone."""
     try:
         node: Any = load_toml(f"{key} = 0")
         while isinstance(node, Mapping) and len(node) == 1:

@@ -35,7 +35,10 @@ def serve_trained(
     ledger: Ledger,
     device: tuple[str, str] = ("cpu", "cpu"),
 ) -> tuple[str | None, bool]:
-    """Answer until a signal ends it: why it failed (None if it did not), and whether the signal was SIGINT. `device`: where `trained` is, and what was asked for."""
+    """Answer until a signal ends it: why it failed (None if it did not), and whether the signal was SIGINT.
+
+    `device`: where `trained` is, and what was asked for.
+    """
     sys.setswitchinterval(HAND_OVER_S)
     return asyncio.run(_serve(trained, batching, listen, door, metrics, show, ledger, device))
 

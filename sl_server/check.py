@@ -307,8 +307,8 @@ def _cut(blocks: list[Block], cut: int, config: RunConfig, weights: int) -> Cut 
 
 
 def _passed(lower: nn.Module, config: RunConfig) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """A batch of noise, what becomes of it and what is kept. Of zeros, on which the network was tried, where noise will not do: numbers of
-    words, for one, are neither broken nor below 0."""
+    """A batch of noise, its activations, and the bytes that autograd keeps. Where noise will not do, of zeros, on which the network was
+    tried: numbers of words, for one, are neither broken nor below 0."""
     noise = torch.randn(most_in_batch(config), *config.input, generator=torch_generator(config.run.seed, "check"))
     with contextlib.suppress(Exception):  # whatever the user's modules raise
         return noise, *kept_by(lower, noise)

@@ -85,7 +85,7 @@ class Show:
             self.say("progress", text, **fields)
 
     def device(self, device: str, asked: str) -> None:
-        """Where the head is computed, of what was asked for."""
+        """Say on which device the head is computed, and what was asked for."""
         text = f"computing the head on {described(device)}" + (" (device = auto)" if asked == "auto" else "")
         self.say("device", text, device=device, asked=asked)
 

@@ -90,6 +90,7 @@ def test_what_is_no_address_is_refused_with_what_would_be_one(text: str, better:
         ("host:-1", "not '-1'"),
         ("host:²", "not '²'"),
         ("host:١", "not '١'"),
+        ("host:00000000170000", "a port is a number from 1 to 65535"),
         ("host:" + "9" * 5000, "a port is a number from 1 to 65535"),
         ("a b:5", "no spaces"),
         ("a\x1b:5", "no spaces"),

@@ -1,4 +1,4 @@
-"""Which device a side computes on: what was asked for, or a GPU if there is one. The one function for it, on both sides."""
+"""The device that a side computes on: the one asked for, or a GPU if there is one. The one function for it, on both sides."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sl_common.errors import ConfigError
 
 
 def pick_device(asked: str, key: str, warn: Callable[[str], None] = lambda _text: None) -> str:
-    """`auto` is CUDA's first GPU if torch sees one and can compute on it, else the CPU: torch's name of the device.
+    """Return torch's name of a device. `auto` is CUDA's first GPU if torch sees one and can compute on it, else the CPU.
 
     Raises ConfigError naming `key`, a key of the configuration or an option, if the one asked for is none or is not there.
     """
@@ -45,7 +45,7 @@ def _gpus() -> int:
 
 
 def _computes(key: str, warn: Callable[[str], None]) -> bool:
-    """A GPU that torch sees may still be one that this build of torch, or the driver, cannot use."""
+    """Try the GPU: one that torch sees may still be one that this build of torch, or the driver, cannot use."""
     if not _gpus():
         return False
     try:

@@ -20,7 +20,7 @@ NAME = "cutlayer"
 
 
 def how_to_install(extra: str) -> str:
-    """A command that installs an extra of pyproject.toml into the environment that runs this; in an image that is read-only, how to make one."""
+    """Give the command that installs an extra of pyproject.toml into this environment; in a read-only image, a line for another image."""
     command = _pip() + _what(extra)
     line = shlex.join(command)
     if os.access(sysconfig.get_path("purelib"), os.W_OK):
@@ -29,7 +29,7 @@ def how_to_install(extra: str) -> str:
 
 
 def _pip() -> list[str]:
-    """Of this environment; one without pip is served by whatever pip there is."""
+    """Name this environment's own pip, or for an environment without one whatever pip there is."""
     if importlib.util.find_spec("pip") is None:
         return ["pip", "--python", sys.executable, "install"]
     return [sys.executable, "-m", "pip", "install"]
