@@ -78,7 +78,7 @@ channels_last = true
 recordings = { memory_mb = 5, disk_mb = 7 }
 guard = { activations = 3.5, weights = 4.5, action = "clip" }
 limits = { hello_s = 3, strangers = 5, sessions = 6, hellos_per_minute = 7, headers_kb = 4, frames_per_s = 8, mb_per_s = 9, stall_s = 11, least_bytes_per_s = 12, silent_s = 13, dead_s = 14, read_ahead_mb = 1, read_ahead_all_mb = 2 }
-alignment = { epochs = 3, batch_size = 7, optimizer = { kind = "sgd", lr = 0.2 }, targets = "stored", head_buffers = "updated" }
+alignment = { epochs = 3, batch_size = 7, optimizer = { kind = "sgd", lr = 0.2 }, schedule = { kind = "cosine" }, eps = "plain", targets = "stored", head_buffers = "updated" }
 [eval]
 every = 0
 samples = 17
