@@ -53,12 +53,14 @@ PRESETS: dict[str, Preset] = {
     ),
     "splitfed_v1": Preset(
         protocol=Protocol(head=Head(copies="per_client"), merge=Average(parts=("lower", "head"))),
-        source="Thapa et al. 2022, SplitFed: when federated learning meets split learning (SFLV1)",
+        source="Thapa et al. 2022, SplitFed: when federated learning meets split learning (SFLV1); its authors average unweighted "
+        "(merge.weighting) and evaluate the pre-round client model",
         traffic="2|D|S + 2C|w_lower|",
     ),
     "splitfed_v2": Preset(
         protocol=Protocol(barrier=InTurn(order="shuffled", unit="epoch"), merge=Average()),
-        source="Thapa et al. 2022, SplitFed: when federated learning meets split learning (SFLV2)",
+        source="Thapa et al. 2022, SplitFed: when federated learning meets split learning (SFLV2); its authors average unweighted "
+        "(merge.weighting) and evaluate the pre-round client model",
         traffic="2|D|S + 2C|w_lower|",
     ),
     "loss_async": Preset(

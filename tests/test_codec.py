@@ -35,6 +35,7 @@ VARIANTS: list[Any] = [
     union_of.TopK(r=0.5, scope="batch", key="signed", values="float16"),
     union_of.TopK(r=0.999),
     union_of.RandTopK(r=0.5, alpha=1.0),
+    union_of.RandTopK(r=0.5, alpha=0.3, scope="batch", key="signed", evaluate="random"),
     union_of.Masked(of=union_of.Float8()),
     union_of.Deflate(of=union_of.Mask(), level=9),
     union_of.Feedback(of=union_of.Uniform(bits=2)),

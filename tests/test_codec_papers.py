@@ -8,7 +8,7 @@ import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, Literal, get_args
 
 import brute
@@ -756,6 +756,36 @@ def test_randtopk_without_alpha_or_training_is_topk(alpha: float, training: bool
 def test_randtopk_of_the_least_alphas_is_topk(alpha: float) -> None:
     x = torch.arange(40.0).reshape(2, 20)
     assert body(RandTopK(r=0.9, alpha=alpha), x, Coding(draw=(1,))) == body(TopK(r=0.9), x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("alpha", ["0.1", "0.9"])
+def test_the_variant_of_ms_draws_from_the_whole_batch_by_signed_value(alpha: str, training: bool) -> None:
+    """ms.md, corrections: whole flattened tensor, signed order, without replacement, in evaluation too."""
+    x = torch.tensor([[1.0, -5.0], [2.0, 4.0], [-3.0, 0.5]])
+    codec = RandTopK(r=4 / 6, alpha=float(alpha), scope="batch", key="signed", evaluate="random")
+    tries = [through(codec, x, Coding(training=training, draw=(n, "ms"))) for n in range(3000)]
+    assert all(bool(((back == x) | (back == 0)).all()) for back in tries)
+    kept = torch.stack([back.flatten() != 0 for back in tries])
+    assert bool((kept.sum(1) == 2).all()), "two of the batch's six, wherever they are"
+    order = sorted(range(6), key=lambda i: -x.flatten()[i].item())
+    for i, chance in zip(order, map(float, brute.randtopk_inclusion(6, 2, Fraction(alpha))), strict=True):
+        spread_of = math.sqrt(chance * (1 - chance) / len(kept))
+        assert abs(float(kept[:, i].double().mean()) - chance) <= 5 * spread_of
+
+
+def test_the_parts_of_that_variant_are_independent() -> None:
+    """Each can be chosen alone; without a draw they are Top-k's own."""
+    x = normal((9, 40), 2)
+    still = Coding(training=False, draw=(1,))
+    for scope, key in product(("sample", "batch"), ("abs", "signed")):
+        assert body(RandTopK(r=0.9, scope=scope, key=key), x, still) == body(TopK(r=0.9, scope=scope, key=key), x)
+    codec = RandTopK(r=0.9, alpha=0.3, evaluate="random")
+    assert (
+        body(codec, x, still)
+        == body(codec, x, Coding(draw=(1,)))
+        == body(RandTopK(r=0.9, alpha=0.3), x, Coding(draw=(1,)))
+    )
 
 
 def test_randtopk_is_seeded_by_its_draw_alone() -> None:

@@ -3,6 +3,9 @@
 Zheng, Chen, Lyu & Yao, "Reducing Communication for Split Learning by Randomized Top-k Sparsification", IJCAI 2023. k positions are
 drawn without replacement with weights (1 − α)/k on each of the k largest magnitudes and α/(D − k) on each other one (here by a race
 of exponential clocks: those k that ring first). α = 0 is Top-k; α = 1 draws among the others alone, as far as there are k. Bytes as Top-k.
+
+Defaults as in that paper. The program of "Mask-Encoded Sparsification" (Zhou et al., ECAI 2024) compares with another RandTop-k: of the whole
+flattened tensor (`scope = "batch"`), by signed value (`key = "signed"`), drawn in evaluation too (`evaluate = "random"`).
 """
 
 from __future__ import annotations
@@ -17,34 +20,37 @@ from torch import Tensor
 
 from sl_common.codec.numbers import extremes, flat32
 from sl_common.codec.packed import Coding, Layout, Packed
-from sl_common.codec.select import Positions, kept_of, largest, rows_of
+from sl_common.codec.select import Positions, Scope, kept_of, largest, rows_of
 from sl_common.codec.sparse import Precision, check_sparse, decode_sparse, encode_sparse, sparse_nbytes
 from sl_common.seeds import Draw, numpy_generator
 from sl_common.value import Value
 
 
 class RandTopK(Value):
-    """Sparsity ratio `r`, randomness `alpha`."""
+    """Sparsity ratio `r`, randomness `alpha`. `evaluate`: plain Top-k in evaluation, or drawn as in training."""
 
     kind: Literal["randtopk"] = "randtopk"
     r: Annotated[float, Field(ge=0, lt=1)] = 0.9
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.1
+    scope: Scope = "sample"
+    key: Literal["abs", "signed"] = "abs"
+    evaluate: Literal["topk", "random"] = "topk"
     values: Precision = "float32"
     uses_like: ClassVar[bool] = False
 
     def sizes(self, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[int, int]:  # noqa: ARG002  (the interface)
         """Values and positions."""
-        rows, width = rows_of(shape, "sample")
+        rows, width = rows_of(shape, self.scope)
         nbytes = sparse_nbytes(rows, width, kept_of(width, self.r), self.values)
         return nbytes, nbytes
 
     def encode(self, x: Tensor, coding: Coding) -> Packed:
         """Values and positions. Raises Diverged on NaN or Inf."""
         extremes(x, self.kind)
-        rows = flat32(x).reshape(rows_of(tuple(x.shape), "sample"))
+        rows = flat32(x).reshape(rows_of(tuple(x.shape), self.scope))
         k = kept_of(rows.shape[1], self.r)
-        at = largest(np.abs(rows), k)
-        if coding.training and self.alpha > 0 and k < rows.shape[1]:
+        at = largest(np.abs(rows) if self.key == "abs" else rows, k)
+        if (coding.training or self.evaluate == "random") and self.alpha > 0 and k < rows.shape[1]:
             at = self._draw(at, rows.shape, k, coding.draw)
         return encode_sparse(self.kind, x, rows, at, k, self.values)
 
@@ -59,9 +65,9 @@ class RandTopK(Value):
 
     def check(self, layout: Layout) -> None:
         """k and the byte count must be those of this shape."""
-        rows, width = rows_of(layout.shape, "sample")
+        rows, width = rows_of(layout.shape, self.scope)
         check_sparse(self.kind, layout, rows, width, kept_of(width, self.r), self.values)
 
     def decode(self, packed: Packed, coding: Coding) -> Tensor:  # noqa: ARG002  (the interface)
         """Raises WireError on positions out of order or range and on values that are not finite."""
-        return decode_sparse(self.kind, packed, *rows_of(packed.layout.shape, "sample"), self.values)
+        return decode_sparse(self.kind, packed, *rows_of(packed.layout.shape, self.scope), self.values)

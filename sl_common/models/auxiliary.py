@@ -110,15 +110,50 @@ class _Decode(nn.Module):
         return torch.sigmoid(self.second(F.relu(self.norm(self.first(up)))))
 
 
+class _DecodeUpwards(nn.Module):
+    """Two transposed convolutions, the second of which makes most of the size; a sigmoid. The wide map between them stays small."""
+
+    def __init__(self, cut: tuple[int, ...], input: tuple[int, ...], channels: int) -> None:
+        super().__init__()
+        self.size = tuple(input[1:])
+        steps = [_two_strides(-(-side // own)) for side, own in zip(input[1:], cut[1:], strict=True)]
+        first, second = zip(*steps, strict=True)
+        self.first = _transposed(cut[0], channels, first)
+        self.second = _transposed(channels, input[0], second)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, *input) in [0, 1]; resized where the image's sides are no multiples of the cut's."""
+        image = self.second(F.relu(self.first(z)))
+        if image.shape[2:] != self.size:
+            image = F.interpolate(image, size=self.size, mode="bilinear", align_corners=False)
+        return torch.sigmoid(image)
+
+
+def _two_strides(factor: int) -> tuple[int, int]:
+    """Whose product is at least the factor, the smaller one first."""
+    first = math.isqrt(factor)
+    return first, -(-factor // first)
+
+
+def _transposed(inputs: int, outputs: int, strides: tuple[int, ...]) -> nn.ConvTranspose2d:
+    """Sides times the strides, exactly."""
+    kernel = tuple(stride + 2 for stride in strides)
+    return nn.ConvTranspose2d(inputs, outputs, kernel, stride=strides, padding=1)  # type: ignore[arg-type]
+
+
 class Decoder(Value):
     """Gives the image back, as stored and scaled to [0, 1]: what the activation keeps of it (LocFedMix-SL, Oh et al. 2022, Eq. 8).
 
-    The architecture is that of the same group's released code; a cut that is no map (C, H, W) gets two linear layers instead. Keeping
-    the image recoverable also makes it easier to reconstruct for others.
+    `form`: `upsample` is the architecture of the same group's released code, but for its bilinear `align_corners`, which is True there and
+    False here; the enlarged activation, as many channels as the cut has, lies in the client's memory. `transposed`, two transposed
+    convolutions with `channels` between them (c → 32 → 3), enlarges no activation and is kinder to small devices. A cut that is no map
+    (C, H, W) gets two linear layers instead. Keeping the image recoverable also makes it easier to reconstruct for others.
     """
 
     kind: Literal["decoder"] = "decoder"
-    hidden: PositiveInt = 12  # channels, or units of a cut that is no map
+    form: Literal["upsample", "transposed"] = "upsample"
+    hidden: PositiveInt = 12  # channels of form upsample, or units of a cut that is no map
+    channels: PositiveInt = 32  # of form transposed
     loss_function: Literal["mse", "bce"] = "mse"
     predicts: ClassVar[bool] = False
 
@@ -126,7 +161,8 @@ class Decoder(Value):
         """For activations (B, *cut) of images (B, *input)."""
         cut, input = fit.cut, fit.input
         if len(cut) == 3 and len(input) == 3:
-            return _Decode(cut[0], input, self.hidden)
+            upwards = self.form == "transposed"
+            return _DecodeUpwards(cut, input, self.channels) if upwards else _Decode(cut[0], input, self.hidden)
         layers = [nn.Linear(math.prod(cut), self.hidden), nn.ReLU(), nn.Linear(self.hidden, math.prod(input))]
         return nn.Sequential(nn.Flatten(), *layers, nn.Sigmoid(), nn.Unflatten(1, input))
 

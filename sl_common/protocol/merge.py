@@ -64,7 +64,11 @@ class Handoff(Value):
 
 
 class Average(Value):
-    """Federated averaging by |Dᵢ| (McMahan et al. 2017), every so many rounds; parameters and buffers."""
+    """Federated averaging by |Dᵢ| (McMahan et al. 2017), every so many rounds; parameters and buffers.
+
+    SplitFed's authors average unweighted and evaluate the pre-round client model. `weighting = "unweighted"` averages as they do;
+    evaluation here is of the averaged model, after the round.
+    """
 
     kind: Literal["average"] = "average"
     parts: tuple[str, ...] = ("lower",)
