@@ -141,7 +141,7 @@ def replace_reply(batch: Smashed):
 def test_a_claim_of_any_size_costs_nothing_to_look_at() -> None:
     run = config("cse_fsl", **OWN)
     due = due_of(run, 2**39, 2**34, Begin(round=0, rounds=1, steps=2**40))
-    assert len(due.sent) == 2**40 // 3
+    assert len(due.sent) == 2**40 // 2
     assert due.all_rows == 2**40 * 32
 
 

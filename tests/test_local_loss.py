@@ -372,7 +372,7 @@ def test_a_decoder_learns_to_give_the_image_back() -> None:
 # --- baselines.md 5, 6
 
 
-@pytest.mark.parametrize(("preset", "uploads"), [("locsplitfed", 5), ("cse_fsl", 1)])
+@pytest.mark.parametrize(("preset", "uploads"), [("locsplitfed", 5), ("cse_fsl", 2)])
 def test_no_gradient_comes_down_and_one_batch_of_h_goes_up(preset: str, uploads: int) -> None:
     tensors, _ = training_bytes(preset, client__wave="{ steps = 5 }")
     assert tensors == {"up": 2 * 3 * uploads * 32 * 16 * 4, "down": 0}

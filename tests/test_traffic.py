@@ -48,9 +48,11 @@ EXPECTED = {
     "locsplitfed": Expected(down=0, parts=("lower", "aux"), weights_up=2 * CLIENTS, weights_down=3 * CLIENTS),
     "locfedsl": Expected(parts=("lower", "aux"), weights_up=2 * CLIENTS, weights_down=3 * CLIENTS),
     "locfedmix": Expected(parts=("lower", "aux"), weights_up=2 * CLIENTS, weights_down=3 * CLIENTS),
-    # one batch of h = 5
-    "cse_fsl": Expected(up=1, down=0, parts=("lower", "aux"), weights_up=2 * CLIENTS, weights_down=3 * CLIENTS),
-    # the same, the auxiliary network down when it begins and when it is aligned: only the first round's
+    # one batch of h = 2, and none of the last one alone: ⌊5/2⌋
+    "cse_fsl": Expected(
+        up=STEPS // 2, down=0, parts=("lower", "aux"), weights_up=2 * CLIENTS, weights_down=3 * CLIENTS
+    ),
+    # one batch of q = 5, the auxiliary network down when it begins and when it is aligned: only the first round's
     "fsl_sage": Expected(up=1, down=0, weights_up=2 * CLIENTS, weights_down=3 * CLIENTS, aux_down=2 * CLIENTS),
     "fedavg": Expected(up=0, down=0, parts=("lower", "head"), weights_up=2 * CLIENTS, weights_down=3 * CLIENTS),
 }

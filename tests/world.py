@@ -34,8 +34,8 @@ def make_config(preset: str, **overrides: object) -> RunConfig:
         f'[protocol]\npreset = "{preset}"\n[model]\nname = "mlp"\nargs = {{ hidden = [16] }}\n[data]\nbatch_size = 32\n'
     )
     base = {"run.rounds": 2, "run.clients": 3, "client.wave": "{ steps = 3 }"}
-    if preset == "cse_fsl":  # its own 5 would send none of 3 batches
-        base["protocol.learner.send_every"] = 3
+    if preset == "cse_fsl":  # its own 5 would send none of so few batches
+        base["protocol.learner.send_every"] = 2
     settings = base | {key.replace("__", "."): value for key, value in overrides.items()}
     return RunConfig.from_toml(toml, [f"{key}={value}" for key, value in settings.items()])
 
