@@ -19,7 +19,7 @@ test: install  ## all tests but the slow ones
 test-all: install  ## the slow ones too
 	@$(BIN)/python -m pytest -m 'not docker'
 
-test-floors: install  ## a fast part of them on the oldest versions that pyproject.toml allows, in build/floors; two or three minutes
+test-floors: install  ## a fast part of them on the oldest versions that pyproject.toml allows, in build/floors; a few minutes
 	@$(BIN)/python tests/floors.py
 
 test-docker: install  ## containers: builds the images, then real `docker-compose up`, about ten minutes
@@ -134,7 +134,7 @@ bench-table: install  ## the committed numbers beside their targets
 bench-step: install  ## one step against a bare stream; writes benchmarks/results/step.md
 	@$(BIN)/python -m benchmarks.step
 
-bench-cost: install  ## CPU time a step of server and client beside a bare stream's, about six minutes (Linux); writes benchmarks/results/cost.md
+bench-cost: install  ## CPU time a step of server and client beside a bare stream's, a few minutes (Linux); writes benchmarks/results/cost.md
 	@$(BIN)/python -m benchmarks.cost
 
 bench-images: install  ## sizes of the container images, once they are built; writes benchmarks/results/images.md

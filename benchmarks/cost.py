@@ -1,6 +1,6 @@
 """Counts the CPU seconds a step of the server and the client process, beside those of a bare gRPC stream, in interleaved pairs.
 
-python -m benchmarks.cost [--pairs 9] [--workload mlp|cnn|all] [--steps N]; `make bench-cost`, about six minutes on two cores (Linux).
+python -m benchmarks.cost [--pairs 9] [--workload mlp|cnn|all] [--steps N]; `make bench-cost`, a few minutes on two idle cores (Linux).
 
 Each process's own CPU clock is read before and after a counted number of steps, so that neither starting up nor warming up is in it. Time on
 a clock depends on what else a machine does; CPU time much less so, and hardware counters are not to be had on every host. It adds this
@@ -103,6 +103,9 @@ def main() -> None:
     path = args.results / "cost.json"
     before = json.loads(path.read_text())["hosts"] if path.exists() and args.results == RESULTS else []
     try:
+        joined(
+            before, {**run, "results": [{"workload": w.name} for w in chosen(args.workload)]}
+        )  # or nothing is measured
         with awake(not args.asleep):
             run["results"] = [
                 measure(w, args.steps or STEPS.get(w.name, w.steps), args.pairs) for w in chosen(args.workload)

@@ -159,6 +159,24 @@ def test_the_nets_of_cse_fsl_are_its_authors_layer_by_layer(name: str, input: tu
     assert layers_of(name, input, classes) == LAYERS[name, input, classes]
 
 
+@pytest.mark.parametrize(
+    ("name", "input", "classes", "client", "aux", "server"),
+    [
+        ("cnn_lrn", (3, 24, 24), 10, 107_328, 23_050, 960_970),
+        ("cnn_emnist", (1, 28, 28), 62, 18_816, 571_454, 1_187_774),
+    ],
+)
+def test_the_nets_of_cse_fsl_have_these_parameters(
+    name: str, input: tuple[int, ...], classes: int, client: int, aux: int, server: int
+) -> None:
+    """On each side of the paper's cut and in the linear auxiliary, by which a round's bytes are counted: 2C (client + aux) · 4."""
+    lower, head = halves(name, "conv2", input, classes)
+    cut = tuple(lower(torch.zeros(1, *input)).shape[1:])
+    made = Classifier().make(Fit(cut=cut, input=input, classes=classes, head=list))
+    assert (parameters(lower), parameters(made), parameters(head)) == (client, aux, server)
+    assert nbytes(lower) == 4 * client, "no buffers: what is averaged is the weights alone"
+
+
 @pytest.mark.parametrize(("name", "convolutions", "size"), [("vgg16", 13, 33_646_666), ("vgg19", 16, 38_958_922)])
 def test_vggs_end_in_the_classifier_of_ms(name: str, convolutions: int, size: int) -> None:
     """Two hidden layers of 4,096 with dropout; of a 1×1 map, whose mean is itself."""
