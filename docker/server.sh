@@ -12,7 +12,7 @@ case $after in exit | serve) ;; *)
     exit 2
     ;;
 esac
-if [ -e "$dir/summary.json" ]; then
+if [ -e "$dir/summary.json" ] && grep -q '"finished": true' "$dir/summary.json"; then
     echo "$dir holds a run that is over: for a new one set another RUN_NAME, or docker compose down --volumes"
 elif [ ! -w "$(dirname "$dir")" ]; then
     echo "$(dirname "$dir") cannot be written to by user $(id -u): mount a volume there, or a folder that belongs to this user" >&2
