@@ -29,7 +29,7 @@ LogLevel = Annotated[
     log.Level,
     typer.Option(
         "--log-level",
-        help="Least severity that is shown; below info there are no bar and no summary.",
+        help="Least severity that is shown; above info there are neither bar nor summary.",
         envvar="SL_LOG_LEVEL",
     ),
 ]
