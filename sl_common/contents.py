@@ -117,9 +117,10 @@ def _check_pair(a: _Held, b: _Held, model: str, cut: int | str) -> None:
     if not (a.changes or b.changes):
         return
     if a.part != b.part:
+        a, b = sorted((a, b), key=lambda h: ("lower", "head", "aux").index(h.part))
         raise ConfigError(
-            f"model {model!r} cut at model.cut = {cut!r}: {a.name} of the {a.part} and {b.name} of the {b.part} are one tensor, and "
-            "training would make two of it: cut where both are on one side, or freeze it with requires_grad_(False) on both"
+            f"model {model!r} cut at model.cut = {cut!r}: {a.name} of the {a.part} and {b.name} of the {b.part} are one tensor (tied, "
+            "or shared memory), and training would make two of it: cut where both are on one side, or freeze it with requires_grad_(False) on both"
         )
     if a.tensor is not b.tensor:
         raise ConfigError(

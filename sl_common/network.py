@@ -18,6 +18,7 @@ from sl_common.kinds import is_real
 from sl_common.messages import Smashed
 from sl_common.models import Block, build, cut_index, fill, join
 from sl_common.models.auxiliary import Fit
+from sl_common.protocol.mix import Unmixed
 from sl_common.seeds import seed_of
 from sl_common.segment import buffers_untouched, seeded
 from sl_common.tensors import State, all_finite, check_state, constants_of
@@ -230,9 +231,12 @@ def _tried_backward(config: RunConfig, lower: nn.Module, head: nn.Module, z: Ten
             f"made in two halves ({reason})"
         )
     reentrant = "as with torch.utils.checkpoint and use_reentrant=True, for which use_reentrant=False is the way out"
-    if config.protocol.learner.exchange == "activation" and (names := untrained_without_gradient(head, z)):
+    learner, mix = config.protocol.learner, config.protocol.head.mix
+    asks_none = learner.exchange == "activation" or not isinstance(mix, Unmixed)
+    if asks_none and (names := untrained_without_gradient(head, z)):
         raise ConfigError(
-            f"protocol.learner.kind = {config.protocol.learner.kind!r} wants no gradient from the head, and then {', '.join(names[:3])} of "
+            f"protocol.learner.kind = {learner.kind!r}, protocol.head.mix.kind = {mix.kind!r}: the head is trained on activations for which "
+            f"nobody wants a gradient, and then {', '.join(names[:3])} of "
             f"{what} would not be trained, {reentrant}"
         )
     if names := untrained_without_gradient(lower, torch.zeros(2, *config.input)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -118,7 +119,8 @@ def _gradients(module: nn.Module, x: Tensor, *, halves: bool, wants: bool = True
     """Those of a cross-entropy by name, that of the input by none; nothing else is left of the pass."""
     x = x.detach().requires_grad_(wants)
     try:
-        with seeded(0, _CPU), buffers_untouched(module):
+        with seeded(0, _CPU), buffers_untouched(module), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is looked for here
             out = module(x).flatten(1)
             loss = F.cross_entropy(out, torch.zeros(len(out), dtype=torch.int64))
             if loss.requires_grad and halves:

@@ -629,9 +629,19 @@ class Coordinator:
         if wave.done and wave.directive.update:
             self._weights.trained()
         self._merge(self.protocol.merge.after_wave, [wave])
+        self._check_head(wave.at)
         self.rests += 1
         self._redo.finished(wave.done)
         return True
+
+    def _check_head(self, at: At) -> None:
+        """Raise Diverged if the head that all share is one that nobody could go on from: it is about to be kept, or evaluated and written."""
+        if self.bank.is_per_client("head"):  # a client's own copy costs nobody else anything
+            return
+        try:
+            self.bank.get("head").check("head")
+        except WireError as error:
+            raise Diverged(f"{error} after round {at.round}, wave {at.wave}: lower the learning rates") from error
 
     def _end_round(self) -> None:
         self._merge(self.protocol.merge.after_round, self._over)
