@@ -69,12 +69,15 @@ def kept_by(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
 
     The module's own parameters and buffers are not among them, and its buffers are afterwards what they were.
     """
-    seen = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
+    own = (*module.parameters(), *module.buffers())
+    seen = {t.untyped_storage()._cdata for t in own if t.layout == torch.strided}
     alive: list[Tensor] = []  # so that no address is used twice
     kept = 0
 
     def keep(tensor: Tensor) -> Tensor:
         nonlocal kept
+        if tensor.layout != torch.strided:
+            return tensor
         storage = tensor.untyped_storage()
         if storage._cdata not in seen:
             seen.add(storage._cdata)

@@ -66,7 +66,10 @@ def buffers_untouched(module: nn.Module) -> Iterator[Callable[[], list[Tensor]]]
 
 
 def _differs(now: Tensor | None, copied: Tensor, before: Tensor, version: int) -> bool:
-    return now is not copied or copied._version != version or not torch.equal(bits(copied), bits(before))
+    if now is not copied or copied._version != version:
+        return True
+    plain = copied.layout == torch.strided and not copied.is_meta and not copied.is_quantized
+    return plain and not torch.equal(bits(copied), bits(before))
 
 
 class Segment:
@@ -253,7 +256,7 @@ def _in_halves(work: Callable[[], _Result]) -> _Result:
     """Half of a backward pass. Raises ConfigError, with the key that avoids it, where torch cannot: the trial before the run had other data."""
     try:
         return work()
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
         reason = str(error).partition("\n")[0][:300]

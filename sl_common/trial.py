@@ -98,7 +98,10 @@ def reason_against_halves(head: nn.Module, z: Tensor) -> str | None:
     if not has_large_products(head):
         return None
     z = z + torch.randn(z.shape, generator=torch_generator("trial")).to(z.dtype)
-    whole = _gradients(head, z, halves=False)
+    try:
+        whole = _gradients(head, z, halves=False)
+    except Exception:  # of noise it makes nothing, as it may: nothing is known
+        return None
     try:
         halved = _gradients(head, z, halves=True)
     except Exception as error:  # whatever the modules and autograd raise
@@ -110,8 +113,13 @@ def reason_against_halves(head: nn.Module, z: Tensor) -> str | None:
 
 def untrained_without_gradient(module: nn.Module, x: Tensor) -> list[str]:
     """Parameters that get a gradient only where the input wants one too, as with activation checkpointing in its reentrant form."""
-    wanted = _gradients(module, x, halves=False)
-    plain = _gradients(module, x, halves=False, wants=False)
+    try:
+        wanted = _gradients(module, x, halves=False)
+        plain = _gradients(module, x, halves=False, wants=False)
+    except (
+        Exception
+    ):  # an input that wants a gradient is more than it needs to take, such as one that it changes in place
+        return []
     return sorted(wanted.keys() - plain.keys() - {""})
 
 

@@ -211,6 +211,20 @@ class _Hooked(nn.Module):
         return out
 
 
+class _InPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sub_(0.5).flatten(1)
+
+
+def in_place(input: tuple[int, ...], classes: int) -> Blocks:
+    """Changes its input, which wants no gradient, and has buffers of odd kinds that are nobody else's."""
+    n = input[-1] * input[-2]
+    first = _InPlace()
+    first.register_buffer("own", torch.eye(3).to_sparse(), persistent=False)
+    first.register_buffer("large", torch.zeros(2, dtype=torch.complex128), persistent=False)
+    return [("low", nn.Sequential(first, nn.Linear(n, 300), nn.ReLU(inplace=True))), ("out", nn.Linear(300, classes))]
+
+
 def recomputed(input: tuple[int, ...], classes: int, how: str = "reentrant", below: bool = False) -> Blocks:
     """A convolution whose pass is made again; `below` on the client's side too."""
     wrap = {"reentrant": Recomputed, "hooks": _Hooked}[how]

@@ -123,6 +123,12 @@ def test_hooks_of_the_users_own_give_the_same_bits_either_way() -> None:
     assert trained(run).coordinator.weights_sha256() == trained(plain).coordinator.weights_sha256()
 
 
+def test_the_trial_asks_no_more_of_a_network_than_training_does() -> None:
+    network = Network.build(config("in_place"))
+    assert (network.halves, network.cautions) == (True, ())
+    trained(config("in_place"))
+
+
 @REENTRANT
 def test_a_head_that_would_not_be_trained_is_refused() -> None:
     """Its first block recomputes, and it is trained on activations that want no gradient."""
