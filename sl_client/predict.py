@@ -66,14 +66,13 @@ class Prediction:
             with self._predictor as predictor:
                 config = predictor.open()
                 of_run(config.run.name)
-                self._shown.device(predictor.device)
                 size = min(self._batch or config.data.batch_size, config.data.batch_size)
                 if self._test is None:
                     self._predict(config, size)
-                    self._shown.finish(predictor.bytes_up, predictor.bytes_down)
+                    self._shown.finish(predictor.bytes_up, predictor.bytes_down, predictor.device)
                 else:
                     correct = self._score(config, size)
-                    self._shown.finish(predictor.bytes_up, predictor.bytes_down, correct)
+                    self._shown.finish(predictor.bytes_up, predictor.bytes_down, predictor.device, correct)
         finally:
             self._shown.stop()
 

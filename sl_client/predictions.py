@@ -55,15 +55,8 @@ class Predictions:
         """One line, beside the predictions' own."""
         self._log.say(event, printable(line, MAX_OURS), Level.INFO, fields)
 
-    def device(self, device: str) -> None:
-        """Say where the lower segment is computed."""
-        if self._json:
-            self.say("device", "", device=device)
-        elif self._log.shows(Level.INFO):
-            self._beside(f"computing the lower segment on {described(device)}")
-
     def warn(self, text: str) -> None:
-        """Something that a person should know of."""
+        """Something that a person should know of; on stderr, so that what is piped on stays a table."""
         if self._json:
             self._log.say("warning", text, Level.WARNING, {"text": text})
         elif self._log.shows(Level.WARNING):
@@ -114,13 +107,17 @@ class Predictions:
             sys.stdout.write(line + "\n")
             sys.stdout.flush()
 
-    def finish(self, up: int, down: int, correct: int | None = None) -> None:
-        """The last line. `correct`: how many of them were, where that is known; bytes are of the wire, after the greeting."""
+    def finish(self, up: int, down: int, device: str, correct: int | None = None) -> None:
+        """The last line. `correct`: how many of them were, where that is known; bytes are of the wire, after the greeting.
+
+        `device`: where the lower segment was computed.
+        """
         self._progress.stop()
         if not self._done:
             return
         p50, p99 = statistics.median(self._ms), sorted(self._ms)[max(0, -(-99 * len(self._ms) // 100) - 1)]
         fields: dict[str, Any] = {"samples": self._done, "requests": len(self._ms), "bytes_up": up, "bytes_down": down}
+        fields["device"] = device
         fields |= {"p50_ms": round(p50, 3), "p99_ms": round(p99, 3)}
         told = ""
         if correct is not None:
@@ -128,7 +125,7 @@ class Predictions:
             told = f"accuracy {correct / self._done:.2%} of {self._done} held-out samples; "
         self._result(
             f"{told}{self._done} samples in {len(self._ms)} requests, {p50:.1f} ms each (median; 99 % within {p99:.1f} ms), "
-            f"{up:,} bytes up, {down:,} down",
+            f"{up:,} bytes up, {down:,} down; lower segment on {described(device)}",
             **fields,
         )
 

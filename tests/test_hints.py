@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -228,3 +229,21 @@ def test_kinds_are_read_as_the_configuration_has_them() -> None:
     assert members
     assert not any(_kinds(member) for member in members)
     assert distribution("cutlayer").metadata["Name"] == "cutlayer"
+
+
+def test_in_an_image_that_is_read_only_the_hint_is_a_line_for_another_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert re.match(
+        r"sudo \S*python|in an image made FROM this one: USER root, then RUN \S*python", how_to_install("certs")
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_of_this_tree_that_a_page_names_exists(page: Path) -> None:
+    text = page.read_text()
+    folders = "docker|deploy|docs|examples|benchmarks|tests|protos|sl_server|sl_client|sl_common"
+    inside = {m[1] for m in re.finditer(rf"(?<![\w./-])((?:{folders})/[\w./-]*[\w/])", text)}
+    links = {m[1] for m in re.finditer(r"\]\((?!http|#)([^)#]+)", text)}
+    made_up = {"sl_common/codec/yours.py", "examples/PRESET.toml"}  # as a reader will name them
+    assert sorted(name for name in inside - made_up if not (ROOT / name).exists()) == []
+    assert sorted(name for name in links if not (page.parent / name).exists()) == []

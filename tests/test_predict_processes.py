@@ -107,6 +107,7 @@ def test_text_is_a_table(done: dict[str, Process]) -> None:
     assert first.split()[0].endswith("one.png")
     assert len(process.lines) == 1 + 41 + 1
     assert last.startswith("41 samples in 6 requests, ")
+    assert last.endswith("; lower segment on cpu")
 
 
 def test_the_accuracy_on_the_runs_own_test_set_is_the_runs(folder: Path, done: dict[str, Process]) -> None:
