@@ -23,7 +23,9 @@ from sl_client.show import Lines
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, CutlayerError, Refused, WireError
 from sl_common.exits import exit_code
+from sl_common.holdings import Build
 from sl_common.host import commands
+from sl_common.host.text import printable_lines
 from sl_common.inference import Offer, Scores
 from sl_common.messages import Aligned, Begin, Bye, Directive, Gradient, Late, Message, Welcome
 from sl_common.proto import split_pb2 as pb
@@ -180,6 +182,18 @@ def test_a_prediction_builds_nothing_that_does_not_fit(change: dict[str, Any], e
         pytest.raises(error),
     ):
         predictor.open()
+
+
+def test_a_build_that_is_not_ours_is_shown_plainly() -> None:
+    build = Build(part="lower", layout_sha256=bytes(32), layout=EVIL, modules_sha256=bytes(32), modules=EVIL)
+    offer = Offer(config=CONFIG.to_json(), lower_sha256=bytes(32), build=build, torch=EVIL[:9])
+    with (
+        hostile(says(offer, call="infer")) as address,
+        Predictor(address, retry_s=0.0) as predictor,
+        pytest.raises(ConfigError, match="is not the server's") as caught,
+    ):
+        predictor.open()
+    assert is_shown_plainly(printable_lines(caught.value))
 
 
 @pytest.mark.parametrize("size", [1, 31, 33, 5000])
@@ -339,7 +353,7 @@ def test_every_text_that_a_server_can_send_is_in_the_table() -> None:
         for field in message.fields
         if field.type == field.TYPE_STRING
     }
-    client_says = {"Hello.software", "Hello.client", "Leave.reason", "Digest.part"}
+    client_says = {"Hello.software", "Hello.client", "Leave.reason", "Digest.part", "Ready.torch"}
     told = {"Refusal.code", "Refusal.reason", "Greeting.client", "Greeting.software", "Bye.reason", "Ping.software"}
     told |= {
         "Welcome.config",
@@ -351,4 +365,12 @@ def test_every_text_that_a_server_can_send_is_in_the_table() -> None:
         "Begin.parts",
     }
     told |= {"NamedTensor.part", "NamedTensor.name", "Aligned.parts", "Done.parts", "Lower.parts"}
+    told |= {
+        "Offer.torch",
+        "Build.part",
+        "Build.layout",
+        "Build.modules",
+        "Inputs.dtype",
+        "Inputs.digest",
+    }  # an Offer's
     assert fields <= told | client_says
