@@ -17,9 +17,10 @@ for _name in ("grpc_proxy", "https_proxy", "http_proxy", "HTTP_PROXY"):  # all t
 os.environ["CUDA_VISIBLE_DEVICES"] = (
     ""  # of processes too: bits are compared between them and the simulator, which is on the CPU
 )
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    # as in a shell's background: what tests start would ignore it too
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        # as in a shell's background, or under nohup: what tests start would ignore it too
+        signal.signal(_number, _usual)
 
 from tally import Faults, table  # noqa: E402
 

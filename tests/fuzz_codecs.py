@@ -66,7 +66,7 @@ def coding_of(codec: Scheme, shape: tuple[int, ...], dtype: torch.dtype) -> Codi
 
 def body_of(codec: Scheme, layout: Layout, rng: np.random.Generator) -> bytes:
     """Noise, or what the codec made of a tensor with a few bits flipped."""
-    if rng.integers(2) or not layout.dtype.is_floating_point:
+    if rng.integers(2) or not is_real(layout.dtype):
         return rng.bytes(layout.nbytes)
     x = torch.from_numpy(rng.standard_normal(layout.shape)).to(layout.dtype)
     body = bytearray(codec.encode(x, coding_of(codec, layout.shape, layout.dtype)).data)[: layout.nbytes]

@@ -112,12 +112,16 @@ def test_ours_is_the_authors_loop() -> None:
 
 @pytest.mark.parametrize("count", [7, 30, 100])
 def test_eps_follows_the_stored_samples(count: int) -> None:
-    """Whatever it was in an earlier alignment; an optimiser without one is left alone."""
+    """In each of its steps, and in no other: a snapshot in between has the configuration's. An optimiser without one is left alone."""
     memory = Memory(z=torch.randn(count, 4), y=torch.zeros(count, dtype=torch.int64), targets=torch.zeros(count, 4))
     aux = Segment(nn.Linear(4, 3), Adam(lr=1e-3))
+    seen: set[float] = set()
+    aux.optimizer.register_step_pre_hook(lambda adam, *_: seen.add(adam.param_groups[0]["eps"]))
     for how, eps in ((Alignment(epochs=1), 1e-8 * count**2), (Alignment(epochs=1, eps="plain"), 1e-8)):
+        seen.clear()
         how.run(aux, memory, (0,))
-        assert [group["eps"] for group in aux.optimizer.param_groups] == [pytest.approx(eps)]
+        assert sorted(seen) == [pytest.approx(eps)]
+        assert [group["eps"] for group in aux.optimizer.param_groups] == [1e-8]
     plain = Segment(nn.Linear(4, 3), Sgd(lr=0.01))
     Alignment(epochs=1, optimizer=Sgd(lr=0.01)).run(plain, memory, (0,))
     assert "eps" not in plain.optimizer.param_groups[0]

@@ -133,7 +133,7 @@ def test_both_sides_say_where_they_compute_and_a_client_refuses_what_it_has_not(
     where = ("--listen", "127.0.0.1:0", "--out", tmp_path / "out", "--json", "--set", "client.device=cuda")
     with started("sl-server", "run", tmp_path / "run.toml", *where) as server:
         address = server.event("listening")["address"]
-        assert server.event("device") == {"event": "device", "device": "cpu", "asked": "auto"}
+        assert {"device": "cpu", "asked": "auto"}.items() <= server.event("device").items()
         refused = ran("sl-client", "run", "--server", address)
         assert refused.code == 2
         assert "client.device = 'cuda': no such device here" in refused.err

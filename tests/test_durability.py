@@ -62,7 +62,7 @@ def test_every_checkpoint_that_a_crash_leaves_fits_the_other_files(tmp_path: Pat
         again = RunDirectory(out, config, ledger, tree["files"])
         again.close()
         lines = (out / "digests.log").read_text().splitlines()
-        assert lines == [f"c0 0 0 {step} {step:08x}" for step in range(3, 3 * (tree["number"] + 1))]
+        assert lines == [f"c0 1 1 {step} {step:08x}" for step in range(3, 3 * (tree["number"] + 1))]
         assert b"\0" not in b"".join((out / name).read_bytes() for name in GROWING)
         assert not list(out.glob(".*.part"))
         found.append(tree["number"])
@@ -165,7 +165,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_line(tmp_path: Path) -> None:
     assert "kept in memory" in told[0]
     assert "can be written again" in told[1]
     lines = (out / "digests.log").read_text().splitlines()
-    assert [line.split()[1:4] for line in lines] == [[str(r), "0", str(s)] for r in range(40) for s in range(30)]
+    assert [line.split()[1:4] for line in lines] == [[str(r), "1", str(s)] for r in range(1, 41) for s in range(30)]
     events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [event["round"] for event in events if event["event"] == "round"] == list(range(1, 41))
     rows = (out / "metrics.csv").read_text().splitlines()

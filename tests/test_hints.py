@@ -54,11 +54,11 @@ VARIABLES = {
     if getattr(parameter, "envvar", None)
 }
 OF_OTHERS = {  # options of other programs that pages name
-    "--build-arg", "--config.file", "--from-file", "--logdir", "--now", "--profile", "--python", "--rm", "--scale", "--volumes", "--web.console.templates",
+    "--build-arg", "--config.file", "--from-file", "--logdir", "--nofile", "--now", "--profile", "--python", "--rm", "--scale", "--ulimit", "--volumes", "--web.console.templates",
 }  # fmt: skip
 NOT_KEYS = {  # dotted words of pages that are no keys of a configuration, and no files
     "sl.v1", "grpc.health.v1", "grpc.aio", "package.module", "mypkg.data", "sl_client.data.Data", "seeds.seed_of", "coding.draw",
-    "nn.Embedding", "x.long", "safetensors.torch.load_file", "torch.distributed.rpc", "events.out.tfevents",
+    "nn.Embedding", "x.long", "cutlayer.server", "cutlayer.client", "safetensors.torch.load_file", "torch.distributed.rpc", "events.out.tfevents",
 }  # fmt: skip
 SUFFIXES = [
     "md",

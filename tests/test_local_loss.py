@@ -22,12 +22,13 @@ from world import World, make_config
 from sl_common.config import RunConfig
 from sl_common.errors import ConfigError, WireError
 from sl_common.facts import ClientLeft
-from sl_common.messages import Done, Gradient, Smashed
+from sl_common.messages import Done, Gradient, Ready, Smashed
 from sl_common.models.auxiliary import Classifier, Decoder
 from sl_common.network import Network
 from sl_common.protocol import At, LocalLoss, Mixup
 from sl_common.protocol.mix import Part
 from sl_server.check import inspect
+from sl_server.claims import check_ready
 from sl_server.simulate import Simulation
 
 SGD = {"lr": 0.05, "momentum": 0.9}
@@ -411,8 +412,14 @@ def test_what_a_learner_sends_is_what_the_server_counts(count: int, h: int, uplo
 def test_a_client_with_fewer_batches_than_a_group_is_refused_at_ready() -> None:
     """Shards of 15 batches, h = 16: it would take part in a wave and send nothing. Another learner does not care."""
     few = {"client__wave": "{ epochs = 1 }", "protocol__learner__send_every": 16}
-    with pytest.raises(WireError, match=r"c0 has 15 batches in a wave, fewer than protocol\.learner\.send_every = 16"):
-        run(make_config("cse_fsl", **few))
+    config = make_config("cse_fsl", **few)
+    why = r"has 15 batches in a wave, fewer than protocol\.learner\.send_every = 16"
+    with pytest.raises(
+        ConfigError, match=rf"client 'c0' \(shard 1 of 3\) {why}"
+    ):  # of a set that ships it is known before
+        run(config)
+    with pytest.raises(WireError, match=f"c0 {why}"):
+        check_ready(config, Ready(samples=480, batches=15), "c0")
     run(make_config("cse_fsl", **few, protocol__learner__partial='"send"', run__rounds=1))
     run(make_config("cse_fsl", **few | {"client__wave": "{ epochs = 2 }"}, run__rounds=1))
     run(make_config("fsl_sage", **few, run__rounds=1))
@@ -448,7 +455,10 @@ def test_only_the_client_with_too_few_batches_is_refused() -> None:
 
 def test_check_says_that_nobody_would_send() -> None:
     config = make_config("cse_fsl", protocol__learner__send_every=5)
-    with pytest.raises(ConfigError, match=r"client\.wave\.steps = 3 is less than protocol\.learner\.send_every = 5"):
+    with pytest.raises(
+        ConfigError,
+        match=r"client\.wave\.steps = 3: every client has 3 batches in a wave, fewer than protocol\.learner\.send_every = 5",
+    ):
         inspect(config)
 
 

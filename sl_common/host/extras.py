@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 import sysconfig
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distribution, distributions
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -45,11 +45,13 @@ def _what(extra: str) -> list[str]:
 
 def _checkout() -> tuple[Path | None, bool]:
     try:
-        told = distribution(NAME).read_text("direct_url.json")
-        url = json.loads(told or "{}")
+        told = (
+            one.read_text("direct_url.json") for one in distributions(name=NAME)
+        )  # a clone holds one of its own, without
+        url = json.loads(next((text for text in told if text), "{}"))
         folder = Path(unquote(urlsplit(url["url"]).path))
         editable = bool(url["dir_info"].get("editable"))
-    except (PackageNotFoundError, ValueError, KeyError, OSError):
+    except (ValueError, KeyError, OSError):
         return None, False
     return (folder, editable) if (folder / "pyproject.toml").is_file() else (None, False)
 

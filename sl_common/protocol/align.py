@@ -8,6 +8,8 @@ the size of its own batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,11 +73,22 @@ class Alignment(Value):
         """
         if not len(memory.y):
             raise ValueError("alignment with an empty memory")
-        if isinstance(self.optimizer, Adam):
-            aux.set_eps(self.optimizer.eps * (len(memory.y) ** 2 if self.eps == "scaled" else 1))
         least = self._least(aux, memory)
-        errors = [self._epoch(aux, memory, (*draw, epoch), least) for epoch in range(self.epochs)]
+        with self._scaled(aux, len(memory.y)):
+            errors = [self._epoch(aux, memory, (*draw, epoch), least) for epoch in range(self.epochs)]
         return errors[0], errors[-1]
+
+    @contextmanager
+    def _scaled(self, aux: Segment, samples: int) -> Iterator[None]:
+        """Let Adam's eps fit gradients of a sum over so many samples; afterwards it is the configuration's, as snapshots expect."""
+        if not isinstance(self.optimizer, Adam) or self.eps == "plain":
+            yield
+            return
+        aux.set_eps(self.optimizer.eps * samples**2)
+        try:
+            yield
+        finally:
+            aux.set_eps(self.optimizer.eps)
 
     def _least(self, aux: Segment, memory: Memory) -> int:
         """Samples of the smallest batch: two where there would be one of a single sample, and the network cannot train on that."""
