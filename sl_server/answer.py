@@ -72,13 +72,13 @@ async def _serve(
         for one in (descriptors.watch(shortage), Expiry(door.certificates, show.warn).watch()):
             stack.callback(asyncio.create_task(one).cancel)
         try:
+            interrupted = _on_signals(loop, inference, show)  # before anybody can know of this process
             server, port = await service.start(inference, listen, door, "Infer")
             _announce(show, f"{listen.rpartition(':')[0]}:{port}", door, trained)
             show.device(*device)
             if metrics_at is not None:
                 at = metrics.scrapes.serve(*metrics_at, inference.health)
                 show.say("metrics", f"metrics at http://{metrics_at[0]}:{at}/metrics", port=at)
-            interrupted = _on_signals(loop, inference, show)
             inference.start()
             stack.enter_context(_beating(show, metrics, ledger))
             await over.wait()

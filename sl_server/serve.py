@@ -115,6 +115,7 @@ async def _serve(
     tasks = [asyncio.create_task(one) for one in watchers]
     try:
         ears.enter_context(handshakes.heard(engine.refused, shortage.met))
+        stopped = _on_signals(loop, engine, show)  # before anybody can know of this process
         server, port = await service.start(engine, listen, door)
         _announce(show, f"{listen.rpartition(':')[0]}:{port}", door, config.run.clients)
         show.device(device, config.server.device)
@@ -123,7 +124,6 @@ async def _serve(
             show.say("metrics", f"metrics at http://{metrics_at[0]}:{at}/metrics", port=at)
         for text in (*config.cautions, *network.cautions):
             show.warn(text)
-        stopped = _on_signals(loop, engine, show)
         engine.start()
         show.begin()
         await over.wait()

@@ -114,9 +114,14 @@ def test_ours_is_the_authors_loop() -> None:
 def test_eps_follows_the_stored_samples(count: int) -> None:
     """In each of its steps, and in no other: a snapshot in between has the configuration's. An optimiser without one is left alone."""
     memory = Memory(z=torch.randn(count, 4), y=torch.zeros(count, dtype=torch.int64), targets=torch.zeros(count, 4))
-    aux = Segment(nn.Linear(4, 3), Adam(lr=1e-3))
     seen: set[float] = set()
-    aux.optimizer.register_step_pre_hook(lambda adam, *_: seen.add(adam.param_groups[0]["eps"]))
+
+    class Watched(Segment):
+        def step(self) -> None:
+            seen.add(self.optimizer.param_groups[0]["eps"])
+            super().step()
+
+    aux = Watched(nn.Linear(4, 3), Adam(lr=1e-3))
     for how, eps in ((Alignment(epochs=1), 1e-8 * count**2), (Alignment(epochs=1, eps="plain"), 1e-8)):
         seen.clear()
         how.run(aux, memory, (0,))

@@ -485,7 +485,7 @@ def test_a_run_from_its_first_client_to_its_operators_interrupt(live: tuple[Proc
     end = next(event for event in json_lines(out / "metrics.jsonl") if event["event"] == "run_ended")
     assert (end["reason"], end["finished"]) == (summary["reason"], False)
     assert load_file(out / "head.safetensors").keys() >= {"out.weight", "out.bias"}
-    assert server.events[-1] == {"event": "summary"} | summary
+    assert ({"event": "summary"} | summary).items() <= server.events[-1].items()
     for (direction, kind), value in wire(after).items():
         payload, sent = (summary[which][direction].get(kind, 0) for which in ("payload_bytes", "bytes"))
         assert max(value, payload) <= sent  # more went after the scrape, and nothing was compressed
@@ -565,4 +565,4 @@ def test_an_interrupted_client_leaves_the_others_at_work(small: Path) -> None:
     trained = [line.split() for line in (out / "digests.log").read_text().splitlines()]
     rounds = {name: {int(number) for client, number, *_ in trained if client == name} for name in ("stays", "goes")}
     assert rounds["stays"] == set(range(1, 41))
-    assert {0, 1} <= rounds["goes"] < rounds["stays"]
+    assert {1, 2} <= rounds["goes"] < rounds["stays"]
