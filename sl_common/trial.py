@@ -21,6 +21,7 @@ from sl_common.segment import buffers_untouched, seeded
 
 _CPU = torch.device("cpu")
 _SAMPLES = 2
+_IN_PLACE = " What was sent cannot be changed in place, as the first block after the cut does: let it not (inplace=False), or cut after it."
 _CASTS = "; samples come as float32: a block that looks numbers up, as nn.Embedding does, casts them itself (x.long())"
 
 
@@ -79,7 +80,10 @@ def try_out(blocks: Sequence[Block], cut: int, config: RunConfig) -> Tried:
 
 
 def _hint(error: Exception) -> str:
-    return _CASTS if "Float" in str(error) and ("indices" in str(error) or "Long" in str(error)) else ""
+    text = str(error)
+    if "Float" in text and ("indices" in text or "Long" in text):
+        return _CASTS
+    return _IN_PLACE if "leaf Variable" in text and "in-place" in text else ""
 
 
 def _check_cut(z: object) -> None:

@@ -53,3 +53,14 @@ def test_a_network_that_runs_on_two_samples_alone_is_refused_in_words() -> None:
     config = RunConfig.from_toml(TOML, ["model.name=words:pairs"])
     with pytest.raises(ConfigError, match=r"words:pairs' does not run on a batch of 16 samples \(6,\): RuntimeError"):
         inspect(config)
+
+
+def test_a_head_that_changes_in_place_what_was_sent_is_told_the_ways_out() -> None:
+    for cut, works in (("low", False), ("relu", True)):
+        config = RunConfig.from_toml(TOML, ["model.name=words:in_place", f"model.cut={cut}"])
+        if works:
+            assert inspect(config).chosen == 2
+            continue
+        for run in (inspect, Simulation):
+            with pytest.raises(ConfigError, match=r"cut at 'low' .*in place.*\(inplace=False\), or cut after it"):
+                run(config)

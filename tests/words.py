@@ -58,3 +58,7 @@ class Pairs(nn.Module):
 
 def pairs(input: tuple[int, ...], classes: int) -> list[tuple[str, nn.Module]]:  # noqa: ARG001
     return [("pairs", Pairs()), ("out", nn.Linear(LENGTH, classes))]
+
+
+def in_place(input: tuple[int, ...], classes: int) -> list[tuple[str, nn.Module]]:  # noqa: ARG001
+    return [("low", nn.Linear(LENGTH, WIDTH)), ("relu", nn.ReLU(inplace=True)), ("out", nn.Linear(WIDTH, classes))]
