@@ -44,7 +44,12 @@ class ConnectProxy:
                 client.sendall(f"HTTP/1.1 {self._status} No\r\n\r\n".encode())
                 return
             host, _, port = self._to.rpartition(":")
-            with socket.create_connection((host, int(port))) as server:
+            try:
+                server = socket.create_connection((host, int(port)))
+            except OSError:
+                client.sendall(b"HTTP/1.1 502 No\r\n\r\n")
+                return
+            with server:
                 client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
                 threading.Thread(target=self._pump, args=(client, server), daemon=True).start()
                 self._pump(server, client)

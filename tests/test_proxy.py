@@ -187,8 +187,8 @@ def test_credentials_reach_the_proxy_and_no_text(
     _, proxy = plain
     monkeypatch.setenv("http_proxy", f"http://edge:geh%40eim@{proxy.address}")
     how = access(proxy.server, insecure=True)
+    how.proxy.connect(proxy.server, 5.0).close()  # while the server is there: it goes with the run
     took_part(proxy.server, how)
-    how.proxy.connect(proxy.server, 5.0).close()
     told = {line for head in proxy.heads for line in head.split("\r\n") if line.startswith("Proxy-Authorization")}
     assert told == {"Proxy-Authorization: Basic ZWRnZTpnZWhAZWlt"}
     assert "geh" not in f"{how!r}{how.cautions}{how.proxy}"
