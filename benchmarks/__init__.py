@@ -4,11 +4,8 @@ import os
 
 from sl_client.proxy import VARIABLES
 
-for _name in (
-    *VARIABLES,
-    "HTTP_PROXY",
-):  # all processes of a benchmark are on this machine: no proxy is measured with them
+# All processes of a benchmark are on this machine: no proxy is measured with them.
+for _name in (*VARIABLES, "HTTP_PROXY"):
     os.environ.pop(_name, None)
-os.environ["CUDA_VISIBLE_DEVICES"] = (
-    ""  # of what is started too: the bare streams that all is compared with compute on the CPU
-)
+# Of what is started too: the bare streams that all is compared with compute on the CPU.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -193,9 +193,8 @@ class Predictor:
             raise WireError(
                 f"scores are {message.scores.dtype} {tuple(message.scores.shape)}, expected floating point numbers {wanted}"
             )
-        if not bool(
-            torch.isfinite(message.scores.amax(dim=1)).all()
-        ):  # -Inf is what a head says of a class that it rules out
+        # -Inf is what a head says of a class that it rules out.
+        if not bool(torch.isfinite(message.scores.amax(dim=1)).all()):
             raise WireError(f"scores of query {number} hold NaN or Inf")
         self._timing = Timing(
             step=number,

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from sl_common.addresses import joined
 from sl_common.exits import is_loopback
 
 VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # HTTP_PROXY and ALL_PROXY are not gRPC's
@@ -24,8 +25,6 @@ EXEMPTIONS = ("no_grpc_proxy", "no_proxy", "NO_PROXY")  # the last is not gRPC's
 DIRECT = (("grpc.enable_http_proxy", 0), ("grpc.address_http_proxy_enabled_addresses", ""))  # options of a channel
 _DEFAULT_PORT = 443  # of a proxy, in gRPC
 _MAX_HEAD = 8192  # bytes of a proxy's answer
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Unusable(Exception):
@@ -42,18 +41,13 @@ class Proxy:
     credentials: str = field(default="", repr=False)  # USER:PASSWORD, still quoted as in a URL
 
     def __str__(self) -> str:
-        return f"http://{self._address}"
-
-    @property
-    def _address(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        return f"http://{joined(self.host, self.port)}"
 
     @property
     def options(self) -> tuple[tuple[str, int | str], ...]:
         """Make a channel use this proxy and no other."""
         user = f"{self.credentials}@" if self.credentials else ""
-        return (("grpc.http_proxy", f"http://{user}{self._address}"), DIRECT[1])
+        return (("grpc.http_proxy", f"http://{user}{joined(self.host, self.port)}"), DIRECT[1])
 
     def connect(self, server: str, timeout_s: float) -> socket.socket:
         """A connection through it to HOST:PORT. Raises OSError."""
@@ -96,9 +90,8 @@ def find(server: str, environment: Mapping[str, str]) -> Proxy | None:
 
 
 def _read(variable: str, text: str) -> Proxy:
-    told = Unusable(
-        f"{variable} is not used: gRPC takes only a proxy written as http://HOST:PORT"
-    )  # no word of it: passwords
+    # No word of what it says: there are passwords in it.
+    told = Unusable(f"{variable} is not used: gRPC takes only a proxy written as http://HOST:PORT")
     try:
         url = urlsplit(text)
         host, port = url.hostname, url.port
@@ -148,7 +141,7 @@ def _holds(entry: str, host: str, port: str) -> bool:
     return bool(name) and f".{host}".endswith(f".{name}")
 
 
-def _address_of(host: str) -> Address | None:
+def _address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host)
     return None

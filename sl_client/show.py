@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any, Protocol
 
-from rich import progress as rich
 from rich.console import Console
 from rich.text import Text
 
 from sl_client.progress import Progress
 from sl_common.host.devices import described
 from sl_common.host.log import Level, Log, of_run
-from sl_common.host.progress import Beat, Seldom, Told
+from sl_common.host.progress import Beat, Seldom, make_bar, wants_bar
 from sl_common.host.text import MAX_OURS, printable
 from sl_common.messages import Aligned, Begin, Bye, Done, Gradient, Late, Welcome
 from sl_common.participate import Seat
@@ -182,18 +180,7 @@ class Bar(Lines):
     def __init__(self, *, level: Level = Level.INFO) -> None:
         super().__init__(level=level)
         self._console = Console(highlight=False)
-        self._bar = rich.Progress(
-            rich.TextColumn("[bold]{task.description}"),
-            rich.BarColumn(bar_width=20),
-            rich.MofNCompleteColumn(),
-            rich.TextColumn("{task.fields[loss]}"),
-            Told(self.progress.wire),
-            rich.TimeElapsedColumn(),
-            rich.TextColumn("ETA"),
-            rich.TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-        )
+        self._bar = make_bar(self.progress.wire, self._console)
         self._task = self._bar.add_task("waiting", total=None, loss="")
 
     def _print(self, text: str) -> None:
@@ -233,7 +220,6 @@ class Bar(Lines):
 
 def make_show(*, as_json: bool, level: Level = Level.INFO) -> Lines:
     """Make what fits where the output goes."""
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    if terminal and not as_json and level.number <= Level.INFO.number:
+    if wants_bar(level, as_json=as_json):
         return Bar(level=level)
     return Lines(as_json=as_json, level=level)

@@ -105,12 +105,10 @@ class Data(Value):
     name: str = "digits"  # digits, fashion-mnist, or the user's own: "package.module:function" on the client
     partition: Partition = Iid()
     shards: Clients | None = None  # default: run.clients
-    digest: Sha256 | None = (
-        None  # of the set that is dealt, as `sl-client digest` prints it; default: that of the first client
-    )
-    differs: Literal["refuse", "accept"] = (
-        "refuse"  # a client that loaded another set than this, or normalises it otherwise
-    )
+    # of the set that is dealt, as `sl-client digest` prints it; default: that of the first client
+    digest: Sha256 | None = None
+    # a client that loaded another set than this, or normalises it otherwise
+    differs: Literal["refuse", "accept"] = "refuse"
     augment: Literal["none", "crop_flip"] = "none"  # of training images on the client: pad 4, random crop, random flip
     batch_size: Annotated[int, Field(gt=0, le=1 << 20)] = 64
     last_batch: LastBatch = "keep"  # what remains of an epoch; merge: a remainder of one sample joins the batch before

@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sl_common.codec.packed import DTYPES
 from sl_common.errors import ConfigError
-from sl_common.kinds import bits
 
 _SHAPELESS = (UninitializedBuffer, UninitializedParameter)
 _LOOKED_AT = 1 << 22  # elements of two tensors in one memory that are compared by their places
@@ -106,11 +105,6 @@ def ties_of(
 def copies(ties: Sequence[Tie], part: str) -> list[str]:
     """Tensors of a part of which another one has a copy."""
     return [name for tie in ties if tie.crosses for name, own in zip(tie.names, tie.parts, strict=True) if own == part]
-
-
-def alike(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors have the same type, shape and bits."""
-    return (a.dtype, a.shape) == (b.dtype, b.shape) and torch.equal(bits(a.cpu()), bits(b.cpu()))
 
 
 def _check_pair(a: _Held, b: _Held, model: str, cut: int | str) -> None:

@@ -24,6 +24,11 @@ class Unfit(ConfigError, WireError):
     both, its configuration is wrong."""
 
 
+def first_line(error: BaseException, most: int = 300) -> str:
+    """What somebody else's code raised, in one line of at most so many characters; the type's name where it says nothing."""
+    return str(error).partition("\n")[0][:most] or type(error).__name__
+
+
 AGAIN = frozenset({"crowded", "silent", "rate"})  # codes of a Refused that time may change
 
 

@@ -59,6 +59,11 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.view(_BITS[tensor.element_size()])
 
 
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same type, shape and bits."""
+    return (a.dtype, a.shape) == (b.dtype, b.shape) and torch.equal(bits(a.cpu()), bits(b.cpu()))
+
+
 def mean_of(tensors: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
     """Σ nᵢ·xᵢ / Σ nᵢ of tensors of one shape and dtype, on the CPU."""
     tensors = [tensor.detach().to("cpu") for tensor in tensors]

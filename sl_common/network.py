@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sl_common.config import RunConfig
-from sl_common.contents import Tie, alike, check_contents, settle_memory, ties_of
+from sl_common.contents import Tie, check_contents, settle_memory, ties_of
 from sl_common.errors import ConfigError, WireError
 from sl_common.imports import is_user_code
-from sl_common.kinds import is_real
+from sl_common.kinds import alike, is_real
 from sl_common.messages import Smashed
 from sl_common.models import Block, build, cut_index, fill, join
 from sl_common.models.auxiliary import Fit

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sl_common.backward import backward_from, backward_to, has_large_products
-from sl_common.errors import ConfigError, WireError
+from sl_common.errors import ConfigError, WireError, first_line
 from sl_common.kinds import bits
 from sl_common.optim import Optimizer
 from sl_common.seeds import Draw, seed_of
@@ -259,9 +259,8 @@ def _in_halves(work: Callable[[], _Result]) -> _Result:
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        reason = str(error).partition("\n")[0][:300]
         raise ConfigError(
-            f"server.reply_first = true: the head's backward pass cannot be made in two halves ({reason}); set server.reply_first = false"
+            f"server.reply_first = true: the head's backward pass cannot be made in two halves ({first_line(error)}); set server.reply_first = false"
         ) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sl_common.errors import first_line
 from sl_common.segment import buffers_untouched, seeded
 
 
@@ -15,7 +16,7 @@ def reason_against_one(module: nn.Module, like: Tensor, *, train: bool = True) -
         with seeded(0, like.device), buffers_untouched(module), torch.no_grad():
             found = module.train(train)(torch.zeros_like(like).unsqueeze(0))
     except Exception as error:  # whatever the modules raise
-        return str(error).partition("\n")[0][:200] or type(error).__name__
+        return first_line(error, 200)
     finally:
         module.train(was)
     if isinstance(found, Tensor) and (found.dim() == 0 or len(found) != 1):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sl_common.errors import WireError
-from sl_common.kinds import bits, has_fractions, is_real, mean_of, reals, strays
+from sl_common.kinds import alike, has_fractions, is_real, mean_of, reals, strays
 
 _USUAL = (torch.float32, torch.int64)
 _CHECKED = 1 << 16  # elements that a checksum looks at
@@ -136,5 +136,5 @@ def check_state(
 def check_copies(state: State, own: State, names: Iterable[str], what: str) -> None:
     """Raise WireError unless these frozen tensors, of which the other side of the cut has copies, have our own bits."""
     for name in names:
-        if name in own and not torch.equal(bits(state[name]), bits(own[name].cpu())):
+        if name in own and not alike(state[name], own[name]):
             raise WireError(f"weights of {what}: {name} is frozen on both sides of the cut, and is not what it was")

@@ -13,8 +13,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from sl_common.backward import backward_from, backward_to, has_large_products
 from sl_common.config import RunConfig
-from sl_common.errors import ConfigError
-from sl_common.kinds import bits, is_real
+from sl_common.errors import ConfigError, first_line
+from sl_common.kinds import alike, is_real
 from sl_common.models import Block, join
 from sl_common.seeds import torch_generator
 from sl_common.segment import buffers_untouched, seeded
@@ -109,8 +109,8 @@ def reason_against_halves(head: nn.Module, z: Tensor) -> str | None:
     try:
         halved = _gradients(head, z, halves=True)
     except Exception as error:  # whatever the modules and autograd raise
-        return _first_line(error)
-    if whole.keys() == halved.keys() and all(torch.equal(bits(whole[name]), bits(halved[name])) for name in whole):
+        return first_line(error)
+    if whole.keys() == halved.keys() and all(alike(whole[name], halved[name]) for name in whole):
         return None
     return "in two halves it gives other gradients"
 
@@ -120,9 +120,8 @@ def untrained_without_gradient(module: nn.Module, x: Tensor) -> list[str]:
     try:
         wanted = _gradients(module, x, halves=False)
         plain = _gradients(module, x, halves=False, wants=False)
-    except (
-        Exception
-    ):  # an input that wants a gradient is more than it needs to take, such as one that it changes in place
+    except Exception:
+        # An input that wants a gradient is more than it needs to take, such as one that it changes in place.
         return []
     return sorted(wanted.keys() - plain.keys() - {""})
 
@@ -144,7 +143,3 @@ def _gradients(module: nn.Module, x: Tensor, *, halves: bool, wants: bool = True
     finally:
         for parameter in module.parameters():
             parameter.grad = None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:300] or type(error).__name__

@@ -119,9 +119,8 @@ class Coordinator:
             Fact | partial[Fact]
         ] = []  # hashes are computed when asked for, once replies are on their way
         self._out: Said = []
-        self._gathered = (
-            False  # enough clients were here since the run began or was taken up: below_min = end waits for that
-        )
+        # Enough clients were here since the run began or was taken up: below_min = end waits for that.
+        self._gathered = False
         self._round = 0
         self._plan: list[list[int]] | None = None  # waves of this round still to come; None: the round has not begun
         self._waves = 0
@@ -570,9 +569,8 @@ class Coordinator:
     def _step(self, cohort: list[Arrived], at: At) -> dict[int, Gradient]:
         """Train the head on a cohort, from which clients are taken, and refused, whose batches make that impossible."""
         if len(cohort) == 1 and len(cohort[0].batch.y) == 1 and not self._singles.takes_one:
-            self._send_away(
-                self.roster.by_shard(cohort.pop().client)
-            )  # the others that it would have trained with have left
+            # The others that it would have trained with have left.
+            self._send_away(self.roster.by_shard(cohort.pop().client))
         while cohort:
             try:
                 replies = self.protocol.head.step(self.bank, cohort, at)

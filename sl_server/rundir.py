@@ -23,7 +23,6 @@ from sl_server.coordinator import Coordinator
 from sl_server.growing import GrowingFile
 from sl_server.inputs import inputs_of, write_inputs
 from sl_server.ledger import Ledger
-from sl_server.schema import write_schema
 from sl_server.table import Board, Table, row_of
 from sl_server.weight_set import put_in_place, write_weights
 
@@ -64,7 +63,7 @@ class RunDirectory:
             else:
                 if (path / "config.json").exists():
                     raise ConfigError(f"--out {path}: holds a run already; choose another directory, or --resume it")
-                write_schema(path)
+                schema.write_schema(path)
                 write_atomically(path / "config.json", config.model_dump_json(indent=2).encode() + b"\n")
             remove_parts(path)
             put_in_place(path)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-from rich import progress as rich
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -29,7 +27,7 @@ from sl_common.facts import (
 )
 from sl_common.host.devices import described
 from sl_common.host.log import Level, Log
-from sl_common.host.progress import Beat, Seldom, Told, size
+from sl_common.host.progress import Beat, Seldom, make_bar, size, wants_bar
 from sl_common.host.text import MAX_OURS, printable
 from sl_common.messages import WIRE_KINDS
 from sl_server.ledger import Ledger
@@ -182,18 +180,7 @@ class Bar(Show):
 
     def __init__(self, ledger: Ledger, rounds: int, *, clients: int = 1, level: Level = Level.INFO) -> None:
         super().__init__(ledger, rounds, clients=clients, level=level)
-        self._bar = rich.Progress(
-            rich.TextColumn("[bold]{task.description}"),
-            rich.BarColumn(bar_width=20),
-            rich.MofNCompleteColumn(),
-            rich.TextColumn("{task.fields[loss]}"),
-            Told(self.progress.wire),
-            rich.TimeElapsedColumn(),
-            rich.TextColumn("ETA"),
-            rich.TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-        )
+        self._bar = make_bar(self.progress.wire, self._console)
         self._task = self._bar.add_task("waiting for clients", total=None, loss="")
         self._bar.start()
 
@@ -225,8 +212,7 @@ class Bar(Show):
 
 def make_show(ledger: Ledger, rounds: int, *, clients: int, as_json: bool, level: Level = Level.INFO) -> Show:
     """Make what fits where the output goes."""
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    if terminal and not as_json and level.number <= Level.INFO.number:
+    if wants_bar(level, as_json=as_json):
         return Bar(ledger, rounds, clients=clients, level=level)
     return Show(ledger, rounds, clients=clients, as_json=as_json, level=level)
 

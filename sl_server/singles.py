@@ -20,9 +20,8 @@ from sl_common.network import Network
 from sl_common.protocol import All, Always, Parallel
 from sl_common.singles import reason_against_one
 
-_LOOKED_AT = (
-    1 << 10
-)  # epochs of a wave in which is looked for a batch of one that crosses the cut; in longer ones it is taken to do so
+# Epochs of a wave in which is looked for a batch of one that crosses the cut; in longer ones it is taken to do so.
+_LOOKED_AT = 1 << 10
 
 
 class Singles:
@@ -32,9 +31,8 @@ class Singles:
         self._config = config
         self._network = network
         protocol = config.protocol
-        self._joins = (
-            isinstance(protocol.barrier, All) and not protocol.aligns
-        )  # what an alignment asks is a client's alone
+        # What an alignment asks is a client's alone.
+        self._joins = isinstance(protocol.barrier, All) and not protocol.aligns
 
     @cached_property
     def against(self) -> dict[str, str]:

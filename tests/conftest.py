@@ -14,9 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests import `world`
 torch.set_num_threads(1)
 for _name in ("grpc_proxy", "https_proxy", "http_proxy", "HTTP_PROXY"):  # all that tests talk to is on this machine
     os.environ.pop(_name, None)
-os.environ["CUDA_VISIBLE_DEVICES"] = (
-    ""  # of processes too: bits are compared between them and the simulator, which is on the CPU
-)
+# Of processes too: bits are compared between them and the simulator, which is on the CPU.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) == signal.SIG_IGN:
         # as in a shell's background, or under nohup: what tests start would ignore it too

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from processes import PATIENCE_S, Process, ran, ran_all, started
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
+from small_run import SMALL
 from typer.testing import CliRunner
 from world import make_config
 
@@ -31,21 +32,6 @@ from sl_server.check import inspect
 from sl_server.cli import app
 from sl_server.simulate import Simulation
 
-SMALL = """
-[run]
-name = "small"
-rounds = 2
-clients = 2
-[model]
-name = "mlp"
-args = { hidden = [16] }
-[data]
-batch_size = 32
-[protocol]
-preset = "splitfed_v2"
-[client]
-wave = { steps = 3 }
-"""
 ENDLESS = "run.rounds=100000"
 SUMMARY_KEYS = {"name", "preset", "finished", "failed", "reason", "rounds", "clients", "train_loss", "evaluation", "bytes", "payload_bytes"} | {
     "seconds", "weights_sha256", "seed", "threads", "torch", "cutlayer", "device", "inputs"

@@ -14,24 +14,10 @@ from pathlib import Path
 
 import pytest
 from processes import BIN, PATIENCE_S, ROOT, _environment, started
+from small_run import SMALL
 
 from sl_common.host.output import MAX_WAITING, STUCK, Output, OutputFailed
 
-SMALL = """
-[run]
-name = "small"
-rounds = 2
-clients = 2
-[model]
-name = "mlp"
-args = { hidden = [16] }
-[data]
-batch_size = 32
-[protocol]
-preset = "splitfed_v2"
-[client]
-wave = { steps = 3 }
-"""
 SIGNS = "→ × ≈ … x̂ ‖ │ ─ é 中 \udcff"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from sl_common.config import check_device
-from sl_common.errors import ConfigError
+from sl_common.errors import ConfigError, first_line
 
 
 def pick_device(asked: str, key: str, warn: Callable[[str], None] = lambda _text: None) -> str:
@@ -51,6 +51,6 @@ def _computes(key: str, warn: Callable[[str], None]) -> bool:
     try:
         return torch.ones(1, device="cuda").add(1).item() == 2
     except (RuntimeError, AssertionError) as error:  # the latter of a build without CUDA
-        first = str(error).partition("\n")[0]
-        warn(f"{key} = 'auto' takes the CPU: torch {torch.__version__} sees a GPU and cannot use it ({first:.200})")
+        why = first_line(error, 200)
+        warn(f"{key} = 'auto' takes the CPU: torch {torch.__version__} sees a GPU and cannot use it ({why})")
         return False

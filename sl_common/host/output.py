@@ -153,9 +153,8 @@ class Output(io.TextIOBase):
 
     def _drop(self, why: str) -> None:
         first, self.lost, self.trouble = self.lost == 0, self.lost + 1, why
-        if (
-            first and self._tell is not None
-        ):  # not from here: the stream it is told on may be this one's twin, in the same state
+        # Not from here: the stream it is told on may be this one's twin, in the same state.
+        if first and self._tell is not None:
             threading.Thread(target=self._tell, args=(why,), name="output lost", daemon=True).start()
 
     def _run(self) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 
-from rich.progress import ProgressColumn, Task
+from rich import progress as rich
+from rich.console import Console
 from rich.text import Text
 
+from sl_common.host.log import Level
 from sl_common.host.output import OutputFailed
 
 EVERY_S = 9.0  # so that a line comes at least every 10 s
@@ -70,7 +73,7 @@ class Rate:
         return max(0.0, count - before) / (now - began) if now > began else 0.0
 
 
-class Told(ProgressColumn):
+class Told(rich.ProgressColumn):
     """A column of a bar whose text is asked for when it is drawn."""
 
     max_refresh = 0.5
@@ -79,9 +82,31 @@ class Told(ProgressColumn):
         super().__init__()
         self._text = text
 
-    def render(self, _task: Task) -> Text:
+    def render(self, _task: rich.Task) -> Text:
         """Ask."""
         return Text(self._text())
+
+
+def make_bar(wire: Callable[[], str], console: Console) -> rich.Progress:
+    """A bar of one task with the fields `loss`, and `wire` for what went over the wire."""
+    return rich.Progress(
+        rich.TextColumn("[bold]{task.description}"),
+        rich.BarColumn(bar_width=20),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn("{task.fields[loss]}"),
+        Told(wire),
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("ETA"),
+        rich.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def wants_bar(level: Level, *, as_json: bool) -> bool:
+    """Whether a person at a terminal watches."""
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    return terminal and not as_json and level.number <= Level.INFO.number
 
 
 def size(nbytes: float) -> str:
