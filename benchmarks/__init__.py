@@ -2,7 +2,7 @@
 
 import os
 
-from sl_client.proxy import VARIABLES
+from sl_client.transport.proxy import VARIABLES
 
 # All processes of a benchmark are on this machine: no proxy is measured with them.
 for _name in (*VARIABLES, "HTTP_PROXY"):

@@ -167,7 +167,10 @@ def recoveries(kills: int, steps: int) -> list[dict[str, float]]:
 def imports() -> dict[str, float]:
     """Seconds that a process takes to import torch, and to import all that a server is, torch included."""
     found = {}
-    for name, code in (("torch", "import torch"), ("server", "import sl_server.cli, sl_server.serve")):
+    for name, code in (
+        ("torch", "import torch"),
+        ("server", "import sl_server.cli.application, sl_server.training.process"),
+    ):
         began = time.monotonic()
         subprocess.run([sys.executable, "-c", code], check=True)
         found[name] = time.monotonic() - began

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from benchmarks.data import images
 from benchmarks.page import Page, parser_of
 from benchmarks.workloads import LR, MOMENTUM, WORKLOADS, sgd
-from sl_common.messages import Smashed
-from sl_common.optim import Sgd
+from sl_common.messages.training import Smashed
 from sl_common.protocol import Arrived, At, Head, Mixup
 from sl_common.protocol.mix import Part
-from sl_common.segment import Bank, Segment
+from sl_common.training.optim import Sgd
+from sl_common.training.segment import Bank, Segment
 
 BATCH, GOAL = 8, 1.05
 NOTE = (

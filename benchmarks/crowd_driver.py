@@ -14,11 +14,11 @@ from pathlib import Path
 import grpc
 import torch
 
-from sl_client.seat import take_seat
+from sl_client.training.seat import take_seat
+from sl_common.client.program import Flow, Seat, participate
 from sl_common.codec import Link
-from sl_common.config import RunConfig
-from sl_common.messages import Alive, Gradient, Smashed, ToClient, ToServer, Welcome
-from sl_common.participate import Flow, Seat, participate
+from sl_common.config.run_config import RunConfig
+from sl_common.messages.training import Alive, Gradient, Smashed, ToClient, ToServer, Welcome
 from sl_common.wire import Endpoint, Greeting, Hello, read_answer
 
 METHOD = "/sl.v1.SplitLearning/Train"

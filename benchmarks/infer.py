@@ -22,11 +22,11 @@ from benchmarks.infer_sides import LEAST
 from benchmarks.page import Page, parser_of
 from benchmarks.processes import ROOT, module, script, started
 from benchmarks.sides import START_S
-from sl_common.config import RunConfig
-from sl_server.export import export_run
-from sl_server.ledger import Ledger
-from sl_server.rundir import RunDirectory
-from sl_server.simulate import Simulation
+from sl_common.config.run_config import RunConfig
+from sl_server.simulation.simulation import Simulation
+from sl_server.storage.export import export_run
+from sl_server.storage.run_directory import RunDirectory
+from sl_server.telemetry.ledger import Ledger
 
 SIDES = {  # name -> (cut, codec for activations)
     "raw image": None,

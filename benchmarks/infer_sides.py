@@ -25,10 +25,10 @@ from torch import Tensor
 
 from benchmarks.data import images
 from benchmarks.workloads import one_thread
-from sl_client.carrier import OPTIONS
-from sl_client.predictor import Predictor
+from sl_client.inference.predictor import Predictor
+from sl_client.transport.stream import OPTIONS
 from sl_common.models import build, join
-from sl_server import service
+from sl_server.transport import service
 
 METHOD = "/raw/Infer"
 PREFIX = 5  # bytes that gRPC puts before each message

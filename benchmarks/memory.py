@@ -26,9 +26,9 @@ import numpy.typing as npt
 from benchmarks.page import Page, parser_of
 from benchmarks.processes import Process, module, script, started
 from sl_client.data.cifar import CIFAR10
-from sl_common.config import RunConfig
-from sl_common.footprint import FACTOR, Footprint, footprint_of
-from sl_common.network import Network
+from sl_common.config.run_config import RunConfig
+from sl_common.network.footprint import FACTOR, Footprint, footprint_of
+from sl_common.network.network import Network
 
 MB = 1e6
 ALLOWED_MB = 40  # beyond torch, the segment and FACTOR × the batch's activations

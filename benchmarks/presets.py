@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.page import Page, parser_of
 from benchmarks.processes import ROOT, BenchmarkFailed, script
-from sl_common.presets import PRESETS
+from sl_common.config.presets import PRESETS
 
 GOAL = 0.80
 

@@ -19,8 +19,8 @@ from benchmarks.page import Page, parser_of
 from benchmarks.processes import script, started
 from benchmarks.sides import START_S, config, second_round_seconds
 from benchmarks.workloads import WORKLOADS
-from sl_common.config import RunConfig
-from sl_server.check import inspect
+from sl_common.config.run_config import RunConfig
+from sl_server.preflight.check import inspect
 
 LINKS = {
     "identity": "",

@@ -12,9 +12,9 @@ import random
 import threading
 from collections import Counter
 
-from sl_client.carrier import Carrier, GrpcCarrier, StreamBroken
-from sl_client.runner import Interrupted, Runner
-from sl_client.show import Lines
+from sl_client.console.show import Lines
+from sl_client.training.runner import Interrupted, Runner
+from sl_client.transport.stream import Carrier, GrpcCarrier, StreamBroken
 from sl_common.errors import PeerLost, Refused
 
 STAY = 2  # clients that never leave, so that the run goes on

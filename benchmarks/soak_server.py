@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import TypeVar
 
-from sl_server import cli
-from sl_server.engine import Engine
+from sl_server.cli import application as cli
+from sl_server.training.engine import Engine
 
 T = TypeVar("T")
 

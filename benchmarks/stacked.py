@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.page import Page, parser_of
-from sl_common.config import RunConfig
-from sl_server.choice import seconds_of
-from sl_server.ledger import Ledger
-from sl_server.simulate import Simulation
-from sl_server.stacked import Stacked
+from sl_common.config.run_config import RunConfig
+from sl_server.simulation.choice import seconds_of
+from sl_server.simulation.simulation import Simulation
+from sl_server.simulation.vectorized.simulation import Stacked
+from sl_server.telemetry.ledger import Ledger
 
 GOAL, GOAL_OF = 5.0, ("mlp", 100)
 STEPS = 10  # of every client in one measurement

@@ -38,7 +38,7 @@ def server() -> str | None:
 
 def client() -> str | None:
     """What is wrong, if anything."""
-    from sl_client.proxy import Unusable, find
+    from sl_client.transport.proxy import Unusable, find
 
     port, proxy = int(os.environ["SL_SERVER"].rpartition(":")[2]), None
     with contextlib.suppress(Unusable):  # which the client goes around

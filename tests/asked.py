@@ -10,21 +10,21 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from sl_client.carrier import GrpcCarrier
+from sl_client.transport.stream import GrpcCarrier
 from sl_common.codec import Link
-from sl_common.config import RunConfig
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import Refused
 from sl_common.wire import Endpoint, Hello
 from sl_common.wire.endpoint import CHUNK_BYTES
-from sl_server import service
-from sl_server.door import Door
-from sl_server.infer_metrics import InferMetrics
-from sl_server.inference import Inference
-from sl_server.ledger import Ledger
-from sl_server.microbatch import MicroBatching
-from sl_server.rundir import RunDirectory
-from sl_server.simulate import Simulation
-from sl_server.trained import Trained, read_run
+from sl_server.inference.loop import Inference
+from sl_server.inference.metrics import InferMetrics
+from sl_server.inference.microbatch import MicroBatching
+from sl_server.security.credentials import Door
+from sl_server.simulation.simulation import Simulation
+from sl_server.storage.run_directory import RunDirectory
+from sl_server.storage.trained import Trained, read_run
+from sl_server.telemetry.ledger import Ledger
+from sl_server.transport import service
 
 
 def trained_in(out: Path, config: RunConfig) -> dict:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from sl_client.access import Access
-from sl_client.tls import Tls
-from sl_server.certs import Issued, hosts_of, issue, make_ca
-from sl_server.door import Door, make_door
+from sl_client.transport.access import Access
+from sl_client.transport.tls import Tls
+from sl_server.security.certificates import Issued, hosts_of, issue, make_ca
+from sl_server.security.credentials import Door, make_door
 
 LONG_AGO = datetime.now(UTC) - timedelta(days=40)
 TOKENS = {name: f"{name}-{'0123456789abcdef' * 2}" for name in ("c0", "c1", "c2")}

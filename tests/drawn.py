@@ -15,8 +15,8 @@ from unions import members
 
 from sl_common.codec import Link
 from sl_common.codec.packed import DTYPES
-from sl_common.inference import Answered, Asked, Fetch, Lower, Offer, Query, Scores
-from sl_common.messages import (
+from sl_common.messages.inference import Answered, Asked, Fetch, Lower, Offer, Query, Scores
+from sl_common.messages.training import (
     Aligned,
     Alive,
     Begin,

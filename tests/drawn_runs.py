@@ -6,9 +6,9 @@ import random
 
 from torch import Tensor, nn
 
-from sl_common.config import RunConfig
+from sl_common.config.presets import PRESETS
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
-from sl_common.presets import PRESETS
 
 MODELS = (
     'model.name = "mlp"\nmodel.args = { hidden = [12, 8] }',

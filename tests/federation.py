@@ -15,8 +15,8 @@ from relay import Relay, relaying
 from tally import Faults
 from world import make_config
 
-from sl_common.config import RunConfig
-from sl_server.simulate import Simulation
+from sl_common.config.run_config import RunConfig
+from sl_server.simulation.simulation import Simulation
 
 
 def slow_config(preset: str, **more: object) -> RunConfig:

@@ -23,10 +23,10 @@ from world import make_config
 
 from sl_client.data.cifar import CIFAR10, read
 from sl_client.data.idx import read_idx, read_rows
-from sl_client.samples import read as read_samples
+from sl_client.inference.files import read as read_samples
 from sl_common.errors import ConfigError, DataError
 from sl_server.report.past import read_run
-from sl_server.trained import read_weights
+from sl_server.storage.trained import read_weights
 
 INPUT = (1, 4, 4)
 

@@ -14,18 +14,18 @@ from mutations import mutated, rewritten
 from test_config import EVERYTHING, OTHERS
 from world import make_config
 
-from sl_client.past import find_past
-from sl_common.config import RunConfig
+from sl_client.training.snapshots_on_disk import find_past
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, DataError
 from sl_common.tree import MAGIC, dumps, loads
-from sl_server.certs import Folder
-from sl_server.checkpoint import Checkpoints
-from sl_server.handshakes import read_line
-from sl_server.inputs import read_inputs
-from sl_server.revoked import Revoked
-from sl_server.simulate import Simulation
-from sl_server.tls import CertificateFiles
-from sl_server.tokens import Tokens
+from sl_server.security.certificates import Folder
+from sl_server.security.handshakes import read_line
+from sl_server.security.revocation import Revoked
+from sl_server.security.tls import CertificateFiles
+from sl_server.security.tokens import Tokens
+from sl_server.simulation.simulation import Simulation
+from sl_server.storage.checkpoint import Checkpoints
+from sl_server.storage.inputs import read_inputs
 
 EXAMPLES = [path.read_text() for path in sorted((Path(__file__).parent.parent / "examples").glob("*.toml"))]
 TEXTS = [EVERYTHING, *OTHERS, *EXAMPLES]

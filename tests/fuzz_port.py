@@ -22,13 +22,13 @@ from processes import Process, started
 from raw_http2 import CALL, Line, frame, headers, prefixed
 from world import make_config
 
-from sl_client.access import Access
-from sl_client.carrier import SERVICE, GrpcCarrier, StreamBroken
-from sl_common.config import RunConfig
+from sl_client.transport.access import Access
+from sl_client.transport.stream import SERVICE, GrpcCarrier, StreamBroken
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import CutlayerError
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import Hello, Refusal, read_answer
-from sl_server.simulate import Simulation
+from sl_server.simulation.simulation import Simulation
 
 ROOM_MB = 512  # what strangers may hold, 64 times 8 MiB: server.limits.strangers
 TOKENS = {name: f"{name}-0123456789abcdef" for name in ("c0", "c1", "evil")}  # or whoever comes could take c0's name

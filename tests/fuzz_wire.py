@@ -17,14 +17,14 @@ from mutations import misfiled, mutated, swollen_text, swollen_tree
 from recorded import parts, record
 from world import make_config
 
-from sl_common.config import RunConfig
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, Refused, WireError
-from sl_common.network import Network
+from sl_common.network.network import Network
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import Endpoint, Frame, Greeting, Hello, Refusal, eventlog, probe, read_answer
-from sl_server.coordinator import Coordinator
-from sl_server.sessions import Sessions
-from sl_server.simulate import Simulation
+from sl_server.core.coordinator import Coordinator
+from sl_server.core.sessions import Sessions
+from sl_server.simulation.simulation import Simulation
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,13 +25,14 @@ import torch
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message as Header
 
-from sl_client.seat import take_seat
+from sl_client.training.seat import take_seat
 from sl_common import __version__
+from sl_common.client.program import Flow, Seat, participate
 from sl_common.codec import BFloat16, Feedback, Float16, Link, Masked, RandTopK
-from sl_common.config import RunConfig
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import Refused
-from sl_common.inference import Fetch, Lower, Offer, Query, Scores
-from sl_common.messages import (
+from sl_common.messages.inference import Fetch, Lower, Offer, Query, Scores
+from sl_common.messages.training import (
     Aligned,
     Alive,
     Begin,
@@ -46,13 +47,12 @@ from sl_common.messages import (
     Smashed,
     Welcome,
 )
-from sl_common.network import Network
-from sl_common.participate import Flow, Seat, participate
+from sl_common.network.network import Network
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import Endpoint, Frame, Hello, Refusal, Timing, probe
-from sl_server.coordinator import Coordinator
-from sl_server.sessions import Sessions
-from sl_server.simulate import Simulation
+from sl_server.core.coordinator import Coordinator
+from sl_server.core.sessions import Sessions
+from sl_server.simulation.simulation import Simulation
 
 FOLDER = Path(__file__).with_name("golden") / "frames"
 SHORT = 48  # bytes that are written out

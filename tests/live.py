@@ -9,21 +9,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from sl_client.access import PLAINTEXT, Access
-from sl_client.carrier import Carrier, GrpcCarrier, StreamBroken
-from sl_client.runner import Runner
-from sl_client.show import Lines
-from sl_common.config import RunConfig
-from sl_common.facts import Fact
-from sl_common.messages import Bye
-from sl_common.network import Network
+from sl_client.console.show import Lines
+from sl_client.training.runner import Runner
+from sl_client.transport.access import PLAINTEXT, Access
+from sl_client.transport.stream import Carrier, GrpcCarrier, StreamBroken
+from sl_common.config.run_config import RunConfig
+from sl_common.messages.facts import Fact
+from sl_common.messages.training import Bye
+from sl_common.network.network import Network
 from sl_common.wire import Greeting, read_answer
-from sl_server import service
-from sl_server.coordinator import Coordinator
-from sl_server.door import Door
-from sl_server.engine import Engine
-from sl_server.ledger import Ledger
-from sl_server.metrics import Metrics
+from sl_server.core.coordinator import Coordinator
+from sl_server.security.credentials import Door
+from sl_server.telemetry.ledger import Ledger
+from sl_server.telemetry.metrics import Metrics
+from sl_server.training.engine import Engine
+from sl_server.transport import service
 
 
 class Quiet(Lines):

@@ -12,7 +12,7 @@ from processes import ran, ran_all, started
 
 from sl_common.addresses import Address, address_to_listen, address_to_reach, joined
 from sl_common.errors import ConfigError
-from sl_server.options import host_port
+from sl_server.cli.options import host_port
 
 
 def to_reach(text: str) -> str:

@@ -17,18 +17,18 @@ from world import make_config
 
 from sl_client.data import Data, load
 from sl_client.data.identity import data_set_of
-from sl_client.seat import take_seat
-from sl_common.builds import builds_of, difference
-from sl_common.config import RunConfig
+from sl_client.training.seat import take_seat
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, DataError, Refused, WireError
-from sl_common.facts import ClientsDoubtful, Evaluated
 from sl_common.holdings import Build, DataSet, apart
-from sl_common.messages import Joined, Leave, Ready, Welcome
-from sl_common.network import Network
-from sl_common.segment import _NOBODY
-from sl_server.coordinator import Coordinator
-from sl_server.rehearsal import rehearse
-from sl_server.simulate import Simulation
+from sl_common.messages.facts import ClientsDoubtful, Evaluated
+from sl_common.messages.training import Joined, Leave, Ready, Welcome
+from sl_common.network.builds import builds_of, difference
+from sl_common.network.network import Network
+from sl_common.training.segment import _NOBODY
+from sl_server.core.coordinator import Coordinator
+from sl_server.simulation.simulation import Simulation
+from sl_server.training.rehearsal import rehearse
 
 CODE = """
 import numpy as np

@@ -16,23 +16,23 @@ from test_equivalence import assert_same_bits, batches, dumb_average, halves, lo
 from torch import Tensor, nn
 from world import World, make_config, run_world
 
-from sl_common.config import Budget, RunConfig
+from sl_common.config.presets import PRESETS
+from sl_common.config.run_config import Budget, RunConfig
 from sl_common.errors import ConfigError, Diverged, WireError
-from sl_common.facts import AuxAligned, RoundEnded, Trained
-from sl_common.messages import Aligned, Begin, Directive, Done, Gradient, Newest, Smashed
+from sl_common.messages.facts import AuxAligned, RoundEnded, Trained
+from sl_common.messages.training import Aligned, Begin, Directive, Done, Gradient, Newest, Smashed
 from sl_common.models.auxiliary import Classifier
-from sl_common.network import Network
-from sl_common.optim import Adam, Sgd
-from sl_common.presets import PRESETS
+from sl_common.network.network import Network
 from sl_common.protocol import Always, At, AwaitAligned, Draws, LocalLoss, Protocol
 from sl_common.protocol.align import Alignment, Memory, squared_error
-from sl_common.segment import Bank, Segment
+from sl_common.training.optim import Adam, Sgd
+from sl_common.training.segment import Bank, Segment
 from sl_common.wire import eventlog
-from sl_server.coordinator import Coordinator
-from sl_server.ledger import Ledger
-from sl_server.recordings import Recordings
-from sl_server.replay import replay_events
-from sl_server.simulate import Simulation
+from sl_server.core.coordinator import Coordinator
+from sl_server.core.recordings import Recordings
+from sl_server.simulation.replay import replay_events
+from sl_server.simulation.simulation import Simulation
+from sl_server.telemetry.ledger import Ledger
 
 
 def sage(**more: object) -> RunConfig:

@@ -12,14 +12,14 @@ from test_equivalence import batches, halves, loaders, lower_of, run, whole_mode
 from test_local_loss import aux_of
 from torch import Tensor, nn
 
-from sl_common.config import RunConfig
-from sl_common.network import Network
-from sl_common.optim import Adam, Cosine, Sgd
+from sl_common.config.run_config import RunConfig
+from sl_common.network.network import Network
 from sl_common.protocol import At
 from sl_common.protocol.align import Alignment, Memory
-from sl_common.segment import Segment
-from sl_server.check import inspect
-from sl_server.simulate import Simulation
+from sl_common.training.optim import Adam, Cosine, Sgd
+from sl_common.training.segment import Segment
+from sl_server.preflight.check import inspect
+from sl_server.simulation.simulation import Simulation
 
 ADAM = '{ kind = "adam", lr = 0.001 }'
 EPOCHS = 5

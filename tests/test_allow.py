@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from sl_client.data import Data, load
-from sl_common.config import RunConfig
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.imports import load_function
-from sl_common.network import Network
+from sl_common.network.network import Network
 
 DATA = """
 import functools, os, shutil

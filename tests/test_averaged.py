@@ -11,14 +11,14 @@ from pydantic import ValidationError
 from test_network import federation
 from world import make_config
 
-from sl_common.config import RunConfig
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
-from sl_common.facts import Trained
-from sl_common.messages import Gradient, Smashed
-from sl_common.network import Network
+from sl_common.messages.facts import Trained
+from sl_common.messages.training import Gradient, Smashed
+from sl_common.network.network import Network
 from sl_common.protocol import At, Averaged
-from sl_server.ledger import Ledger
-from sl_server.simulate import Simulation
+from sl_server.simulation.simulation import Simulation
+from sl_server.telemetry.ledger import Ledger
 
 
 def simulated(

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from drawn import bytes_of, normal
 from torch import Tensor, nn
 
-from sl_common import backward
-from sl_common.backward import LARGE, backward_to, has_large_products
 from sl_common.models import MODELS, build, split
-from sl_common.optim import Adam, Optimizer, Sgd
-from sl_common.segment import Segment
+from sl_common.training import backward
+from sl_common.training.backward import LARGE, backward_to, has_large_products
+from sl_common.training.optim import Adam, Optimizer, Sgd
+from sl_common.training.segment import Segment
 
 SIDE = 256
 assert SIDE * SIDE >= LARGE

@@ -14,7 +14,7 @@ from benchmarks.processes import BenchmarkFailed, started
 from benchmarks.step import RESULTS
 from benchmarks.targets import PAGE, TARGETS, Target, page, value
 from benchmarks.workloads import WORKLOADS, Workload, chosen
-from sl_common.config import RunConfig
+from sl_common.config.run_config import RunConfig
 
 
 def test_the_images_are_there() -> None:

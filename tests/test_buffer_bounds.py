@@ -20,25 +20,37 @@ from test_buffers import Pair, batch, reply, until_refused
 from test_limits import hostile
 from world import make_config
 
-from sl_client.past import FOLDERS, RUNS, Past, find_past
-from sl_client.runner import UNHEARD, Runner
+from sl_client.training.runner import UNHEARD, Runner
+from sl_client.training.snapshots_on_disk import FOLDERS, RUNS, Past, find_past
+from sl_common.client.program import Flow, Next, Window
+from sl_common.client.snapshots import KEPT
 from sl_common.codec import Link
 from sl_common.codec.feedback import Feedback
-from sl_common.config import Budget
+from sl_common.config.run_config import Budget
 from sl_common.errors import ConfigError, WireError
 from sl_common.host.locks import sole_writer
-from sl_common.messages import Alive, Begin, Bye, Directive, Done, Epoch, Gradient, Late, Newest, Smashed, Welcome
-from sl_common.participate import Flow, Next, Window
+from sl_common.messages.training import (
+    Alive,
+    Begin,
+    Bye,
+    Directive,
+    Done,
+    Epoch,
+    Gradient,
+    Late,
+    Newest,
+    Smashed,
+    Welcome,
+)
 from sl_common.proto import split_pb2 as pb
 from sl_common.protocol import At, Await
-from sl_common.snapshots import KEPT
 from sl_common.wire import Endpoint, Greeting, Hello
 from sl_common.wire.translate import MAX_SLOT
-from sl_server.engine import UNREAD
-from sl_server.identity import Identity
-from sl_server.recordings import Recordings
-from sl_server.stream import TrainStream
-from sl_server.wave import Wave
+from sl_server.core.identity import Identity
+from sl_server.core.recordings import Recordings
+from sl_server.core.wave import Wave
+from sl_server.training.engine import UNREAD
+from sl_server.transport.stream import TrainStream
 
 ROOT = Path(__file__).parent.parent
 

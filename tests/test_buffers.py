@@ -13,14 +13,16 @@ from live import ClientThread, LiveServer, serving
 from test_quorum import begun, world_of
 from world import make_config
 
-from sl_client.carrier import GrpcCarrier
-from sl_client.lowers import KEPT, Lowers
+from sl_client.inference.lower_cache import KEPT, Lowers
+from sl_client.transport.stream import GrpcCarrier
+from sl_common.client.program import Flow
+from sl_common.client.snapshots import Snapshots
 from sl_common.codec import Link
 from sl_common.codec.masked import Masked
 from sl_common.errors import Refused, WireError
-from sl_common.facts import ClientLate
-from sl_common.inference import Offer, Query, Scores
-from sl_common.messages import (
+from sl_common.messages.facts import ClientLate
+from sl_common.messages.inference import Offer, Query, Scores
+from sl_common.messages.training import (
     MOST_LATE,
     Alive,
     Begin,
@@ -32,17 +34,15 @@ from sl_common.messages import (
     Smashed,
     Welcome,
 )
-from sl_common.participate import Flow
 from sl_common.proto import split_pb2 as pb
 from sl_common.protocol import Await
-from sl_common.snapshots import Snapshots
 from sl_common.tensors import digest
 from sl_common.wire import Endpoint
 from sl_common.wire.causes import WORDS
 from sl_common.wire.endpoint import ACK_MESSAGES, Call
 from sl_common.wire.outgoing import Outgoing
-from sl_server.engine import FRAME_COSTS
-from sl_server.stream import TrainStream
+from sl_server.training.engine import FRAME_COSTS
+from sl_server.transport.stream import TrainStream
 
 WINDOW = 2
 

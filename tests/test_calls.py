@@ -14,10 +14,10 @@ import pytest
 from live import ClientThread, serving
 from world import make_config
 
-from sl_client import calls
-from sl_client.calls import Call, PolledCall, SpunCall, open_call
-from sl_client.carrier import OPTIONS
-from sl_server.simulate import Simulation
+from sl_client.transport import grpc_call as calls
+from sl_client.transport.grpc_call import Call, PolledCall, SpunCall, open_call
+from sl_client.transport.stream import OPTIONS
+from sl_server.simulation.simulation import Simulation
 
 Make = Callable[[str], Call]
 

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from sl_common.errors import ConfigError
 from sl_common.host.extras import how_to_install
 from sl_common.host.locks import sole_writer
-from sl_server import certs
-from sl_server.cli import app
+from sl_server.cli.application import app
+from sl_server.security import certificates as certs
 
 
 def certs_of(*words: object) -> str:
@@ -252,7 +252,7 @@ def test_what_it_says(tmp_path: Path) -> None:
 
 def test_without_cryptography_it_says_what_to_install(tmp_path: Path) -> None:
     """As on a plain install: the rest of the server does not need it."""
-    code = "import sys; sys.modules['cryptography'] = None; from sl_server.cli import main; main()"
+    code = "import sys; sys.modules['cryptography'] = None; from sl_server.cli.application import main; main()"
     command = [sys.executable, "-c", code, "certs", tmp_path / "new"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2

@@ -16,7 +16,7 @@ from test_faults import assert_finished, batches_of, simulated_sha
 from test_restart import RestartWorld
 from world import make_config
 
-from sl_common.presets import PRESETS
+from sl_common.config.presets import PRESETS
 
 FAULTS = 45  # for each preset
 

@@ -17,12 +17,12 @@ from drawn_runs import drawn
 from world import run_world
 
 from sl_client.data import load
-from sl_common.config import KNOWN_DATA, RunConfig
+from sl_common.config.run_config import KNOWN_DATA, RunConfig
 from sl_common.errors import ConfigError, CutlayerError, Diverged
 from sl_common.partition import Dirichlet, Iid, Shards
-from sl_server.check import inspect
-from sl_server.preflight import shard_sizes
-from sl_server.simulate import Simulation
+from sl_server.core.preflight import shard_sizes
+from sl_server.preflight.check import inspect
+from sl_server.simulation.simulation import Simulation
 
 DRAWS, SEED = int(os.environ.get("CUTLAYER_DRAWS", "64")), int(os.environ.get("CUTLAYER_SEED", "1"))
 

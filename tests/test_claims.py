@@ -11,17 +11,17 @@ import torch
 from test_faults import assert_finished
 from world import World, make_config
 
-from sl_client.seat import take_seat
-from sl_common.config import RunConfig
+from sl_client.training.seat import take_seat
+from sl_common.client.program import Seat
+from sl_common.config.presets import PRESETS
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import WireError
-from sl_common.facts import ClientLeft
-from sl_common.messages import Alive, Begin, Directive, Done, Gradient, Ready, Smashed, Welcome
-from sl_common.participate import Seat
-from sl_common.presets import PRESETS
+from sl_common.messages.facts import ClientLeft
+from sl_common.messages.training import Alive, Begin, Directive, Done, Gradient, Ready, Smashed, Welcome
 from sl_common.proto import split_pb2 as pb
 from sl_common.protocol import Draws
 from sl_common.wire.timing import MOST_S, Timing
-from sl_server.claims import Due, check_ready, due_of, most_evaluated
+from sl_server.core.claims import Due, check_ready, due_of, most_evaluated
 
 OWN = {
     "data__name": '"mine:data"',

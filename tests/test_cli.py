@@ -22,15 +22,15 @@ from small_run import SMALL
 from typer.testing import CliRunner
 from world import make_config
 
-from sl_client.cli import app as client_app
+from sl_client.cli.application import app as client_app
 from sl_common import __version__
-from sl_common.config import RunConfig
-from sl_common.messages import WIRE_KINDS
-from sl_common.presets import PRESETS
+from sl_common.config.presets import PRESETS
+from sl_common.config.run_config import RunConfig
+from sl_common.messages.training import WIRE_KINDS
 from sl_common.wire import Frame
-from sl_server.check import inspect
-from sl_server.cli import app
-from sl_server.simulate import Simulation
+from sl_server.cli.application import app
+from sl_server.preflight.check import inspect
+from sl_server.simulation.simulation import Simulation
 
 ENDLESS = "run.rounds=100000"
 SUMMARY_KEYS = {"name", "preset", "finished", "failed", "reason", "rounds", "clients", "train_loss", "evaluation", "bytes", "payload_bytes"} | {

@@ -12,14 +12,14 @@ from world import World, make_config, run_world
 
 from sl_client.data import fashion_mnist
 from sl_common.codec import Codec, Deflate, Float8, Link, Mask
-from sl_common.config import Budget
+from sl_common.config.run_config import Budget
 from sl_common.errors import Diverged
-from sl_common.facts import ClientLeft, Evaluated
-from sl_common.messages import Epoch, Smashed
+from sl_common.messages.facts import ClientLeft, Evaluated
+from sl_common.messages.training import Epoch, Smashed
 from sl_common.protocol import At
 from sl_common.wire import Endpoint
-from sl_server.recordings import Recordings
-from sl_server.simulate import Simulation
+from sl_server.core.recordings import Recordings
+from sl_server.simulation.simulation import Simulation
 
 # Every kind in every direction that it is for.
 LINKS: dict[str, dict[str, str]] = {

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from sl_client.data import load
-from sl_common.config import KNOWN_DATA, RunConfig, deep_merge
+from sl_common.config.presets import PRESETS
+from sl_common.config.run_config import KNOWN_DATA, RunConfig, deep_merge
 from sl_common.errors import ConfigError
-from sl_common.network import Network
-from sl_common.presets import PRESETS
+from sl_common.network.network import Network
 from sl_common.protocol import Each, InTurn, Keep
-from sl_server.check import inspect
-from sl_server.cli import read_config
+from sl_server.cli.application import read_config
+from sl_server.preflight.check import inspect
 
 # One of every member of every union, with fields that are not the default.
 EVERYTHING = """

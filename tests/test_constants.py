@@ -10,17 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_kinds import assert_all_of_it_works, config, kept, resumed, trained
 
-from sl_common.config import Guard
+from sl_common.config.run_config import Guard
 from sl_common.errors import ConfigError, DataError, Diverged, WireError
-from sl_common.network import Network
+from sl_common.network.network import Network
 from sl_common.protocol import Record
 from sl_common.protocol.at import At
 from sl_common.protocol.merge import Average
-from sl_common.segment import Segment
 from sl_common.tensors import constants_of
-from sl_server.guard import guarded_state
-from sl_server.merged import checked_merge
-from sl_server.trained import read_run
+from sl_common.training.segment import Segment
+from sl_server.core.guard import guarded_state
+from sl_server.core.merged import checked_merge
+from sl_server.storage.trained import read_run
 
 INF, NAN = math.inf, math.nan
 FILLS = ["-inf", "-3.4028234663852886e38", "-1e30"]

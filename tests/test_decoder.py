@@ -12,10 +12,10 @@ from test_named_models import fit
 from torch import nn
 from world import make_config
 
-from sl_common.footprint import footprint_of, kept_by
 from sl_common.models.auxiliary import Decoder
-from sl_common.network import Network
-from sl_server.simulate import Simulation
+from sl_common.network.footprint import footprint_of, kept_by
+from sl_common.network.network import Network
+from sl_server.simulation.simulation import Simulation
 
 UPWARDS = Decoder(form="transposed")
 

@@ -16,13 +16,13 @@ from live import ClientThread
 from processes import BIN, PATIENCE_S, started
 from world import make_config
 
-from sl_common.config import RunConfig
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.host.descriptors import AGAIN_S, Room, Shortage, limit, make_room
-from sl_server import descriptors
-from sl_server.checkpoint import Checkpoints
-from sl_server.simulate import Simulation
-from sl_server.watched import Watched, read_file
+from sl_server.security.watched_files import Watched, read_file
+from sl_server.simulation.simulation import Simulation
+from sl_server.storage.checkpoint import Checkpoints
+from sl_server.training import descriptors
 
 LIMITED = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, tuple(map(int, sys.argv[1:3]))); os.execv(sys.argv[3], sys.argv[3:])"
 

@@ -12,16 +12,16 @@ import pytest
 import torch
 from processes import ran, started
 
-from sl_client.device import device_for
-from sl_client.seat import take_seat
-from sl_common.config import RunConfig
+from sl_client.device.limits import device_for
+from sl_client.training.seat import take_seat
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.host.devices import described, pick_device, what_is_there
-from sl_common.messages import Welcome
-from sl_server.check import inspect
-from sl_server.ledger import Ledger
-from sl_server.metrics import Metrics
-from sl_server.simulate import Simulation
+from sl_common.messages.training import Welcome
+from sl_server.preflight.check import inspect
+from sl_server.simulation.simulation import Simulation
+from sl_server.telemetry.ledger import Ledger
+from sl_server.telemetry.metrics import Metrics
 
 SMALL = """
 [run]

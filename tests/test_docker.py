@@ -240,8 +240,8 @@ def test_an_image_of_another_architecture_is_refused_by_name() -> None:
 TRAIN = """
 import torch
 from sl_common.models import MODELS, build, join
-from sl_common.optim import Adam, Sgd
-from sl_common.segment import Segment
+from sl_common.training.optim import Adam, Sgd
+from sl_common.training.segment import Segment
 for name in MODELS:
     image = {"mlp": (1, 8, 8), "cnn": (1, 28, 28), "cnn_emnist": (1, 28, 28)}.get(name, (3, 32, 32))
     for rule in (Sgd(momentum=0.9), Adam(), Adam(kind="adamw")):

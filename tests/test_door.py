@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sl_common.errors import ConfigError
-from sl_server.handshakes import read_line
-from sl_server.tokens import Tokens
+from sl_server.security.handshakes import read_line
+from sl_server.security.tokens import Tokens
 
 # --- tokens
 
@@ -131,7 +131,7 @@ def test_what_is_not_a_handshake_goes_on_to_stderr_as_printable_text() -> None:
     """Descriptor 2 is the process's own, so that a process of its own is needed."""
     code = """
 import os, sys
-from sl_server.handshakes import heard
+from sl_server.security.handshakes import heard
 told = []
 with heard(lambda who, error: told.append(who)):
     os.write(2, b"one\\n" + os.environb[b"LINE"] + b"\\n\\xff \\x1b[2Jtwo\\n")

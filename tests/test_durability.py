@@ -14,17 +14,17 @@ from processes import ran, started
 from tally import Faults
 from world import make_config
 
-from sl_client.past import Past, find_past
+from sl_client.training.snapshots_on_disk import Past, find_past
 from sl_common.errors import ConfigError, DataError
-from sl_common.facts import RoundEnded, Trained
-from sl_common.segment import Tree
+from sl_common.messages.facts import RoundEnded, Trained
 from sl_common.tensors import digest
+from sl_common.training.segment import Tree
 from sl_common.tree import loads
-from sl_server.checkpoint import Checkpoints
-from sl_server.ledger import Ledger
-from sl_server.rundir import GROWING, RunDirectory, shorter
-from sl_server.simulate import Simulation
-from sl_server.weight_set import read_weights_of
+from sl_server.simulation.simulation import Simulation
+from sl_server.storage.checkpoint import Checkpoints
+from sl_server.storage.run_directory import GROWING, RunDirectory, shorter
+from sl_server.storage.weight_set import read_weights_of
+from sl_server.telemetry.ledger import Ledger
 
 
 def batch(number: int) -> Trained:
@@ -174,7 +174,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_line(tmp_path: Path) -> None:
 
 
 def test_what_was_lost_in_the_end_is_in_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sl_server.growing.MAX_WAITING", 200)
+    monkeypatch.setattr("sl_server.storage.append_only.MAX_WAITING", 200)
     directory = RunDirectory(tmp_path, make_config("parallel"), Ledger())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))

@@ -13,12 +13,12 @@ from world import make_config
 
 from sl_client.data import load
 from sl_client.data.loader import Loader, make_loader
-from sl_common.config import RunConfig
-from sl_common.facts import Trained
-from sl_common.network import Network
-from sl_common.presets import PRESETS
+from sl_common.config.presets import PRESETS
+from sl_common.config.run_config import RunConfig
+from sl_common.messages.facts import Trained
+from sl_common.network.network import Network
 from sl_common.seeds import seed_of
-from sl_server.simulate import Simulation
+from sl_server.simulation.simulation import Simulation
 
 # With one client these are plain training: no loss of the client's own, no round without gradients.
 REDUCING = [

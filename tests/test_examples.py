@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sl_common.config import RunConfig
-from sl_common.network import Network
-from sl_common.presets import PRESETS
+from sl_common.config.presets import PRESETS
+from sl_common.config.run_config import RunConfig
+from sl_common.network.network import Network
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from examples import own_network
-from sl_common.config import RunConfig
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
-from sl_server.cli import app
-from sl_server.export import export_run
-from sl_server.ledger import Ledger
-from sl_server.rundir import RunDirectory
-from sl_server.simulate import Simulation
+from sl_server.cli.application import app
+from sl_server.simulation.simulation import Simulation
+from sl_server.storage.export import export_run
+from sl_server.storage.run_directory import RunDirectory
+from sl_server.telemetry.ledger import Ledger
 
 OWN = Path(own_network.__file__).with_suffix(".toml")
 FAST = {"run.rounds": "2", "client.wave": "{ steps = 12 }", "data.batch_size": "32"}

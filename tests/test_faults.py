@@ -6,16 +6,16 @@ import pytest
 import torch
 from world import World, make_config, run_world
 
-from sl_common.facts import ClientLeft, RoundEnded, RunEnded, Trained
-from sl_common.messages import Begin
-from sl_common.presets import PRESETS
+from sl_common.config.presets import PRESETS
+from sl_common.messages.facts import ClientLeft, RoundEnded, RunEnded, Trained
+from sl_common.messages.training import Begin
 from sl_common.protocol import Each
 from sl_common.tensors import raw_bytes
 from sl_common.wire import eventlog
-from sl_server.coordinator import Coordinator
-from sl_server.eventlog import EventLog
-from sl_server.replay import replay_log
-from sl_server.simulate import Simulation
+from sl_server.core.coordinator import Coordinator
+from sl_server.simulation.replay import replay_log
+from sl_server.simulation.simulation import Simulation
+from sl_server.storage.eventlog import EventLog
 
 
 def simulated_sha(config) -> str:

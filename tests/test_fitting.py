@@ -14,14 +14,14 @@ from asked import answering, trained_in
 from PIL import Image
 
 from sl_client.data import Scale
-from sl_client.fitting import check_test_set, fit, scale_in
-from sl_client.predict import Prediction
-from sl_client.predictor import Predictor
-from sl_common.config import RunConfig
+from sl_client.inference.command import Prediction
+from sl_client.inference.fitting import check_test_set, fit, scale_in
+from sl_client.inference.predictor import Predictor
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, DataError
 from sl_common.holdings import Inputs
-from sl_server.inputs import read_inputs
-from sl_server.trained import read_run
+from sl_server.storage.inputs import read_inputs
+from sl_server.storage.trained import read_run
 
 FLOATS = Inputs(dtype="float32", low=0.0, high=255.0, mean=(100.0,), std=(90.0,))
 SCALED = Inputs(dtype="float32", low=0.0, high=1.0)

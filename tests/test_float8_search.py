@@ -18,7 +18,7 @@ from world import make_config
 
 from sl_client.data import digits
 from sl_common.codec import Coding, Float8
-from sl_common.network import Network
+from sl_common.network.network import Network
 
 LARGE = 401_408  # elements: 128 samples of (16, 14, 14)
 NEAR = 1.03  # candidates of nearly equal error may be confused; a clipped tail was up to 14 times as much

@@ -14,15 +14,15 @@ from live import ClientThread, serving
 from torch import nn
 from world import make_config
 
-from sl_client.device import Limits, Memory, parse_size
-from sl_client.memory import _clean, give_back_code
-from sl_common.config import RunConfig
+from sl_client.device.limits import Limits, Memory, parse_size
+from sl_client.device.pages import _clean, give_back_code
+from sl_common.config.presets import PRESETS
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
-from sl_common.footprint import FACTOR, at_rest, footprint_of, kept_by
 from sl_common.models import MODELS, build, fill, join
-from sl_common.network import Network
-from sl_common.optim import Adam, Sgd
-from sl_common.presets import PRESETS
+from sl_common.network.footprint import FACTOR, at_rest, footprint_of, kept_by
+from sl_common.network.network import Network
+from sl_common.training.optim import Adam, Sgd
 
 GiB = 1 << 30
 RESNET = """
@@ -215,19 +215,19 @@ def test_threads_are_the_owners_choice() -> None:
 
 TRAIN = """
 import json, sys, torch
-from sl_common.optim import Adam, Sgd
+from sl_common.training.optim import Adam, Sgd
 for rule in (Sgd(lr=0.1, momentum=0.9), Adam(), Adam(kind="adamw")):
     weight = torch.nn.Parameter(torch.ones(3))
     made = rule.make([weight])
     weight.grad = torch.ones(3)
     made.step(); made.zero_grad(set_to_none=True); made.load_state_dict(made.state_dict())
-from sl_common.segment import Segment
+from sl_common.training.segment import Segment
 lower = Segment(torch.nn.Linear(3, 2), Sgd())
 lower.backward(lower.forward(torch.ones(4, 3)), torch.ones(4, 2))
-import sl_client.runner, sl_client.show, sl_client.cli
-from sl_client.device import Limits
-from sl_common.config import RunConfig
-from sl_common.network import Network
+import sl_client.training.runner, sl_client.console.show, sl_client.cli.application
+from sl_client.device.limits import Limits
+from sl_common.config.run_config import RunConfig
+from sl_common.network.network import Network
 config = RunConfig.from_toml('[model]\\nname = "cnn"')
 Limits().check(config)
 Limits().check_built(config, Network.build(config, parts=("lower",)))
@@ -245,7 +245,7 @@ def test_training_does_not_load_what_a_client_has_no_use_for() -> None:
 
 GIVE_BACK = """
 import json, torch
-from sl_client.memory import give_back_code, use_one_arena
+from sl_client.device.pages import give_back_code, use_one_arena
 use_one_arena()
 net, x = torch.nn.Conv2d(1, 4, 3), torch.ones(2, 1, 8, 8)
 def mapped(): return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssFile"))

@@ -15,7 +15,7 @@ from world import make_config
 from sl_client.data import Data, load
 from sl_client.data.own import call
 from sl_common.errors import DataError
-from sl_server.simulate import Simulation
+from sl_server.simulation.simulation import Simulation
 
 X = torch.arange(40 * 4, dtype=torch.float32).reshape(40, 1, 2, 2) / 160
 Y = torch.arange(40) % 4

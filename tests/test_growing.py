@@ -12,11 +12,11 @@ from crashes import Killed, steps
 from test_faults import simulated_sha
 from world import World, make_config
 
-from sl_common.config import RunConfig
-from sl_server import growing
-from sl_server.eventlog import EventLog
-from sl_server.growing import GrowingFile
-from sl_server.replay import replay_log
+from sl_common.config.run_config import RunConfig
+from sl_server.simulation.replay import replay_log
+from sl_server.storage import append_only as growing
+from sl_server.storage.append_only import GrowingFile
+from sl_server.storage.eventlog import EventLog
 
 LINES = [f"c{number % 3} 0 0 {number} {number:08x}\n" for number in range(3600)]
 
@@ -139,7 +139,7 @@ def test_an_event_log_ends_before_a_gap_and_says_so(tmp_path: Path, monkeypatch:
 
 
 def test_an_event_log_says_how_large_it_has_grown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sl_server.eventlog.GROWN", 50_000)
+    monkeypatch.setattr("sl_server.storage.eventlog.GROWN", 50_000)
     _, log, said = logged(tmp_path, make_config("splitfed_v1"), resource.RLIM_INFINITY)
     assert len(said) == log._file.length // 50_000 > 1
     assert all("--record keeps every activation" in text for text in said)

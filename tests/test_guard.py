@@ -9,11 +9,11 @@ import torch
 from test_faults import assert_finished
 from world import World, make_config
 
-from sl_common.config import Guard
+from sl_common.config.run_config import Guard
 from sl_common.errors import WireError
-from sl_common.facts import ClientLeft, RoundEnded
-from sl_common.messages import Begin, Smashed
-from sl_server.guard import guarded_batch, guarded_state
+from sl_common.messages.facts import ClientLeft, RoundEnded
+from sl_common.messages.training import Begin, Smashed
+from sl_server.core.guard import guarded_batch, guarded_state
 
 HUGE, NAN, INF = 1e6, math.nan, math.inf
 

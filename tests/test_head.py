@@ -17,11 +17,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from sl_common.errors import Diverged
-from sl_common.messages import Gradient, Smashed
-from sl_common.optim import Adam, Optimizer, Sgd
+from sl_common.messages.training import Gradient, Smashed
 from sl_common.protocol import Arrived, At, Head
 from sl_common.protocol.head import _times
-from sl_common.segment import Bank, Segment
+from sl_common.training.optim import Adam, Optimizer, Sgd
+from sl_common.training.segment import Bank, Segment
 
 AT = At(seed=1, round=2, rounds=5, step=3)
 SIZES = [5, 2, 7, 3]

@@ -17,7 +17,7 @@ from raw_http2 import CALL, END_HEADERS, HEADERS, PREFACE, SETTINGS, frame, head
 from test_predict import SMALL
 from world import make_config
 
-from sl_server.health import Health, page
+from sl_server.telemetry.health import Health, page
 
 SCRAPES = "X-Prometheus-Scrape-Timeout-Seconds: 5"
 OK, OVER = (200, b"ok\n"), (503, b"the run is over\n")

@@ -18,12 +18,12 @@ import pytest
 import typer
 from pydantic import BaseModel
 
-from sl_client.cli import app as client_app
-from sl_common.config import RunConfig
+from sl_client.cli.application import app as client_app
+from sl_common.config.overrides import _kinds, _members
+from sl_common.config.run_config import RunConfig
 from sl_common.host.extras import _packages, how_to_install
-from sl_common.overrides import _kinds, _members
 from sl_common.proto import split_pb2
-from sl_server.cli import app as server_app
+from sl_server.cli.application import app as server_app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("deploy/**/*.md"))]

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from unions import members
 
-from sl_common.messages import Directive
+from sl_common.messages.training import Directive
 from sl_common.protocol import (
     All,
     Always,

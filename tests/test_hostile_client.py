@@ -12,7 +12,7 @@ from hostile import EVIL
 from processes import Process, started
 
 from sl_common.codec import Link
-from sl_common.messages import Done, Leave, Message, Ready
+from sl_common.messages.training import Done, Leave, Message, Ready
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import Endpoint, Hello
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from recorded import header_of, record
 
-from sl_common.config import RunConfig
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, DataError, WireError
-from sl_common.messages import Leave, Smashed, Tick
+from sl_common.messages.training import Leave, Smashed, Tick
 from sl_common.tree import MAGIC, dumps, loads
 from sl_common.wire import eventlog
-from sl_server.replay import replay_log
-from sl_server.tokens import Tokens
+from sl_server.security.tokens import Tokens
+from sl_server.simulation.replay import replay_log
 
 BATCH = Smashed(step=0, z=torch.zeros(7, 11, 13), y=torch.zeros(2, dtype=torch.int64))
 DEEP = "[" * 100_000

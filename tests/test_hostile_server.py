@@ -15,19 +15,19 @@ import torch
 from hostile import EVIL, greeting, hostile, says, sends
 from processes import ran
 
-from sl_client.access import PLAINTEXT
-from sl_client.doctor import examine
-from sl_client.predictor import Predictor
-from sl_client.runner import Runner
-from sl_client.show import Lines
-from sl_common.config import RunConfig
+from sl_client.console.show import Lines
+from sl_client.inference.predictor import Predictor
+from sl_client.training.runner import Runner
+from sl_client.transport.access import PLAINTEXT
+from sl_client.transport.doctor import examine
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, CutlayerError, Refused, WireError
 from sl_common.exits import exit_code
 from sl_common.holdings import Build
 from sl_common.host import commands
 from sl_common.host.text import printable_lines
-from sl_common.inference import Offer, Scores
-from sl_common.messages import Aligned, Begin, Bye, Directive, Gradient, Late, Message, Welcome
+from sl_common.messages.inference import Offer, Scores
+from sl_common.messages.training import Aligned, Begin, Bye, Directive, Gradient, Late, Message, Welcome
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire.greeting import REFUSED_BY, Refusal
 
@@ -221,7 +221,7 @@ def test_a_digest_has_32_bytes(size: int) -> None:
 def test_scores_are_finite_numbers_of_the_runs_classes(scores: torch.Tensor, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    from sl_common.network import Network
+    from sl_common.network.network import Network
 
     lower = tmp_path / "lower.safetensors"
     save_file(Network.build(CONFIG).lower.state_dict(), lower)

@@ -24,22 +24,22 @@ from world import make_config
 
 from sl_client.data.cifar import CIFAR10, read
 from sl_client.data.idx import read_idx, read_rows
-from sl_client.samples import read as read_samples
-from sl_client.tls import _load_pair
+from sl_client.inference.files import read as read_samples
+from sl_client.transport.tls import _load_pair
 from sl_common.bounded import _DOTTED, MAX_DEPTH, MAX_ENTRIES, MAX_JSON, MAX_TOML, MAX_VALUES
 from sl_common.codec import Coding, Link, Mask, Packed, TopK, mask
-from sl_common.config import RunConfig
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, DataError, WireError
 from sl_common.host.files import MAX_KEY
 from sl_common.proto import split_pb2 as pb
 from sl_common.tensors import aligned_buffer
 from sl_common.tree import dumps, loads
 from sl_common.wire import Endpoint, eventlog
-from sl_server import tokens
-from sl_server.handshakes import read_line
 from sl_server.report.past import read_run
-from sl_server.tls import CertificateFiles
-from sl_server.tokens import Tokens
+from sl_server.security import tokens
+from sl_server.security.handshakes import read_line
+from sl_server.security.tls import CertificateFiles
+from sl_server.security.tokens import Tokens
 
 
 def calls(what: Callable[[], object]) -> int:

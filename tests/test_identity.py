@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from world import make_config
 
 from sl_common.errors import Refused
-from sl_common.network import Network
+from sl_common.network.network import Network
 from sl_common.wire import Hello
-from sl_server.coordinator import Coordinator
-from sl_server.identity import UNPROVEN, Identity, admit
-from sl_server.ledger import Ledger
-from sl_server.metrics import REASONS, Metrics
-from sl_server.refusals import MAX_SAID, Refusals
-from sl_server.sessions import Sessions
+from sl_server.core.coordinator import Coordinator
+from sl_server.core.identity import UNPROVEN, Identity, admit
+from sl_server.core.sessions import Sessions
+from sl_server.telemetry.ledger import Ledger
+from sl_server.telemetry.metrics import REASONS, Metrics
+from sl_server.transport.refusals import MAX_SAID, Refusals
 
 C0 = Identity(certificate=("c0",))
 C1 = Identity(certificate=("c1",))

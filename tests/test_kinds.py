@@ -18,20 +18,20 @@ from torch import nn
 from world import World
 
 from sl_common.codec.packed import DTYPES
-from sl_common.config import RunConfig
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, WireError
 from sl_common.kinds import mean_of
 from sl_common.models import join
-from sl_common.network import Network
-from sl_common.segment import Segment
+from sl_common.network.network import Network
 from sl_common.tensors import all_finite, digest, is_within
+from sl_common.training.segment import Segment
 from sl_common.tree import dumps, loads
-from sl_server.coordinator import Coordinator
-from sl_server.export import export_run
-from sl_server.ledger import Ledger
-from sl_server.rehearsal import rehearse
-from sl_server.rundir import RunDirectory
-from sl_server.trained import read_run
+from sl_server.core.coordinator import Coordinator
+from sl_server.storage.export import export_run
+from sl_server.storage.run_directory import RunDirectory
+from sl_server.storage.trained import read_run
+from sl_server.telemetry.ledger import Ledger
+from sl_server.training.rehearsal import rehearse
 
 LEARNING = [torch.complex64, torch.float64, torch.float16, torch.bfloat16]  # of which torch trains parameters
 INTEGERS = [dtype for dtype in DTYPES if not (dtype.is_floating_point or dtype.is_complex)]

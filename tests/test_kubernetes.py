@@ -12,9 +12,9 @@ import pytest
 import yaml
 from asking import got
 
-from sl_common.config import RunConfig
-from sl_server.health import Health
-from sl_server.scrapes import Scrapes
+from sl_common.config.run_config import RunConfig
+from sl_server.telemetry.health import Health
+from sl_server.telemetry.scrapes import Scrapes
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "deploy" / "kubernetes"

@@ -14,21 +14,21 @@ from torch import nn
 from world import World, make_config, run_world
 
 from sl_client.data import Data
-from sl_client.seat import take_seat
-from sl_common.config import RunConfig
+from sl_client.training.seat import take_seat
+from sl_common.config.presets import PRESETS
+from sl_common.config.run_config import RunConfig
 from sl_common.dealing import Deal
 from sl_common.errors import ConfigError, Unfit
-from sl_common.facts import ClientLeft, Trained
-from sl_common.messages import Ready, Welcome
-from sl_common.network import Network
-from sl_common.presets import PRESETS
+from sl_common.messages.facts import ClientLeft, Trained
+from sl_common.messages.training import Ready, Welcome
+from sl_common.network.network import Network
 from sl_common.protocol.align import Alignment, Memory
-from sl_common.segment import Segment
-from sl_common.singles import reason_against_one
-from sl_server.check import inspect
-from sl_server.claims import check_ready
-from sl_server.simulate import Simulation
-from sl_server.stacked import Stacked
+from sl_common.training.segment import Segment
+from sl_common.training.singles import reason_against_one
+from sl_server.core.claims import check_ready
+from sl_server.preflight.check import inspect
+from sl_server.simulation.simulation import Simulation
+from sl_server.simulation.vectorized.simulation import Stacked
 
 BN = {
     "model__name": '"cutlayer_nets:net"',
@@ -223,8 +223,8 @@ def test_a_trial_changes_nothing() -> None:
 def test_blame_can_be_laid_where_batches_are_of_one() -> None:
     """A head that overflows on a cohort is asked about each client's batch alone, be it of one sample."""
     from sl_common.protocol import At
-    from sl_server.blame import Blame
-    from sl_server.coordinator import Coordinator
+    from sl_server.core.blame import Blame
+    from sl_server.core.coordinator import Coordinator
 
     config = own("parallel", [9, 9])
     coordinator = Coordinator(config, Network.build(config))

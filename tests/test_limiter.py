@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sl_common.limits import Limits
-from sl_server.limiter import MAX_KEYS, Bucket, Buckets, Progress, Strangers
-from sl_server.patience import Patience
+from sl_server.transport.deadlines import Patience
+from sl_server.transport.limiter import MAX_KEYS, Bucket, Buckets, Progress, Strangers
 
 pauses = st.lists(st.floats(0, 2), min_size=1, max_size=60)
 

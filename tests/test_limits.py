@@ -17,19 +17,19 @@ from live import ClientThread, LiveServer, serving
 from raw_http2 import Line, frame, prefixed
 from world import make_config
 
-from sl_client.access import Access
-from sl_client.carrier import GrpcCarrier, RefusedForNow
+from sl_client.transport.access import Access
+from sl_client.transport.stream import GrpcCarrier, RefusedForNow
 from sl_common.errors import Refused
 from sl_common.limits import Limits
-from sl_common.messages import Ready
+from sl_common.messages.training import Ready
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import Greeting, Hello, Refusal, read_answer
-from sl_server import service
-from sl_server import stream as stream_module
-from sl_server.door import Door, make_door
-from sl_server.engine import FRAME_COSTS
-from sl_server.identity import Identity
-from sl_server.simulate import Simulation
+from sl_server.core.identity import Identity
+from sl_server.security.credentials import Door, make_door
+from sl_server.simulation.simulation import Simulation
+from sl_server.training.engine import FRAME_COSTS
+from sl_server.transport import service
+from sl_server.transport import stream as stream_module
 
 OTHERS = {
     "data__shards": 4,

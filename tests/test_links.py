@@ -19,9 +19,9 @@ from tally import Faults
 from test_faults import simulated_sha
 from world import make_config
 
-from sl_common.config import RunConfig
-from sl_common.facts import ClientAway, ClientBack, ClientLeft, RoundEnded, Trained
-from sl_common.presets import PRESETS
+from sl_common.config.presets import PRESETS
+from sl_common.config.run_config import RunConfig
+from sl_common.messages.facts import ClientAway, ClientBack, ClientLeft, RoundEnded, Trained
 
 LINK_FAULTS = ("cut", "delay", "bandwidth", "truncate", "black hole")
 

@@ -19,17 +19,17 @@ from test_named_models import fit
 from torch import Tensor, nn
 from world import World, make_config
 
-from sl_common.config import RunConfig
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, WireError
-from sl_common.facts import ClientLeft
-from sl_common.messages import Done, Gradient, Ready, Smashed
+from sl_common.messages.facts import ClientLeft
+from sl_common.messages.training import Done, Gradient, Ready, Smashed
 from sl_common.models.auxiliary import Classifier, Decoder
-from sl_common.network import Network
+from sl_common.network.network import Network
 from sl_common.protocol import At, LocalLoss, Mixup
 from sl_common.protocol.mix import Part
-from sl_server.check import inspect
-from sl_server.claims import check_ready
-from sl_server.simulate import Simulation
+from sl_server.core.claims import check_ready
+from sl_server.preflight.check import inspect
+from sl_server.simulation.simulation import Simulation
 
 SGD = {"lr": 0.05, "momentum": 0.9}
 

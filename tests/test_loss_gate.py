@@ -9,10 +9,10 @@ from pydantic import ValidationError
 from world import World, make_config
 
 from sl_common.errors import ConfigError
-from sl_common.facts import ClientLeft, Trained
-from sl_common.messages import Begin, Gradient, Smashed
+from sl_common.messages.facts import ClientLeft, Trained
+from sl_common.messages.training import Begin, Gradient, Smashed
 from sl_common.protocol import At, LossGate, Periodic
-from sl_server.simulate import Simulation
+from sl_server.simulation.simulation import Simulation
 
 LOSSES = [2.0, 1.5, 1.45, 1.44, 1.30, 1.25, 1.22, 1.19, 1.16, 1.13, 1.10]
 

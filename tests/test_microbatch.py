@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sl_common.protocol import WaitUntil
-from sl_server.microbatch import MicroBatching
+from sl_server.inference.microbatch import MicroBatching
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sl_common.config import RunConfig
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.models import MODELS, build, join, split
 from sl_common.models.auxiliary import Classifier, Fit
-from sl_common.network import Network
+from sl_common.network.network import Network
 
 
 def halves(

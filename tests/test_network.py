@@ -13,14 +13,14 @@ import pytest
 from live import ClientThread, FlakyCarrier, OfBefore, serving
 from world import make_config
 
-from sl_common.config import RunConfig
+from sl_common.config.presets import PRESETS
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import CutlayerError, Refused
-from sl_common.facts import ClientLeft, RoundEnded, Trained
-from sl_common.messages import Smashed
-from sl_common.presets import PRESETS
+from sl_common.messages.facts import ClientLeft, RoundEnded, Trained
+from sl_common.messages.training import Smashed
 from sl_common.wire import WIRE_VERSION, Hello, read_answer
-from sl_server.replay import replay_log
-from sl_server.simulate import Simulation
+from sl_server.simulation.replay import replay_log
+from sl_server.simulation.simulation import Simulation
 
 BIN = Path(sys.executable).parent
 

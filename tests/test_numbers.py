@@ -14,10 +14,10 @@ from test_faults import assert_finished
 from world import Client, World, make_config
 
 from sl_client.data.loader import share
+from sl_common.client.orders import check_aligned, check_begin
 from sl_common.errors import ConfigError, Refused, WireError
-from sl_common.facts import WaveBegun
-from sl_common.messages import Aligned, Alive, Begin, Gradient
-from sl_common.orders import check_aligned, check_begin
+from sl_common.messages.facts import WaveBegun
+from sl_common.messages.training import Aligned, Alive, Begin, Gradient
 from sl_common.partition import Own
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import WIRE_VERSION, Hello

@@ -12,7 +12,7 @@ from federation import slow_config
 from processes import Process, ran, started
 from world import make_config
 
-from sl_client.past import Past
+from sl_client.training.snapshots_on_disk import Past
 from sl_common.errors import ConfigError
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import Parameter
 
-from sl_common.optim import _SGD, Adam, Sgd
+from sl_common.training.optim import _SGD, Adam, Sgd
 
 sizes = st.lists(st.integers(1, 80) | st.sampled_from([96, 256, 1000, 4096]), min_size=1, max_size=4)
 fractions = st.sampled_from([0.0, 0.5, 0.9])

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from sl_common.config import RunConfig
+from sl_common.config.overrides import _kinds, _members, complete, deep_merge, parse_override, split_overrides
+from sl_common.config.presets import PRESETS
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
-from sl_common.overrides import _kinds, _members, complete, deep_merge, parse_override, split_overrides
-from sl_common.presets import PRESETS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 FIRST = re.search(r"`run.toml`:\n\n +```toml\n(.*?)```", README, re.DOTALL)[1].replace("\n   ", "\n")  # type: ignore[index]

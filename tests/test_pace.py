@@ -16,10 +16,10 @@ from world import World, make_config, run_world
 
 from sl_common.errors import Refused
 from sl_common.limits import Limits
-from sl_common.messages import Done, Smashed
+from sl_common.messages.training import Done, Smashed
 from sl_common.wire import CHUNK_BYTES, Endpoint, Frame, Hello
 from sl_common.wire.pace import FRAMES_AHEAD, LEAST
-from sl_server.patience import Patience
+from sl_server.transport.deadlines import Patience
 
 SIDES: tuple[Side, ...] = ("client", "server")
 side = st.sampled_from(SIDES)

@@ -13,18 +13,18 @@ from test_faults import assert_finished, replayed, said_by
 from world import World, make_config, segment_of
 
 from sl_client.data import Data
-from sl_common.config import RunConfig
+from sl_common.config.presets import PRESETS
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import Diverged, Refused, WireError
-from sl_common.facts import ClientLeft, RoundEnded, RunEnded, Trained
-from sl_common.messages import Done, Smashed
-from sl_common.optim import Sgd
-from sl_common.presets import PRESETS
+from sl_common.messages.facts import ClientLeft, RoundEnded, RunEnded, Trained
+from sl_common.messages.training import Done, Smashed
 from sl_common.protocol import Record
 from sl_common.protocol.align import Alignment, Memory
 from sl_common.protocol.at import At
 from sl_common.protocol.merge import Average
-from sl_common.segment import Segment
-from sl_server.merged import checked_merge
+from sl_common.training.optim import Sgd
+from sl_common.training.segment import Segment
+from sl_server.core.merged import checked_merge
 
 OFF = {"server__guard__activations": '"off"', "server__guard__weights": '"off"'}
 HUGE = 3e38

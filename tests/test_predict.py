@@ -18,22 +18,22 @@ from test_export import digits, plain_cnn
 from torch import Tensor
 from world import make_config
 
-from sl_client.access import Access
-from sl_client.predictor import Predictor
-from sl_client.runner import Interrupted, Runner
-from sl_client.show import Lines
+from sl_client.console.show import Lines
+from sl_client.inference.predictor import Predictor
+from sl_client.training.runner import Interrupted, Runner
+from sl_client.transport.access import Access
 from sl_common.codec import Coding, Link
-from sl_common.config import RunConfig
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, PeerLost, Refused, WireError
-from sl_common.inference import Fetch, Offer, Query
-from sl_common.messages import Smashed
+from sl_common.messages.inference import Fetch, Offer, Query
+from sl_common.messages.training import Smashed
 from sl_common.wire import WIRE_VERSION, Endpoint
-from sl_server.door import Door
-from sl_server.export import export_run
-from sl_server.microbatch import MicroBatching
-from sl_server.tokens import Tokens
-from sl_server.trained import read_run
-from sl_server.weight_set import write_weights
+from sl_server.inference.microbatch import MicroBatching
+from sl_server.security.credentials import Door
+from sl_server.security.tokens import Tokens
+from sl_server.storage.export import export_run
+from sl_server.storage.trained import read_run
+from sl_server.storage.weight_set import write_weights
 
 SMALL = {"model__name": "cnn", "model__args": "{ channels = [4, 8], hidden = 16 }", "run__rounds": 1}
 KEEP = {"protocol__merge": '{ kind = "keep" }'} | SMALL

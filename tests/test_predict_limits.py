@@ -16,14 +16,14 @@ from raw_http2 import Line, prefixed
 from test_export import digits
 from world import make_config
 
-from sl_client.carrier import GrpcCarrier, RefusedForNow
-from sl_client.predictor import Predictor
+from sl_client.inference.predictor import Predictor
+from sl_client.transport.stream import GrpcCarrier, RefusedForNow
 from sl_common.errors import Refused
-from sl_common.inference import Query
+from sl_common.messages.inference import Query
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import Hello, read_answer
-from sl_server import service
-from sl_server.trained import Trained, read_run
+from sl_server.storage.trained import Trained, read_run
+from sl_server.transport import service
 
 SMALL = {"model__name": "cnn", "model__args": "{ channels = [4, 8], hidden = 16 }", "run__rounds": 1}
 X, _Y = digits()

@@ -25,7 +25,7 @@ from test_export import digits, plain_cnn
 from test_predict import SMALL
 from world import make_config
 
-from sl_server.export import export_run
+from sl_server.storage.export import export_run
 
 
 @pytest.fixture(scope="module")

@@ -20,20 +20,29 @@ from tally import Faults
 from test_output import SMALL
 from world import make_config
 
-from sl_client.progress import Progress as ClientProgress
-from sl_client.show import Lines
+from sl_client.console.progress import Progress as ClientProgress
+from sl_client.console.show import Lines
+from sl_common.config.presets import PRESETS
 from sl_common.errors import Refused
-from sl_common.facts import BatchEvaluated, ClientReady, Evaluated, Fact, RoundEnded, RunEnded, Trained, WaveBegun
 from sl_common.host.log import LOGGER, Level, Log, json_line, of_run
 from sl_common.host.progress import EVERY_S, Beat, Seldom, duration
-from sl_common.messages import Begin, Gradient
-from sl_common.presets import PRESETS
-from sl_server.ledger import Ledger
-from sl_server.metrics import Metrics
-from sl_server.progress import Progress
-from sl_server.refusals import PERIOD_S, Refusals
-from sl_server.show import Show
-from sl_server.simulate import Simulation
+from sl_common.messages.facts import (
+    BatchEvaluated,
+    ClientReady,
+    Evaluated,
+    Fact,
+    RoundEnded,
+    RunEnded,
+    Trained,
+    WaveBegun,
+)
+from sl_common.messages.training import Begin, Gradient
+from sl_server.console.progress import Progress
+from sl_server.console.show import Show
+from sl_server.simulation.simulation import Simulation
+from sl_server.telemetry.ledger import Ledger
+from sl_server.telemetry.metrics import Metrics
+from sl_server.transport.refusals import PERIOD_S, Refusals
 
 COMMON = {"time", "level", "event", "run", "host"}
 

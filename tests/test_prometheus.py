@@ -31,11 +31,11 @@ from prometheus import (
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from sl_common.config import RunConfig
-from sl_common.facts import ClientLeft, Trained
-from sl_server.client_series import OTHERS
-from sl_server.ledger import Ledger
-from sl_server.metrics import Metrics
+from sl_common.config.run_config import RunConfig
+from sl_common.messages.facts import ClientLeft, Trained
+from sl_server.telemetry.client_series import OTHERS
+from sl_server.telemetry.ledger import Ledger
+from sl_server.telemetry.metrics import Metrics
 
 RUN = """
 [run]

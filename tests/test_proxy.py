@@ -15,11 +15,11 @@ from live import ClientThread, LiveServer, serving
 from processes import ROOT, ran
 from world import make_config
 
-from sl_client.access import Access, make_access
-from sl_client.carrier import GrpcCarrier
-from sl_client.proxy import EXEMPTIONS, VARIABLES, Proxy, Unusable, _local_names, find
+from sl_client.transport.access import Access, make_access
+from sl_client.transport.proxy import EXEMPTIONS, VARIABLES, Proxy, Unusable, _local_names, find
+from sl_client.transport.stream import GrpcCarrier
 from sl_common.errors import ConfigError, PeerLost, Refused
-from sl_server.door import make_door
+from sl_server.security.credentials import make_door
 
 ALONE = {"run__clients": 1, "run__rounds": 1}
 

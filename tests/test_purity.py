@@ -1,4 +1,4 @@
-"""House rules that a machine can check: what the core may import, who knows what, and a wire format that is written down."""
+"""House rules that a machine can check: no algorithm's name outside the presets, and a wire format that is written down."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from unions import members
 
-from sl_common.presets import PRESETS
+from sl_common.config.presets import PRESETS
 from sl_common.proto import split_pb2
 from sl_common.protocol import Protocol
 
@@ -23,77 +23,6 @@ SOURCES = {
     for package in ("sl_common", "sl_server", "sl_client")
     for path in sorted((ROOT / package).rglob("*.py"))
 }
-STATE_MACHINE = ("coordinator", "sessions", "roster", "wave")  # and whatever of the server they need
-
-# --- imports
-
-
-def imports_of(tree: ast.AST) -> Iterator[str]:
-    """Every module that is imported anywhere in a file, dotted; `from a import b` may mean a module a.b."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative imports would escape these rules"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def importers_of(*packages: str) -> set[str]:
-    prefixes = tuple(package + "." for package in packages)
-    return {name for name, tree in SOURCES.items() if any((i + ".").startswith(prefixes) for i in imports_of(tree))}
-
-
-def needs(name: str) -> set[str]:
-    """The server's modules that one of them imports, directly or not."""
-    found, todo = set[str](), [f"sl_server/{name}.py"]
-    while todo:
-        found.add(name := todo.pop())
-        paths = {"/".join(module.split(".")[:2]) + ".py" for module in imports_of(SOURCES[name])}
-        todo += [path for path in paths & SOURCES.keys() - found if path.startswith("sl_server/")]
-    return found
-
-
-HOST = "sl_common/host/"
-CORE = [name for name in SOURCES if name.startswith("sl_common/") and not name.startswith(HOST)]
-CORE += sorted(set[str]().union(*(needs(name) for name in STATE_MACHINE)))
-WAITS = {"grpc", "asyncio", "threading", "time", "socket", "queue", "os", "pathlib", "signal"}
-WAITS |= {"concurrent", "datetime", "multiprocessing", "random", "secrets", "select", "subprocess", "tempfile", "uuid"}
-
-
-def opens_files(tree: ast.AST) -> bool:
-    return any(isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "open" for n in ast.walk(tree))
-
-
-@pytest.mark.parametrize("name", CORE)
-def test_the_core_waits_for_nothing(name: str) -> None:
-    assert not {module.partition(".")[0] for module in imports_of(SOURCES[name])} & WAITS
-    assert not opens_files(SOURCES[name])
-
-
-@pytest.mark.parametrize("code", ["import os.path", "def f():\n    from time import sleep", "import grpc.aio as g"])
-def test_the_rule_on_imports_sees_them(code: str) -> None:
-    assert {module.partition(".")[0] for module in imports_of(ast.parse(code))} & WAITS
-
-
-def test_the_rule_on_files_sees_them() -> None:
-    assert opens_files(ast.parse("with open('x') as f: pass"))
-
-
-def test_the_core_does_nothing_to_its_machine() -> None:
-    assert not importers_of("sl_common.host") & set(CORE)
-
-
-def test_one_package_knows_protobuf() -> None:
-    importers = importers_of("google.protobuf", "sl_common.proto")
-    assert "sl_common/wire/endpoint.py" in importers
-    assert {n for n in importers if not n.startswith(("sl_common/wire/", "sl_common/proto/"))} == set()
-
-
-def test_the_sides_meet_in_one_place() -> None:
-    assert not {n for n in importers_of("sl_server") if not n.startswith("sl_server/")}
-    assert {n for n in importers_of("sl_client") if not n.startswith("sl_client/")} == {"sl_server/simulate.py"}
-
-
 # --- names of algorithms
 
 HOOKS = [member for field in Protocol.model_fields.values() for member in members(field.annotation)]
@@ -122,7 +51,7 @@ def algorithms_in(tree: ast.AST) -> set[str]:
     return {word for word in words_of(tree) for name in ALGORITHMS if name in plain(word)}
 
 
-@pytest.mark.parametrize("name", [name for name in SOURCES if name != "sl_common/presets.py"])
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "sl_common/config/presets.py"])
 def test_only_the_presets_name_algorithms(name: str) -> None:
     assert not algorithms_in(SOURCES[name])
 

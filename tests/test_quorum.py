@@ -10,12 +10,12 @@ from test_equivalence import assert_same_bits
 from test_faults import assert_finished, batches_of
 from world import World, make_config
 
-from sl_common.facts import ClientLate, RoundEnded, Trained
-from sl_common.messages import Begin, Late
-from sl_common.network import Network
+from sl_common.messages.facts import ClientLate, RoundEnded, Trained
+from sl_common.messages.training import Begin, Late
+from sl_common.network.network import Network
 from sl_common.protocol import At, Quorum, WaitUntil, Without
-from sl_server.coordinator import Coordinator
-from sl_server.replay import replay_events
+from sl_server.core.coordinator import Coordinator
+from sl_server.simulation.replay import replay_events
 
 QUORUM = '{ kind = "quorum", fraction = 0.5, timeout_s = 2 }'
 

@@ -14,14 +14,14 @@ from live import LiveServer, serving
 from test_certs import certs_of, files, verified
 from world import make_config
 
-from sl_client.access import Access
-from sl_client.doctor import examine
-from sl_client.tls import Tls
+from sl_client.transport.access import Access
+from sl_client.transport.doctor import examine
+from sl_client.transport.tls import Tls
 from sl_common.errors import ConfigError, CutlayerError
-from sl_server import renewal
-from sl_server.certs import Folder
-from sl_server.door import make_door
-from sl_server.revoked import Revoked
+from sl_server.security import renewal
+from sl_server.security.certificates import Folder
+from sl_server.security.credentials import make_door
+from sl_server.security.revocation import Revoked
 
 
 def one(path: Path) -> x509.Certificate:

@@ -16,17 +16,17 @@ from recorded import LENGTHS
 from typer.testing import CliRunner
 from world import World, make_config
 
-from sl_common.config import RunConfig
+from sl_common.config.presets import PRESETS
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, Diverged
-from sl_common.messages import Advanced, Failed, Logged, Smashed, Stopped
-from sl_common.network import Network
-from sl_common.presets import PRESETS
+from sl_common.messages.training import Advanced, Failed, Logged, Smashed, Stopped
+from sl_common.network.network import Network
 from sl_common.wire import eventlog
-from sl_server import eventlog as log_file
-from sl_server.cli import app
-from sl_server.coordinator import Coordinator
-from sl_server.eventlog import EventLog
-from sl_server.replay import Departed, replay_events, replay_log
+from sl_server.cli.application import app
+from sl_server.core.coordinator import Coordinator
+from sl_server.simulation.replay import Departed, replay_events, replay_log
+from sl_server.storage import eventlog as log_file
+from sl_server.storage.eventlog import EventLog
 
 Entries = list[tuple[str, Logged]]
 

@@ -13,19 +13,19 @@ from xml.etree import ElementTree
 import pytest
 from world import make_config
 
-from sl_common.config import RunConfig
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
-from sl_common.facts import ClientAway, ClientBack, ClientDone, ClientJoined, ClientLeft, RoundEnded, WaveBegun
-from sl_common.messages import WIRE_KINDS
-from sl_server.ledger import Ledger
-from sl_server.metrics import PHASES
+from sl_common.messages.facts import ClientAway, ClientBack, ClientDone, ClientJoined, ClientLeft, RoundEnded, WaveBegun
+from sl_common.messages.training import WIRE_KINDS
+from sl_server.console.show import Show, size
 from sl_server.report.page import make_page
 from sl_server.report.past import read_run
 from sl_server.report.timeline import Span, timeline
-from sl_server.rundir import RunDirectory
-from sl_server.serve import Scribe
-from sl_server.show import Show, size
-from sl_server.simulate import Simulation
+from sl_server.simulation.simulation import Simulation
+from sl_server.storage.run_directory import RunDirectory
+from sl_server.telemetry.ledger import Ledger
+from sl_server.telemetry.metrics import PHASES
+from sl_server.training.process import Scribe
 
 ROUNDS = 3
 NEEDS_NO_END = {"meta", "br", "link", "img", "input", "hr"}

@@ -11,22 +11,22 @@ import torch
 from test_faults import assert_finished, batches_of, simulated_sha
 from world import Client, World, make_config
 
-from sl_client.past import find_past
-from sl_common.config import RunConfig
+from sl_client.training.snapshots_on_disk import find_past
+from sl_common.client.program import Seat
+from sl_common.client.snapshots import Snapshots
+from sl_common.config.presets import PRESETS
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, DataError, WireError
-from sl_common.facts import ClientLeft, RedoSpent, RoundEnded
-from sl_common.messages import Begin, Restored, Saved, Tick, Welcome
-from sl_common.network import Network
-from sl_common.participate import Seat
-from sl_common.presets import PRESETS
-from sl_common.segment import Tree
-from sl_common.snapshots import Snapshots
+from sl_common.messages.facts import ClientLeft, RedoSpent, RoundEnded
+from sl_common.messages.training import Begin, Restored, Saved, Tick, Welcome
+from sl_common.network.network import Network
+from sl_common.training.segment import Tree
 from sl_common.tree import MAGIC, dumps, loads
-from sl_server.checkpoint import Checkpoints
-from sl_server.coordinator import Coordinator
-from sl_server.redo import RedoBudget
-from sl_server.replay import replay_events
-from sl_server.sessions import Sessions
+from sl_server.core.coordinator import Coordinator
+from sl_server.core.redo import RedoBudget
+from sl_server.core.sessions import Sessions
+from sl_server.simulation.replay import replay_events
+from sl_server.storage.checkpoint import Checkpoints
 
 
 class RestartWorld(World):

@@ -15,13 +15,13 @@ from test_faults import assert_finished, batches_of, simulated_sha
 from test_restart import RestartWorld
 from world import make_config, segment_of
 
-from sl_common.config import RunConfig
+from sl_common.config.presets import PRESETS
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, Diverged
-from sl_common.presets import PRESETS
-from sl_common.segment import Tree
+from sl_common.training.segment import Tree
 from sl_common.tree import loads
-from sl_server.beginning import Stage, is_over, which_run
-from sl_server.schema import write_schema
+from sl_server.storage.run_selection import Stage, is_over, which_run
+from sl_server.storage.schema import write_schema
 
 SENDING = [name for name, preset in PRESETS.items() if preset.protocol.learner.exchange != "nothing"]
 

@@ -20,13 +20,13 @@ from processes import Process, ran, started
 from test_certs import certs_of, files
 from world import make_config
 
-from sl_client.access import Access
-from sl_client.carrier import GrpcCarrier
+from sl_client.transport.access import Access
+from sl_client.transport.stream import GrpcCarrier
 from sl_common.errors import ConfigError, Refused
-from sl_server.door import make_door
-from sl_server.identity import UNPROVEN
-from sl_server.revoked import Revoked
-from sl_server.simulate import Simulation
+from sl_server.core.identity import UNPROVEN
+from sl_server.security.credentials import make_door
+from sl_server.security.revocation import Revoked
+from sl_server.simulation.simulation import Simulation
 
 CONFIG = make_config("splitfed_v1", run__clients=3, run__rounds=2)
 

@@ -8,7 +8,7 @@ from world import World, make_config
 
 from sl_common.errors import Refused
 from sl_common.tree import dumps
-from sl_server.roster import Roster
+from sl_server.core.roster import Roster
 
 NAMES = 100
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from sl_client.data import _BUILT_IN, Scale, load, scale_of
-from sl_client.samples import batches, read
-from sl_common.config import KNOWN_DATA
+from sl_client.inference.files import batches, read
+from sl_common.config.run_config import KNOWN_DATA
 from sl_common.errors import ConfigError, DataError
 from sl_common.host.extras import how_to_install
 

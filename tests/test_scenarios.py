@@ -11,9 +11,9 @@ import pytest
 from torch import Tensor
 from world import make_config
 
-from sl_common.messages import Aligned, Begin, Bye, Done, Gradient, Ready, Smashed, Welcome
-from sl_common.presets import PRESETS
-from sl_server.simulate import Simulation
+from sl_common.config.presets import PRESETS
+from sl_common.messages.training import Aligned, Begin, Bye, Done, Gradient, Ready, Smashed, Welcome
+from sl_server.simulation.simulation import Simulation
 
 SCENARIOS = Path(__file__).with_name("scenarios")
 

@@ -10,10 +10,10 @@ from processes import ran
 from world import make_config
 
 from sl_common.errors import ConfigError
-from sl_server.beginning import which_run
-from sl_server.ledger import Ledger
-from sl_server.rundir import RunDirectory
-from sl_server.schema import SCHEMA
+from sl_server.storage.run_directory import RunDirectory
+from sl_server.storage.run_selection import which_run
+from sl_server.storage.schema import SCHEMA
+from sl_server.telemetry.ledger import Ledger
 
 
 def begun(folder: Path) -> Path:

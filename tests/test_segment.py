@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sl_common import backward as passes
 from sl_common.errors import WireError
-from sl_common.optim import Adam, Optimizer, Sgd
-from sl_common.segment import Bank, Segment, buffers_untouched, draws_random_numbers
 from sl_common.tensors import digest
+from sl_common.training import backward as passes
+from sl_common.training.optim import Adam, Optimizer, Sgd
+from sl_common.training.segment import Bank, Segment, buffers_untouched, draws_random_numbers
 
 
 def net(dropout: float = 0.0) -> nn.Sequential:

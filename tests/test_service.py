@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from sl_client.cli import app
+from sl_client.cli.application import app
 from sl_common.exits import INTERRUPTED
 
 UNITS = Path(__file__).parent.parent / "deploy" / "systemd"

@@ -17,11 +17,11 @@ from test_faults import simulated_sha
 from thin import Thin, thin
 from world import make_config
 
-from sl_client.access import PLAINTEXT
-from sl_client.doctor import examine
-from sl_client.predictor import Predictor
-from sl_common.config import RunConfig
-from sl_common.facts import ClientBack, ClientLeft
+from sl_client.inference.predictor import Predictor
+from sl_client.transport.access import PLAINTEXT
+from sl_client.transport.doctor import examine
+from sl_common.config.run_config import RunConfig
+from sl_common.messages.facts import ClientBack, ClientLeft
 
 FAST = 10e6  # bytes a second
 WIDE = {

@@ -13,12 +13,12 @@ from test_equivalence import batches, config_of, loaders, lower_of, whole_model
 from torch import Tensor, nn
 
 from sl_client.data import Data
-from sl_common.config import RunConfig
-from sl_common.messages import Smashed
-from sl_common.optim import Sgd
+from sl_common.config.run_config import RunConfig
+from sl_common.messages.training import Smashed
 from sl_common.protocol import Arrived, At, Averaged, Head
-from sl_common.segment import Bank, Segment
-from sl_server.simulate import Simulation
+from sl_common.training.optim import Sgd
+from sl_common.training.segment import Bank, Segment
+from sl_server.simulation.simulation import Simulation
 
 AT = At(seed=0, round=0, rounds=4)
 SCALES = list(product(("own_mean", "global_mean"), ("batch", "data")))

@@ -16,21 +16,21 @@ from typer.testing import CliRunner
 from world import make_config
 
 from sl_common.codec import Link
-from sl_common.config import RunConfig
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, Diverged, WireError
-from sl_common.facts import Evaluated, Fact, RoundEnded, Trained
-from sl_common.messages import Gradient, Leave, Smashed
-from sl_common.network import Network
-from sl_common.optim import Adam, Optimizer, Sgd
-from sl_common.segment import Segment
+from sl_common.messages.facts import Evaluated, Fact, RoundEnded, Trained
+from sl_common.messages.training import Gradient, Leave, Smashed
+from sl_common.network.network import Network
+from sl_common.training.optim import Adam, Optimizer, Sgd
+from sl_common.training.segment import Segment
 from sl_common.wire import Endpoint
-from sl_server.choice import OTHER_BITS, Asked, measured_gain, simulation_of
-from sl_server.cli import app
-from sl_server.ledger import Ledger
-from sl_server.simulate import Simulation
-from sl_server.sizes import Sizes
-from sl_server.stack import Stack
-from sl_server.stacked import Stacked
+from sl_server.cli.application import app
+from sl_server.simulation.choice import OTHER_BITS, Asked, measured_gain, simulation_of
+from sl_server.simulation.simulation import Simulation
+from sl_server.simulation.vectorized.simulation import Stacked
+from sl_server.simulation.vectorized.sizes import Sizes
+from sl_server.simulation.vectorized.stack import Stack
+from sl_server.telemetry.ledger import Ledger
 
 NEAR = {"rtol": 1e-4, "atol": 1e-5}
 EPOCHS = {"client__wave": "{ epochs = 1 }"}

@@ -12,18 +12,18 @@ import pytest
 import torch
 from world import World, make_config
 
-from sl_common.config import RunConfig
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, CutlayerError, DataError
-from sl_common.messages import Begin, Welcome
-from sl_common.network import Network
-from sl_server.beginning import outcome
-from sl_server.checkpoint import Checkpoints
-from sl_server.coordinator import Coordinator
-from sl_server.export import export_run
-from sl_server.ledger import Ledger
-from sl_server.rehearsal import rehearse
+from sl_common.messages.training import Begin, Welcome
+from sl_common.network.network import Network
+from sl_server.core.coordinator import Coordinator
 from sl_server.report.past import read_run as read_past
-from sl_server.trained import config_of, read_run
+from sl_server.storage.checkpoint import Checkpoints
+from sl_server.storage.export import export_run
+from sl_server.storage.run_selection import outcome
+from sl_server.storage.trained import config_of, read_run
+from sl_server.telemetry.ledger import Ledger
+from sl_server.training.rehearsal import rehearse
 
 CONFIG = make_config("parallel", run__clients=2, run__rounds=1)
 

@@ -13,12 +13,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_cli import SMALL
 from world import make_config
 
-from sl_common.facts import RoundEnded, WaveBegun
 from sl_common.host.extras import how_to_install
-from sl_server.board import TensorBoard, tag_of
-from sl_server.ledger import Ledger
-from sl_server.rundir import RunDirectory
-from sl_server.table import COLUMNS
+from sl_common.messages.facts import RoundEnded, WaveBegun
+from sl_server.storage.run_directory import RunDirectory
+from sl_server.storage.table import COLUMNS
+from sl_server.storage.tensorboard import TensorBoard, tag_of
+from sl_server.telemetry.ledger import Ledger
 
 SL_SERVER = Path(sys.executable).with_name("sl-server")
 
@@ -78,7 +78,7 @@ def test_rounds_that_are_done_again_count_once(tmp_path: Path) -> None:
 def test_without_the_package_it_says_what_to_install(tmp_path: Path) -> None:
     config = tmp_path / "run.toml"
     config.write_text(SMALL)
-    blocked = "import sys; sys.modules['tensorboard'] = None; from sl_server.cli import main; main()"
+    blocked = "import sys; sys.modules['tensorboard'] = None; from sl_server.cli.application import main; main()"
     command = [sys.executable, "-c", blocked, "simulate", config, "--out", tmp_path / "out", "--tensorboard"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2

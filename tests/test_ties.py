@@ -9,14 +9,14 @@ import pytest
 import torch
 from test_kinds import assert_all_of_it_works, config, trained
 
-from sl_client.seat import take_seat
+from sl_client.training.seat import take_seat
 from sl_common.errors import ConfigError, WireError
-from sl_common.footprint import nbytes_of
-from sl_common.messages import Welcome
-from sl_common.network import Network
-from sl_common.segment import Segment
+from sl_common.messages.training import Welcome
+from sl_common.network.footprint import nbytes_of
+from sl_common.network.network import Network
 from sl_common.tensors import check_copies
-from sl_server.check import inspect
+from sl_common.training.segment import Segment
+from sl_server.preflight.check import inspect
 
 SPLIT = {"model__cut": '"a"'}
 LOW, HIGH = {"model__cut": '"b"'}, {"model__cut": '"flat"'}

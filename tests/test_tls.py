@@ -18,17 +18,17 @@ from authority import LONG_AGO, TOKENS, Authority, write_tokens
 from live import ClientThread, FlakyCarrier, LiveServer, serving
 from world import make_config
 
-from sl_client.access import Access, make_access
-from sl_client.carrier import GrpcCarrier, StreamBroken
-from sl_client.tls import Tls
+from sl_client.transport.access import Access, make_access
+from sl_client.transport.stream import GrpcCarrier, StreamBroken
+from sl_client.transport.tls import Tls
 from sl_common.errors import ConfigError, PeerLost, Refused
-from sl_common.facts import RoundEnded
+from sl_common.messages.facts import RoundEnded
 from sl_common.wire import Greeting, Hello, Refusal, read_answer
-from sl_server import service
-from sl_server.certs import serialization
-from sl_server.door import Door, make_door
-from sl_server.identity import UNPROVEN
-from sl_server.simulate import Simulation
+from sl_server.core.identity import UNPROVEN
+from sl_server.security.certificates import serialization
+from sl_server.security.credentials import Door, make_door
+from sl_server.simulation.simulation import Simulation
+from sl_server.transport import service
 
 WAITS = {"run__clients": 2}  # with one client there, the run does not begin
 

@@ -15,8 +15,8 @@ from processes import PATIENCE_S, Process, ran, ran_all, started
 from prometheus_client.parser import text_string_to_metric_families
 from world import make_config
 
-from sl_server.identity import UNPROVEN
-from sl_server.simulate import Simulation
+from sl_server.core.identity import UNPROVEN
+from sl_server.simulation.simulation import Simulation
 
 CONFIG = make_config("splitfed_v1", run__clients=2, run__rounds=3)
 

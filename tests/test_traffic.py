@@ -13,8 +13,8 @@ import pytest
 from live import ClientThread, serving
 from world import make_config
 
-from sl_common.network import Network
-from sl_common.presets import PRESETS
+from sl_common.config.presets import PRESETS
+from sl_common.network.network import Network
 
 CLIENTS, STEPS, BATCH, CUT = 2, 5, 32, 16
 PER_MESSAGE = 260  # bytes of headers, framing and timings of a message, at most

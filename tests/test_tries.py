@@ -12,15 +12,15 @@ import torch
 from live import Quiet
 from safetensors.torch import save_file
 
-from sl_client.carrier import Carrier, StreamBroken
-from sl_client.predictor import Predictor
-from sl_client.runner import Runner
-from sl_client.tries import TRY_S, Tries
+from sl_client.inference.predictor import Predictor
+from sl_client.training.runner import Runner
+from sl_client.transport.stream import Carrier, StreamBroken
+from sl_client.transport.tries import TRY_S, Tries
 from sl_common.codec import Link
-from sl_common.config import RunConfig
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import PeerLost
-from sl_common.inference import Offer
-from sl_common.network import Network
+from sl_common.messages.inference import Offer
+from sl_common.network.network import Network
 from sl_common.wire import Endpoint, Greeting, Refusal
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from world import make_config
 
 from sl_common.errors import ConfigError
-from sl_server.export import export_run
-from sl_server.trained import read_run
-from sl_server.weight_set import MANIFEST, put_in_place, read_weights_of, write_weights
+from sl_server.storage.export import export_run
+from sl_server.storage.trained import read_run
+from sl_server.storage.weight_set import MANIFEST, put_in_place, read_weights_of, write_weights
 
 SMALL = {"run__rounds": 2, "model__args": "{ hidden = [16] }", "client__wave": "{ steps = 2 }"}
 

@@ -17,8 +17,8 @@ from unions import members
 
 from sl_common.codec import Packed
 from sl_common.codec.packed import DTYPES
-from sl_common.inference import Lower, Query, Scores
-from sl_common.messages import Aligned, Begin, Bye, Directive, Done, Gradient, Message, Smashed, kind_of
+from sl_common.messages.inference import Lower, Query, Scores
+from sl_common.messages.training import Aligned, Begin, Bye, Directive, Done, Gradient, Message, Smashed, kind_of
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import CHUNK_BYTES, Endpoint, Frame, Received, Timing
 from sl_common.wire.endpoint import GRPC_PREFIX, MAX_CHUNK

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from sl_common.errors import WireError
-from sl_common.messages import Alive, Bye, Message, Smashed
+from sl_common.messages.training import Alive, Bye, Message, Smashed
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import Endpoint
 from sl_common.wire.endpoint import ACK_EVERY, GRPC_PREFIX

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from sl_common.config import RunConfig
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
-from sl_server.check import inspect
-from sl_server.comparison import compare
-from sl_server.simulate import Simulation
+from sl_server.preflight.check import inspect
+from sl_server.preflight.codecs import compare
+from sl_server.simulation.simulation import Simulation
 
 TOML = """
 run = { rounds = 1, clients = 2 }

@@ -12,20 +12,20 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from sl_client.seat import take_seat
+from sl_client.training.seat import take_seat
+from sl_common.client.program import Flow, Seat, participate
+from sl_common.client.snapshots import Snapshots
 from sl_common.codec import Link
-from sl_common.config import RunConfig
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import WireError
-from sl_common.facts import Fact
-from sl_common.messages import Advanced, Alive, Event, Welcome
-from sl_common.network import Network
-from sl_common.participate import Flow, Seat, participate
-from sl_common.segment import Segment
-from sl_common.snapshots import Snapshots
+from sl_common.messages.facts import Fact
+from sl_common.messages.training import Advanced, Alive, Event, Welcome
+from sl_common.network.network import Network
+from sl_common.training.segment import Segment
 from sl_common.wire import Endpoint, Hello
-from sl_server.alignments import Job
-from sl_server.coordinator import Coordinator
-from sl_server.sessions import Session, Sessions
+from sl_server.core.alignments import Job
+from sl_server.core.coordinator import Coordinator
+from sl_server.core.sessions import Session, Sessions
 
 
 def make_config(preset: str, **overrides: object) -> RunConfig:

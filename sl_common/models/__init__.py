@@ -25,7 +25,7 @@ from sl_common.models.mlp import mlp
 from sl_common.models.resnet import resnet16, resnet18, resnet34
 from sl_common.models.vgg import vgg11, vgg13, vgg16, vgg19
 from sl_common.seeds import seed_of
-from sl_common.segment import seeded
+from sl_common.training.segment import seeded
 
 Block = tuple[str, nn.Module]
 MODELS: dict[str, Callable[..., Sequence[Block | nn.Module]]] = {

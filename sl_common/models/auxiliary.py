@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sl_common.batch import Batch
 from sl_common.errors import ConfigError
 from sl_common.seeds import Draw
-from sl_common.segment import Segment, buffers_untouched
+from sl_common.training.segment import Segment, buffers_untouched
 from sl_common.value import Value
 
 MakeHead = Callable[[], Sequence[tuple[str, nn.Module]]]

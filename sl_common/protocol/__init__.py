@@ -1,4 +1,4 @@
-"""An algorithm is a record of six frozen values. The core names no algorithm; `sl_common.presets` does."""
+"""An algorithm is a record of six frozen values. The core names no algorithm; `sl_common.config.presets` does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import model_validator
 
-from sl_common.messages import Directive
+from sl_common.messages.training import Directive
 from sl_common.protocol.at import At
 from sl_common.protocol.barrier import All, Barrier, Each, InTurn, Quorum, WaitUntil, Without
 from sl_common.protocol.gate import Always, Gate, LossGate, Periodic

@@ -19,10 +19,10 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from sl_common.errors import Diverged, WireError
-from sl_common.optim import Adam, Constant, Optimizer, Schedule
 from sl_common.seeds import Draw, torch_generator
-from sl_common.segment import Segment
-from sl_common.singles import reason_against_one
+from sl_common.training.optim import Adam, Constant, Optimizer, Schedule
+from sl_common.training.segment import Segment
+from sl_common.training.singles import reason_against_one
 from sl_common.value import Value
 
 

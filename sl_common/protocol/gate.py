@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from sl_common.messages import Directive, Epoch, Newest
+from sl_common.messages.training import Directive, Epoch, Newest
 from sl_common.protocol.at import At
 from sl_common.value import Value
 

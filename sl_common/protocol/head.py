@@ -17,13 +17,13 @@ from pydantic import Field
 from torch import Tensor
 
 from sl_common.errors import Diverged
-from sl_common.messages import Gradient, Smashed
+from sl_common.messages.training import Gradient, Smashed
 from sl_common.protocol.at import At
 from sl_common.protocol.mix import Arrived, Mix, Part, Unmixed
 from sl_common.protocol.scatter import Own, Scatter
 from sl_common.seeds import Draw
-from sl_common.segment import Bank, Segment
 from sl_common.tensors import is_within
+from sl_common.training.segment import Bank, Segment
 from sl_common.value import Value
 
 # No step is taken, and no gradient sent, beyond these: networks that learn have far less, and what such a step leaves of the weights on either

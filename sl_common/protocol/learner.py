@@ -16,10 +16,10 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from sl_common.batch import Batch
-from sl_common.messages import Aligned, Alive, Directive, Gradient, Smashed
+from sl_common.messages.training import Aligned, Alive, Directive, Gradient, Smashed
 from sl_common.models.auxiliary import Auxiliary, Classifier, Decoder
 from sl_common.seeds import Draw
-from sl_common.segment import Bank, Segment
+from sl_common.training.segment import Bank, Segment
 from sl_common.value import Value
 
 

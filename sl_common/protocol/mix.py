@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from sl_common.messages import Smashed
+from sl_common.messages.training import Smashed
 from sl_common.protocol.at import At
 from sl_common.seeds import numpy_generator
-from sl_common.segment import Segment
+from sl_common.training.segment import Segment
 from sl_common.value import Value
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import deque
 
 from sl_common.errors import WireError
-from sl_common.inference import Fetch, Lower, Offer, Query, Scores
-from sl_common.messages import MOST_LATE, Begin, Done, Gradient, Late, Message, Ready, Smashed, Welcome
+from sl_common.messages.inference import Fetch, Lower, Offer, Query, Scores
+from sl_common.messages.training import MOST_LATE, Begin, Done, Gradient, Late, Message, Ready, Smashed, Welcome
 
 WORDS = 32  # messages that may be unacknowledged beside batches and replies: two for each of those waves, and a few
 

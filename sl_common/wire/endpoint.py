@@ -17,8 +17,8 @@ from torch import Tensor
 from sl_common.codec import Coding, Link, Packed
 from sl_common.codec.packed import Buffer
 from sl_common.errors import WireError
-from sl_common.inference import Query
-from sl_common.messages import Aligned, Begin, Done, Gradient, Message, Smashed, WireKind, kind_of
+from sl_common.messages.inference import Query
+from sl_common.messages.training import Aligned, Begin, Done, Gradient, Message, Smashed, WireKind, kind_of
 from sl_common.proto import split_pb2 as pb
 from sl_common.seeds import Draw
 from sl_common.wire import translate

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from sl_common.codec import Coding, Layout, Link, Packed
 from sl_common.errors import WireError
-from sl_common.messages import (
+from sl_common.messages.training import (
     Advanced,
     Aligned,
     Failed,

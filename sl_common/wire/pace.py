@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sl_common.messages import WireKind
+from sl_common.messages.training import WireKind
 
 LEAST = 256  # the smallest frame is so much smaller than an ordinary one: 4 KiB, which is 2 s at 16 kbit/s
 FRAMES_AHEAD = 4  # under way at most, unless a message is one frame by itself

@@ -14,8 +14,8 @@ from sl_common.codec import Coding, Direction, Layout, Link, Packed, Scheme
 from sl_common.codec.packed import DTYPES, fits
 from sl_common.errors import WireError
 from sl_common.holdings import MAX_BUILDS, MAX_MEANS, MAX_PROBE, MAX_SCALES, Build, DataSet, Inputs
-from sl_common.inference import Fetch, Lower, Offer, Query, Scores
-from sl_common.messages import (
+from sl_common.messages.inference import Fetch, Lower, Offer, Query, Scores
+from sl_common.messages.training import (
     Aligned,
     Alive,
     Begin,

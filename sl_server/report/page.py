@@ -12,12 +12,12 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sl_common import __version__
-from sl_common.messages import WIRE_KINDS
-from sl_server.metrics import PHASES
+from sl_common.messages.training import WIRE_KINDS
 from sl_server.report import gantt, plots, svg, words
 from sl_server.report.past import read_run
 from sl_server.report.plots import Plot, Shown
 from sl_server.report.timeline import timeline
+from sl_server.telemetry.metrics import PHASES
 
 _PHASES = {
     "client_forward": "forward on the client",

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from sl_common.config import RunConfig
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
-from sl_server.trained import config_of
+from sl_server.storage.trained import config_of
 
 ByKind = Mapping[str, int]
 Bytes = Mapping[str, ByKind]  # {"up": {kind: bytes}, "down": …}

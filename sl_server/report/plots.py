@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sl_common.host.progress import size
-from sl_common.messages import WIRE_KINDS
-from sl_server.metrics import PHASES
+from sl_common.messages.training import WIRE_KINDS
 from sl_server.report import axes as ax
 from sl_server.report import svg
 from sl_server.report.past import EvaluationLine, PastRun, RoundLine
+from sl_server.telemetry.metrics import PHASES
 
 MARKED = 40  # points of a line, at most, that get a mark each
 

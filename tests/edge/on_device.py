@@ -13,7 +13,7 @@ import torch
 from golden_codecs import GOLDEN, golden_of
 
 import sl_common.codec
-from sl_client.cli import app
+from sl_client.cli.application import app
 
 
 def say(event: str, **fields: object) -> None:

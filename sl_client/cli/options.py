@@ -1,0 +1,113 @@
+"""Options that several commands of `sl-client` share, and what they come to. Each is an environment variable too."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sl_common.addresses import address_to_reach
+from sl_common.errors import ConfigError
+from sl_common.host.descriptors import Room, make_room
+
+if TYPE_CHECKING:  # grpc is imported when it is needed, not for --help
+    from sl_client.transport.access import Access
+
+Server = Annotated[str, typer.Option(help="The server's HOST:PORT; [::1]:PORT for IPv6.", envvar="SL_SERVER")]
+Ca = Annotated[
+    Path | None,
+    typer.Option(
+        help="Speak TLS, and only TLS: the CA of the server's certificate, in PEM form.",
+        envvar="SL_CA",
+    ),
+]
+Cert = Annotated[
+    Path | None,
+    typer.Option(
+        help="This client's certificate in PEM form, for a server that asks for one; its name is this client's id.",
+        envvar="SL_CERT",
+    ),
+]
+Key = Annotated[Path | None, typer.Option(help="The private key of --cert, without a passphrase.", envvar="SL_KEY")]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        help="This client's token, for a server that asks for one; better @FILE or SL_TOKEN, which no list of processes "
+        "shows. Only over TLS or on this machine.",
+        metavar="TOKEN|@FILE",
+        envvar="SL_TOKEN",
+    ),
+]
+Insecure = Annotated[
+    bool,
+    typer.Option(
+        "--insecure",
+        help="Speak plaintext beyond this machine: whoever is on the way reads labels and activations, and may pose as the "
+        "server.",
+        envvar="SL_INSECURE",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        help="Threads for a computation, instead of as many as the run says; more than one may change the last bits.",
+        envvar="SL_THREADS",
+        min=1,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Where to compute the lower segment: cpu, cuda, cuda:N, or auto for a GPU if there is one; by default as the run "
+        "says (client.device, auto).",
+        envvar="SL_DEVICE",
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="Take no part in a run for which this process would need more memory than this: 512M, 1.5G.",
+        metavar="SIZE",
+        envvar="SL_MAX_MEMORY",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.", envvar="SL_JSON")]
+DataFolder = Annotated[Path | None, typer.Option(help="Where data sets lie. digits needs none.", envvar="SL_DATA")]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Package that a model or data function of your own may be imported from. May be repeated.",
+        envvar="SL_ALLOW",
+    ),
+]
+
+
+ROOM = Room(least=24, wanted=64, what="this client")  # it has 12 while it trains, and snapshots and its data beside
+
+
+def server_of(text: str) -> str:
+    """The address in --server. Raises ConfigError."""
+    return address_to_reach(text, "--server")
+
+
+def reach(
+    server: str, *, ca: Path | None, cert: Path | None, key: Path | None, token: str | None, insecure: bool
+) -> Access:
+    """To an address that `server_of` gave. Raises ConfigError for what make_access does not take."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # before grpc is imported; what fails is said in our words
+    make_room(ROOM)
+    from sl_client.transport.access import make_access
+
+    return make_access(server, ca=ca, cert=cert, key=key, token=token, insecure=insecure)
+
+
+def shard_of(text: str | None) -> tuple[int | None, int | None]:
+    """(shard, shards) of I/N, from 0; (None, None) without. Raises ConfigError."""
+    if text is None:
+        return None, None
+    index, slash, count = text.partition("/")
+    if not slash or not index.isdigit() or not count.isdigit() or not 1 <= int(index) <= int(count):
+        raise ConfigError(f"--shard {text!r}: write it as I/N with I from 1 to N")
+    return int(index) - 1, int(count)

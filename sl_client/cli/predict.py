@@ -1,0 +1,154 @@
+"""The command `sl-client predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sl_client.cli.options import (
+    Allow,
+    Ca,
+    Cert,
+    DataFolder,
+    Device,
+    Insecure,
+    Json,
+    Key,
+    Server,
+    Token,
+    reach,
+    server_of,
+    shard_of,
+)
+from sl_common.errors import ConfigError
+from sl_common.exits import INTERRUPTED
+from sl_common.host.commands import LogLevel, Quiet, level_of
+from sl_common.host.log import Level
+from sl_common.host.text import given
+
+if TYPE_CHECKING:  # torch is imported when it is needed, not for --help
+    from sl_client.inference.predictor import Predictor
+
+
+def predict(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="PNG or JPEG pictures (they need the extra images), .npy arrays, IDX files (plain or .gz).",
+            metavar="[FILE]…",
+        ),
+    ] = None,
+    server: Server = "127.0.0.1:50051",
+    test: Annotated[
+        int | None,
+        typer.Option(
+            help="Instead of files: so many samples of the run's own test set, 0 for all, and the accuracy on them.",
+            envvar="SL_TEST",
+            min=0,
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Samples in a request; by default and at most the run's batch size.", envvar="SL_BATCH", min=1
+        ),
+    ] = None,
+    lower: Annotated[
+        Path | None,
+        typer.Option(
+            help="The lower segment to use (sl-client run --save-lower FILE wrote it); needed where clients kept their own.",
+            envvar="SL_LOWER",
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Whose head, where every client had its own: I/N, counted from 1.", envvar="SL_SHARD"),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for lower segments that servers sent, by default ~/.cache/cutlayer.", envvar="SL_CACHE"
+        ),
+    ] = None,
+    name: Annotated[
+        str,
+        typer.Option("--id", help="This client's name, where the server asks for a proof of it.", envvar="SL_ID"),
+    ] = "",
+    as_is: Annotated[
+        bool,
+        typer.Option(
+            "--as-is",
+            help="Take the files' numbers as they are, without holding them against those of training.",
+            envvar="SL_AS_IS",
+        ),
+    ] = False,
+    data: DataFolder = None,
+    allow: Allow = None,
+    retry: Annotated[
+        float, typer.Option(help="Seconds to go on trying when no server answers.", envvar="SL_RETRY", min=0)
+    ] = 10.0,
+    device: Device = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token: Token = None,
+    insecure: Insecure = False,
+    as_json: Json = False,
+    log_level: LogLevel = Level.INFO,
+    quiet: Quiet = False,
+) -> None:
+    """After a run: classify files, the lower segment here and the head on the server (sl-server serve)."""
+    if bool(files) == (test is not None):
+        raise ConfigError("give files, or --test N for the run's own test set, not both and not neither")
+    server = server_of(server)
+    name = given("--id", name)
+    access = reach(server, ca=ca, cert=cert, key=key, token=token, insecure=insecure)
+    index, shards = shard_of(shard)
+    from sl_client.inference.command import Prediction
+    from sl_client.inference.lower_cache import default_folder
+    from sl_client.inference.predictor import Predictor
+    from sl_client.training.runner import Interrupted, run_until_interrupted
+    from sl_common.host.devices import pick_device
+
+    if device is not None:  # before a server is asked
+        pick_device(device, "--device")
+
+    def connect(warn: Callable[[str], None]) -> Predictor:
+        for text in access.cautions:
+            warn(text)
+        return Predictor(
+            server,
+            access=access,
+            name=name,
+            shard=index,
+            shards=shards,
+            allowed=tuple(allow or ()),
+            lower=lower,
+            cache=cache or default_folder(),
+            retry_s=retry,
+            warn=warn,
+            device=device,
+        )
+
+    prediction = Prediction(
+        connect,
+        files=files or (),
+        test=test,
+        batch=batch,
+        data=data,
+        allowed=tuple(allow or ()),
+        as_json=as_json,
+        as_is=as_is,
+        level=level_of(log_level, quiet=quiet),
+    )
+    if access.tls is not None:
+        from sl_client.transport.expiry import watch
+
+        watch(server, access.tls, prediction.warn, lambda: True)
+    try:
+        run_until_interrupted(prediction)
+    except Interrupted:
+        raise typer.Exit(INTERRUPTED) from None

@@ -1,0 +1,93 @@
+"""Lower segments as files: a client's own, and those of servers, kept by their digest so that each is sent once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from sl_common.errors import ConfigError, WireError
+from sl_common.host.files import make_folder, write_atomically
+from sl_common.network.network import Network, trained
+from sl_common.tensors import State, digest
+
+KEPT = 16  # a server that offers another one each time fills no disk
+
+
+class Lowers:
+    """A folder of them. What is damaged there is fetched again; what cannot be written costs a warning's text, no prediction."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find(self, sha256: bytes) -> State | None:
+        """The one with this digest, if it is here and whole."""
+        with contextlib.suppress(OSError, SafetensorError):
+            path = self._path(sha256)
+            state: State = load_file(path)
+            if digest(state) == sha256:
+                with contextlib.suppress(OSError):  # a folder that is only read knows no order of use
+                    path.touch()
+                return state
+        return None
+
+    def keep(self, sha256: bytes, state: State) -> str:
+        """Write it, whole or not at all; why not, or nothing."""
+        try:
+            make_folder(self._folder)
+            write_atomically(self._path(sha256), save({name: tensor.contiguous() for name, tensor in state.items()}))
+            self._forget_oldest()
+        except OSError as error:
+            return f"--cache {self._folder}: {error.strerror or error}; the lower segment is fetched again next time"
+        return ""
+
+    def _forget_oldest(self) -> None:
+        """Those that were used last stay."""
+        kept = sorted(self._folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+        for path in kept[:-KEPT]:
+            path.unlink(missing_ok=True)
+
+    def _path(self, sha256: bytes) -> Path:
+        return self._folder / f"{sha256.hex()}.safetensors"
+
+
+def default_folder() -> Path:
+    """Where caches of a user are on Linux."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cutlayer"
+
+
+def own_lower(path: Path, network: Network, sha256: bytes, warn: Callable[[str], None]) -> State:
+    """What `sl-client run --save-lower` wrote. `sha256`: of the one that all clients shared, if they did. Raises ConfigError."""
+    try:
+        state: State = load_file(path)
+        trained(network.lower, state, "the lower segment")
+    except (OSError, SafetensorError, WireError) as error:
+        raise ConfigError(f"--lower {path}: {getattr(error, 'strerror', None) or error}") from error
+    if sha256 and digest(state) != sha256:
+        warn(f"--lower {path} is not the one that all clients of this run shared")
+    return state
+
+
+def shared_lower(
+    sha256: bytes, lowers: Lowers | None, fetch: Callable[[], State], warn: Callable[[str], None]
+) -> State:
+    """From the folder or else from the server. Raises ConfigError if clients had their own, WireError if it is another one."""
+    if not sha256:
+        raise ConfigError(
+            "the clients of this run kept lower segments of their own, and the server has none: "
+            "give --lower FILE (sl-client run --save-lower FILE wrote it)"
+        )
+    state = None if lowers is None else lowers.find(sha256)
+    if state is not None:
+        return state
+    state = fetch()
+    if digest(state) != sha256:
+        raise WireError(f"the server offers a lower segment {sha256.hex()} and sends {digest(state).hex()}")
+    told = "" if lowers is None else lowers.keep(sha256, state)
+    if told:
+        warn(told)
+    return state

@@ -1,0 +1,137 @@
+"""`sl-client doctor`: what a person needs to know before a device takes part."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import queue
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+
+import grpc
+import numpy as np
+import torch
+
+from sl_client.transport.access import Access
+from sl_client.transport.stream import OPTIONS
+from sl_client.transport.tls import Tls, own_certificate
+from sl_common import __version__
+from sl_common.errors import CutlayerError, PeerLost, Refused, WireError
+from sl_common.host.devices import described, pick_device
+from sl_common.host.text import printable
+from sl_common.wire import WIRE_VERSION, probe
+
+METHOD = "/sl.v1.SplitLearning/Probe"
+_TIMEOUT_S = 15.0
+_PINGS = 16
+_BULK = 16
+_LEAST = 4 << 10  # bytes of the first payload that is timed: 2 s at 16 kbit/s
+_LONG_S = 0.2  # a payload that takes so long says enough
+
+
+def examine(server: str, access: Access, *, as_json: bool) -> None:
+    """Print what is found.
+
+    Raises PeerLost if the server does not answer, Refused if it does not take us or speaks another wire version.
+    """
+    found: dict[str, object] = {
+        "cutlayer": __version__,
+        "wire_version": WIRE_VERSION,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "device": described(pick_device("auto", "--device")),  # as `run` would choose by itself
+        "server": server,
+        "tls": access.tls is not None,
+    }
+    if access.proxy is not None:
+        found["proxy"] = f"{access.proxy} of {access.proxy.variable}"
+    if access.cautions:
+        found["caution"] = " ".join(access.cautions)
+    with access.channel(server, OPTIONS) as channel:
+        try:
+            _measure(channel, access, found)
+        except grpc.RpcError as error:
+            raise _blamed(server, access, error) from None
+    if as_json:
+        sys.stdout.write(json.dumps(found) + "\n")
+    else:
+        for key, value in found.items():
+            sys.stdout.write(f"{key:>18}  {printable(value)}\n")
+    if found["server_wire_version"] != WIRE_VERSION:
+        raise Refused(
+            "version", f"the server speaks wire version {found['server_wire_version']}, this client {WIRE_VERSION}"
+        )
+
+
+def _blamed(server: str, access: Access, error: grpc.RpcError) -> CutlayerError:
+    """In words: nobody there, somebody who does not want us, or somebody else."""
+    code, details = error.code(), error.details()
+    if code == grpc.StatusCode.UNAUTHENTICATED:
+        return Refused("identity", details)
+    if code == grpc.StatusCode.UNAVAILABLE:
+        return access.refusal(server) or PeerLost(f"no server at {server}: {details}")
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return PeerLost(f"no answer from {server} within {_TIMEOUT_S:g} s")
+    return PeerLost(f"{server} answers, but not as a Cutlayer server: {code.name.lower()}: {details}")
+
+
+def _certificates(server: str, tls: Tls) -> dict[str, object]:
+    """The version of TLS, and of each side's certificate whose it is and how long it holds."""
+    found: dict[str, object] = {}
+    seen = tls.look(server)
+    if seen is not None:
+        certificate, version = seen
+        found |= {"tls_version": version, "server_subject": certificate.subject}
+        found |= {"server_names": " ".join(certificate.names), "server_days_left": certificate.days_left}
+    own = own_certificate(tls.cert, tls.key) if tls.cert and tls.key else None
+    if own is not None:
+        found |= {"client_subject": own.subject, "client_days_left": own.days_left}
+    return found
+
+
+def _measure(channel: grpc.Channel, access: Access, found: dict[str, object]) -> None:
+    trips = []
+    for pong, seconds in _pings(channel, access, [(64, 64)] * _PINGS):
+        trips.append(seconds)
+        found["server_version"], found["server_wire_version"] = pong.software, pong.version
+    if access.tls is not None:
+        found |= _certificates(str(found["server"]), access.tls)
+    found["round_trip_ms"] = round(1e3 * statistics.median(trips), 3)
+    for name, up in (("up", True), ("down", False)):
+        mbit_per_s = 8e-6 * _bytes_per_s(channel, access, up=up)
+        found[f"{name}_mbit_per_s"] = round(mbit_per_s, 1 if mbit_per_s >= 1 else 4)
+
+
+def _bytes_per_s(channel: grpc.Channel, access: Access, *, up: bool) -> float:
+    """Of payloads that grow until they say enough: on a slow link the largest would take longer than the server waits for one."""
+    nbytes, count, seconds = _LEAST, 1, 0.0
+    while True:
+        sizes = (nbytes, 0) if up else (0, nbytes)
+        seconds = sum(s for _, s in _pings(channel, access, [sizes] * count))
+        if seconds >= _LONG_S or count > 1:
+            return count * nbytes / seconds
+        if nbytes == probe.MAX_PAYLOAD:
+            count = _BULK
+        nbytes = min(4 * nbytes, probe.MAX_PAYLOAD)
+
+
+def _pings(channel: grpc.Channel, access: Access, sizes: list[tuple[int, int]]) -> Iterator[tuple[probe.Pong, float]]:
+    """One ping at a time on one stream: the answer and the seconds it took."""
+    asks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    answers = channel.stream_stream(METHOD)(iter(asks.get, None), timeout=_TIMEOUT_S, metadata=access.metadata)
+    for nbytes, reply_bytes in sizes:
+        data = probe.ping(nbytes, reply_bytes)
+        started = time.perf_counter()
+        asks.put(data)
+        answer = next(answers, None)
+        if answer is None:
+            raise WireError("the server ended the probe before it had answered every ping")
+        pong = probe.read(answer)
+        yield pong, time.perf_counter() - started
+    asks.put(None)

@@ -1,0 +1,54 @@
+"""A client's word on certificates that are about to end: its own, the authority it trusts, and the server's once it has joined."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+
+from sl_client.transport.tls import Tls, own_certificate
+from sl_common.host.certificates import DAY_S, WARN_S, ends_of, left_in_words
+
+_LOOK_S = 1.0  # between two looks whether it has joined
+
+
+def of_files(tls: Tls, now: float) -> list[str]:
+    """What to say of this client's own files. Of several authorities the last to end counts: the others may be on their way out."""
+    told = []
+    own = own_certificate(tls.cert, tls.key) if tls.cert and tls.key else None
+    if own is not None and own.ends - now < WARN_S:
+        told.append(f"--cert {tls.cert} {left_in_words(own.ends, now)}: sl-server certs DIR --renew gives it new dates")
+    with contextlib.suppress(OSError, ValueError):
+        ends = max(ends_of(tls.ca.read_bytes()))
+        if ends - now < WARN_S:
+            told.append(f"--ca {tls.ca} {left_in_words(ends, now)}: this client will trust no server then")
+    return told
+
+
+def of_server(server: str, tls: Tls, now: float) -> list[str]:
+    """What to say of the server's certificate, by a handshake of its own."""
+    seen = tls.look(server)
+    if seen is None or seen[0].ends - now >= WARN_S:
+        return []
+    return [f"the certificate of {server} {left_in_words(seen[0].ends, now)}: its operator has to renew it"]
+
+
+def watch(server: str, tls: Tls, warn: Callable[[str], None], joined: Callable[[], bool]) -> threading.Thread:
+    """Warn of the files now, of the server when this client has joined, and of all of them each day, from a thread."""
+    for text in of_files(tls, time.time()):
+        warn(text)
+    thread = threading.Thread(target=_watch, args=(server, tls, warn, joined), name="expiry", daemon=True)
+    thread.start()
+    return thread
+
+
+def _watch(server: str, tls: Tls, warn: Callable[[str], None], joined: Callable[[], bool]) -> None:
+    while not joined():
+        time.sleep(_LOOK_S)
+    told = of_server(server, tls, time.time())
+    while True:
+        for text in told:
+            warn(text)
+        time.sleep(DAY_S)
+        told = of_files(tls, time.time()) + of_server(server, tls, time.time())

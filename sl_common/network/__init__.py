@@ -1,0 +1,14 @@
+"""The network of a run, split at the cut: how it is built, tried out, measured, described and compared.
+
+Pure: both sides build it from the same configuration and must come to the same.
+"""
+
+from sl_common.lazy_exports import lazy_exports
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    builds="builds_of difference is_release",
+    contents="Tie copies ties_of",
+    footprint="FACTOR Footprint at_rest footprint_of kept_by nbytes_of trial_of weights_below",
+    network="Network auxiliary_fit message_limit trained",
+)

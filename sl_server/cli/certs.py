@@ -1,0 +1,150 @@
+"""The command `sl-server certs`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sl_common.addresses import USUAL_PORT, joined
+from sl_common.errors import ConfigError
+from sl_common.host.extras import how_to_install
+from sl_common.host.text import given
+from sl_server.cli.options import Json
+
+if TYPE_CHECKING:
+    from sl_server.security.certificates import Folder, Written
+
+
+def certs(
+    folder: Annotated[Path, typer.Argument(help="Where to write; it is made if need be.", metavar="DIR")],
+    clients: Annotated[
+        int | None,
+        typer.Option(
+            help="How many clients: c0, c1, … as the server would call them; by default as many as --name names.",
+            envvar="SL_CLIENTS",
+            min=0,
+        ),
+    ] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="A client's id, instead of c0, c1, …. May be repeated.", envvar="SL_NAME"),
+    ] = None,
+    hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--host",
+            help="A name or address by which clients reach the server, beside localhost and this machine's name. May be repeated.",
+            envvar="SL_HOST",
+        ),
+    ] = None,
+    days: Annotated[
+        int,
+        typer.Option(help="How long certificates hold; the CA holds ten years.", envvar="SL_DAYS", min=1, max=36500),
+    ] = 365,
+    add: Annotated[
+        bool,
+        typer.Option(
+            "--add",
+            help="Use the CA that is in DIR already: for further clients, or a new server certificate after the old one was "
+            "moved away.",
+            envvar="SL_ADD",
+        ),
+    ] = False,
+    revoke: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--revoke",
+            help="Lock this client's certificate out: write it into DIR/revoked.pem, which a server with --revoked reads again. "
+            "May be repeated.",
+            envvar="SL_REVOKE",
+        ),
+    ] = None,
+    renew: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--renew",
+            help="Give this certificate in DIR (a client's, or server) new dates; its key, names and role stay, so that one file changes. "
+            "May be repeated.",
+            envvar="SL_RENEW",
+        ),
+    ] = None,
+    renew_ca: Annotated[
+        bool,
+        typer.Option(
+            "--renew-ca",
+            help="Begin to replace the CA: DIR/ca.pem then holds the new one and the old one, which both are trusted until --drop-ca.",
+            envvar="SL_RENEW_CA",
+        ),
+    ] = False,
+    drop_ca: Annotated[
+        bool,
+        typer.Option(
+            "--drop-ca",
+            help="End it, when all certificates in DIR are renewed: the old CA is dropped.",
+            envvar="SL_DROP_CA",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make certificates for TLS: a CA, the server's, and one for each client whose name in it is the client's id."""
+    wanted = [given("--name", name) for name in names or []] or [f"c{number}" for number in range(clients or 0)]
+    if clients is not None and clients != len(wanted):
+        raise ConfigError(f"--clients {clients} and {len(wanted)} times --name: leave --clients out, or name them all")
+    try:
+        from sl_server.security.certificates import Folder
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"sl-server certs needs the package cryptography: {how_to_install('certs')}") from error
+    here = Folder(folder)
+    alone = {"--revoke": revoke, "--renew": renew, "--renew-ca": renew_ca, "--drop-ca": drop_ca}
+    chosen = [option for option, given in alone.items() if given]
+    if chosen and (wanted or hosts or add or len(chosen) > 1):
+        others = "--clients, --name, --host, --add" + "".join(f", {one}" for one in chosen[1:])
+        raise ConfigError(f"{chosen[0]} goes alone: without {others}")
+    if chosen and not revoke:
+        _renew(here, renew or [], days, new_ca=renew_ca, drop=drop_ca, as_json=as_json)
+        return
+    if revoke:
+        _say_revoked(here.revoke(revoke), here.revoked, as_json=as_json)
+        return
+    written = list(here.fill(wanted, hosts or [], days, add=add))[::-1]  # the authority first
+    if as_json:
+        typer.echo(json.dumps({"files": [{"path": str(one.path), "what": one.what} for one in written]}))
+        return
+    width = max(len(str(one.path)) for one in written)
+    for one in written:
+        typer.echo(f"{one.path!s:<{width}}  {one.what}")
+    ca, client = here.cert("ca"), wanted[0] if wanted else "CLIENT"
+    typer.echo(
+        f"""
+sl-server run RUN.toml --listen 0.0.0.0:50051 --cert {here.cert("server")} --key {here.key("server")} --client-ca {ca} \\
+    --revoked {here.revoked}
+sl-client run --server {joined((hosts or ["HOST"])[0], USUAL_PORT)} --ca {ca} --cert {here.cert(client)} --key {here.key(client)}"""
+    )
+
+
+def _renew(here: Folder, names: list[str], days: int, *, new_ca: bool, drop: bool, as_json: bool) -> None:
+    from sl_server.security import renewal
+
+    written = (
+        renewal.renew_ca(here, days) if new_ca else renewal.drop_ca(here) if drop else renewal.renew(here, names, days)
+    )
+    if as_json:
+        typer.echo(json.dumps({"renewed": [{"path": str(one.path), "what": one.what} for one in written]}))
+        return
+    width = max(len(str(one.path)) for one in written)
+    for one in written:
+        typer.echo(f"{one.path!s:<{width}}  {one.what}")
+    if new_ca:
+        typer.echo(f"then: sl-server certs {here.path} --renew server --renew CLIENT …, and at last --drop-ca")
+
+
+def _say_revoked(written: list[Written], where: Path, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"revoked": [{"path": str(one.path), "what": one.what} for one in written]}))
+        return
+    for one in written:
+        typer.echo(f"{one.path}: {one.what} is revoked")
+    typer.echo(f"in {where}, for the server's --revoked; move the client's files away to make it new ones with --add")

@@ -1,0 +1,11 @@
+"""What a person at the server sees of a run: progress bars, lines, JSON events.
+
+It is told facts and decides nothing.
+"""
+
+from sl_common.lazy_exports import lazy_exports
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    show="Show make_show",
+)

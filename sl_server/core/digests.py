@@ -1,0 +1,81 @@
+"""Digests of what the coordinator says and of its weights, so that two computations of the same events can be compared.
+
+Law: a digest depends on values, names, dtypes and shapes alone, never on time, memory or order of computation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+from torch import Tensor
+
+from sl_common.messages.training import Advanced, MessageDigest, ToClient
+from sl_common.tensors import raw_bytes
+from sl_server.core.coordinator import Coordinator, Said
+
+_IN_CLEAR = 40  # characters of a value that is written as it is
+_DIGEST = 8  # bytes
+
+
+class AdvanceDigests:
+    """Makes the entry of a log for each advance of one coordinator."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self._merges = coordinator.merges
+
+    def of(self, messages: Said) -> Advanced:
+        """The entry for the advance that gave these messages, with all weights where it ended a wave or a round."""
+        said = tuple(said_of(client, message) for client, message in messages)
+        merged, self._merges = self._coordinator.merges != self._merges, self._coordinator.merges
+        return Advanced(said=said, weights=self._weights() if merged else {})
+
+    def _weights(self) -> dict[str, str]:
+        states = self._coordinator.weights()
+        return {f"{part}/{name}": tensor_digest(t) for part, state in states.items() for name, t in state.items()}
+
+
+def said_of(client: str, message: ToClient) -> MessageDigest:
+    """One message, comparable."""
+    return MessageDigest(client=client, kind=type(message).__name__.lower(), fields=dict(fields_of(message)))
+
+
+def fields_of(message: Any) -> Iterator[tuple[str, str]]:
+    """Every field by name with its value in short, a tensor by its digest."""
+    for field in fields(message):
+        if field.name != "packed":
+            yield from _named(field.name, getattr(message, field.name))
+
+
+def _named(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    match value:
+        case Tensor():
+            yield name, tensor_digest(value)
+        case Mapping():
+            for key, below in value.items():
+                yield from _named(f"{name}/{key}", below)
+        case _:
+            text = repr(value)
+            yield (
+                name,
+                text if len(text) <= _IN_CLEAR else hashlib.blake2b(text.encode(), digest_size=_DIGEST).hexdigest(),
+            )
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """Dtype and shape in clear, and 16 hexadecimal digits over the bytes."""
+    own = tensor.detach().cpu()
+    found = hashlib.blake2b(raw_bytes(own), digest_size=_DIGEST).hexdigest()
+    return f"{str(own.dtype).removeprefix('torch.')}{list(own.shape)} {found}"
+
+
+def difference(logged: Mapping[str, str], found: Mapping[str, str]) -> str | None:
+    """The first name whose value differs, with both values; None if all agree."""
+    for name in [*logged, *(name for name in found if name not in logged)]:
+        one, other = logged.get(name, "not there"), found.get(name, "not there")
+        if one != other:
+            return f"{name} is {other}, the log says {one}"
+    return None

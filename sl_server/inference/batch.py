@@ -1,0 +1,44 @@
+"""Queries that wait for an answer, and one pass of a head over several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+from sl_common.messages.inference import Query
+from sl_server.inference.clients import Asker
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Waiting:
+    """A query that is to be answered; times are of this process's clock."""
+
+    asker: Asker
+    query: Query
+    arrived: float  # when its last frame came
+    decode_s: float
+
+    @property
+    def head(self) -> int | None:
+        """Which head it is for."""
+        return self.asker.head
+
+    @property
+    def samples(self) -> int:
+        """In it."""
+        return len(self.query.z)
+
+
+def compute(heads: Mapping[int | None, nn.Module], chosen: Sequence[Waiting]) -> Sequence[Tensor]:
+    """Scores of each query, (B, classes), on the CPU; all are for the same head."""
+    head = heads[chosen[0].head]
+    device = next((p.device for p in head.parameters()), torch.device("cpu"))
+    z = chosen[0].query.z if len(chosen) == 1 else torch.cat([one.query.z for one in chosen])
+    with torch.inference_mode():
+        scores: Tensor = head(z.to(device)).cpu()
+    ends = list(accumulate(one.samples for one in chosen))
+    return [scores[end - one.samples : end] for one, end in zip(chosen, ends, strict=True)]

@@ -1,0 +1,13 @@
+"""What a configuration means before it runs: `sl-server check`, `codecs` and `presets`.
+
+It builds the network and measures, but trains nothing that is kept.
+"""
+
+from sl_common.lazy_exports import lazy_exports
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    check="inspect",
+    codecs="compare",
+    presets="",
+)

@@ -1,0 +1,334 @@
+"""Certificates for one run: a CA, the server's, and one for each client whose common name is the client's id.
+
+Law: a private key is readable by its owner alone from its first byte on, and no file is ever overwritten but the list of revoked
+certificates and, where it was asked for, what `renewal` renews: each is replaced whole, and no pair of files has to change at once.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID as Use
+from cryptography.x509.oid import NameOID
+
+from sl_common.errors import ConfigError
+from sl_common.host.files import create_atomically, remove_parts, write_atomically
+from sl_common.host.locks import sole_writer
+from sl_common.names import is_name
+from sl_server.security.crl import CA_DAYS, SLACK, make_list, read_lists
+
+UNREADABLE = (ValueError, TypeError, x509.InvalidVersion, x509.ExtensionNotFound, UnsupportedAlgorithm)
+RESERVED = ("ca", "server")
+REVOKED = "revoked"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Issued:
+    """A certificate and its private key."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    @property
+    def cert_pem(self) -> bytes:
+        """For everybody."""
+        return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    @property
+    def key_pem(self) -> bytes:
+        """For its owner alone."""
+        encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        return self.key.private_bytes(encoding, form, serialization.NoEncryption())
+
+
+def make_ca(days: int = CA_DAYS, *, now: datetime | None = None) -> Issued:
+    """A new authority, which can sign certificates but no further authorities."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = _name(f"Cutlayer CA {secrets.token_hex(4)}")  # two of them are told apart by their names
+    builder = _begin(subject, subject, key.public_key(), key, days, now)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
+    return Issued(certificate=builder.sign(key, hashes.SHA256()), key=key)
+
+
+def issue(ca: Issued, name: str, days: int, *, hosts: Sequence[str] = (), now: datetime | None = None) -> Issued:
+    """A certificate for `hosts` is a server's, one without any a client's. `now` is for tests of dates."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    builder = _begin(_name(name), ca.certificate.subject, key.public_key(), ca.key, days, now)
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    builder = builder.add_extension(_usage(signs_certificates=False), critical=True)
+    builder = builder.add_extension(x509.ExtendedKeyUsage([Use.SERVER_AUTH if hosts else Use.CLIENT_AUTH]), False)
+    if hosts:
+        builder = builder.add_extension(x509.SubjectAlternativeName([_alternative(host) for host in hosts]), False)
+    return Issued(certificate=builder.sign(ca.key, hashes.SHA256()), key=key)
+
+
+def reissue(ca: Issued, old: x509.Certificate, days: int, *, now: datetime | None = None) -> x509.Certificate:
+    """The same once more, signed by `ca`: key, names and role stay, number and dates are new. It does not outlive the authority."""
+    key = old.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey), "of another kind than this module makes"
+    left = (ca.certificate.not_valid_after_utc - (now or datetime.now(UTC))).days
+    builder = _begin(old.subject, ca.certificate.subject, key, ca.key, min(days, left), now)
+    for extension in old.extensions:
+        if isinstance(extension.value, _KEPT):
+            builder = builder.add_extension(extension.value, extension.critical)
+    return builder.sign(ca.key, hashes.SHA256())
+
+
+_KEPT = (x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage, x509.SubjectAlternativeName)
+
+
+def _begin(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    signer: ec.EllipticCurvePrivateKey,
+    days: int,
+    now: datetime | None,
+) -> x509.CertificateBuilder:
+    now = now or datetime.now(UTC)
+    return (
+        x509.CertificateBuilder(subject_name=subject, issuer_name=issuer, public_key=key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - SLACK)
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), False)
+    )
+
+
+def _name(text: str) -> x509.Name:
+    try:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+    except ValueError as error:  # X.509 counts bytes
+        raise ConfigError(f"{text!r} cannot be in a certificate: {error}") from error
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _alternative(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
+    except ValueError:
+        pass
+    try:
+        name = host.encode("idna").decode()
+    except UnicodeError as error:
+        raise ConfigError(f"--host {host!r} is no host name: {error}") from error
+    if not name or not set(name.lower()) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.*"):
+        raise ConfigError(f"--host {host!r}: write a host name or an address, without a port")
+    return x509.DNSName(name)
+
+
+def hosts_of(extra: Sequence[str]) -> list[str]:
+    """What a server's certificate is for: this machine by every usual name, and `extra`."""
+    return list(dict.fromkeys(["localhost", "127.0.0.1", "::1", socket.gethostname(), *extra]))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """One file."""
+
+    path: Path
+    what: str
+
+
+class Folder:
+    """A folder of certificates in PEM form: NAME.pem and NAME.key for the authority `ca`, the `server` and each client."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def cert(self, name: str) -> Path:
+        """Where a certificate is."""
+        return self._path / f"{name}.pem"
+
+    def key(self, name: str) -> Path:
+        """Where its private key is."""
+        return self._path / f"{name}.key"
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self._path
+
+    @property
+    def previous(self) -> Folder:
+        """The authority that is being replaced, while both are trusted."""
+        return Folder(self._path / "previous")
+
+    def superseded(self, name: str) -> Path:
+        """Certificates of this name that were renewed, in one file: they hold until their own dates."""
+        return self._path / "superseded" / f"{name}.pem"
+
+    @property
+    def revoked(self) -> Path:
+        """Where the list of revoked certificates is."""
+        return self.cert(REVOKED)
+
+    def fill(self, clients: Sequence[str], hosts: Sequence[str], days: int, *, add: bool) -> Iterator[Written]:
+        """Make what is wanted; nothing is written if a file is in the way. With `add`, by the authority that is there.
+
+        A command that is killed leaves no certificate without its key, and no authority before all else that it was to make.
+        """
+        _check(clients)
+        if add and not self.cert("ca").exists():
+            raise ConfigError(f"--add: there is no {self.cert('ca')} to sign with; leave --add out to make one")
+        with sole_writer(self._path, "certs", keep=False):
+            yield from self._fill(clients, hosts, days, add=add)
+
+    def _fill(self, clients: Sequence[str], hosts: Sequence[str], days: int, *, add: bool) -> Iterator[Written]:
+        old = [name for name in RESERVED if add and self.cert(name).exists()]
+        new = [name for name in (*RESERVED, *clients) if name not in old]
+        self._look_for_room(new, add=add)
+        ca = self._authority("--add") if add else make_ca(max(days, CA_DAYS))
+        made = {name: ca if name == "ca" else self._issue(ca, name, hosts, days) for name in new}
+        try:
+            remove_parts(self._path)
+            if not self.revoked.exists():
+                create_atomically(self.revoked, make_list(ca.certificate, ca.key), mode=0o644)
+                yield Written(path=self.revoked, what="to the server, for --revoked: nobody is locked out yet")
+            for name, issued in reversed(
+                made.items()
+            ):  # the authority's certificate is the last: without it the rest is of no use
+                create_atomically(self.key(name), issued.key_pem, mode=0o600)
+                yield Written(path=self.key(name), what=_whose(name))
+                create_atomically(self.cert(name), issued.cert_pem, mode=0o644)
+                yield Written(path=self.cert(name), what=_what(name))
+        except OSError as error:
+            raise ConfigError(f"{error.filename or self._path}: {error.strerror or error}") from error
+
+    def _look_for_room(self, new: Sequence[str], *, add: bool) -> None:
+        files = [path for name in new for path in (self.cert(name), self.key(name))]
+        files += [] if add else [self.revoked]
+        for path in (path for path in files if path.exists()):
+            hint = (
+                "" if add or not self.cert("ca").exists() else "; --add makes further clients with the authority there"
+            )
+            whole = path.with_suffix(".pem") if add else self.cert("ca")
+            if not whole.exists():
+                hint = f"; there is no {whole}, as if a command that was to make both had been cut short"
+            raise ConfigError(f"{path} exists and is not overwritten: choose another folder or remove it{hint}")
+
+    def revoke(self, clients: Sequence[str]) -> list[Written]:
+        """Put the certificates that these clients have here on the list. Raises ConfigError, with nothing changed."""
+        authorities = self.authorities("--revoke")
+        with sole_writer(self._path, "certs", keep=False):
+            return self._revoke(authorities, clients)
+
+    def _revoke(self, authorities: Sequence[Issued], clients: Sequence[str]) -> list[Written]:
+        """A certificate goes on the list of the authority that signed it; so do those of the same key that it has replaced."""
+        try:
+            shown = {name: self.certificates(name) for name in clients}
+            if "ca" in shown:
+                raise ConfigError("--revoke ca: an authority cannot lock itself out; make another one")
+            issuers = [self.issuer_of(one, authorities) for found in shown.values() for one in found]
+            ones = [one for found in shown.values() for one in found]
+            old = self.lists()
+            if any(not any(_signed(one, ca) for ca in authorities) for one in old):
+                raise ConfigError(f"--revoke: {self.revoked} is the list of another authority")
+            new = []
+            for ca in authorities:
+                before = next((one for one in old if _signed(one, ca)), None)
+                more = [one.serial_number for one, issuer in zip(ones, issuers, strict=True) if issuer is ca]
+                new.append(make_list(ca.certificate, ca.key, before, more))
+            write_atomically(self.revoked, b"".join(new))
+        except OSError as error:
+            raise ConfigError(f"--revoke: {error.filename or self.revoked}: {error.strerror or error}") from error
+        except (*UNREADABLE, InvalidSignature) as error:
+            raise ConfigError(f"--revoke {', '.join(clients)}: not of this authority, or damaged: {error!r}") from error
+        return [
+            Written(path=self.cert(name), what=", ".join(f"serial number {one.serial_number:x}" for one in found))
+            for name, found in shown.items()
+        ]
+
+    def certificates(self, name: str) -> list[x509.Certificate]:
+        """The certificate of this name, and those that it has replaced. Raises OSError, ValueError."""
+        files = [self.cert(name), *(path for path in [self.superseded(name)] if path.exists())]
+        return [one for path in files for one in x509.load_pem_x509_certificates(path.read_bytes())]
+
+    def lists(self) -> list[x509.CertificateRevocationList]:
+        """What is in the file of revoked certificates: a list of each authority. Raises OSError, ValueError."""
+        return read_lists(self.revoked.read_bytes()) if self.revoked.exists() else []
+
+    def authorities(self, option: str) -> list[Issued]:
+        """The one that signs, and the one before it while it is being replaced. Raises ConfigError."""
+        before = self.previous
+        found = [self._authority(option)]
+        if before.cert("ca").exists() and before.key("ca").exists():
+            old = before._authority(option)
+            if old.certificate != found[0].certificate:  # or the replacement was cut short
+                found.append(old)
+        return found
+
+    @staticmethod
+    def issuer_of(one: x509.Certificate, authorities: Sequence[Issued]) -> Issued:
+        """Who of them signed it. Raises InvalidSignature or ValueError if none did."""
+        for ca in authorities:
+            if one.issuer == ca.certificate.subject:
+                one.verify_directly_issued_by(ca.certificate)
+                return ca
+        raise ValueError("another authority signed it")
+
+    def _issue(self, ca: Issued, name: str, hosts: Sequence[str], days: int) -> Issued:
+        return issue(ca, name, days, hosts=hosts_of(hosts) if name == "server" else ())
+
+    def _authority(self, option: str) -> Issued:
+        try:
+            certificates = x509.load_pem_x509_certificates(self.cert("ca").read_bytes())
+            key = serialization.load_pem_private_key(self.key("ca").read_bytes(), None)
+        except OSError as error:
+            raise ConfigError(f"{option}: {error.filename}: {error.strerror or error}") from error
+        except UNREADABLE as error:
+            raise ConfigError(
+                f"{option}: {self.cert('ca')} and {self.key('ca')} are not an authority: {error}"
+            ) from error
+        if isinstance(key, ec.EllipticCurvePrivateKey):
+            for certificate in certificates:
+                if key.public_key() == certificate.public_key():
+                    return Issued(certificate=certificate, key=key)
+        raise ConfigError(f"{option}: {self.key('ca')} is not the key of {self.cert('ca')}")
+
+
+def _signed(listed: x509.CertificateRevocationList, ca: Issued) -> bool:
+    return listed.issuer == ca.certificate.subject and listed.is_signature_valid(ca.key.public_key())
+
+
+def _check(clients: Sequence[str]) -> None:
+    for number, name in enumerate(clients):
+        if not name or not is_name(name):
+            raise ConfigError(f"--name {name[:80]!r}: a client's name has 1 to 64 printable characters without '/'")
+        if name in (*RESERVED, REVOKED) or name in clients[:number]:
+            raise ConfigError(f"--name {name!r} is taken: its files would be those of another")
+
+
+def _what(name: str) -> str:
+    where = {"ca": "to the server and every client: whom to trust", "server": "to the server: its certificate"}
+    return where.get(name, f"to client {name}: its certificate")
+
+
+def _whose(name: str) -> str:
+    where = {"ca": "keep it offline: whoever has it can make clients and servers", "server": "to the server, secret"}
+    return where.get(name, f"to client {name}, secret")

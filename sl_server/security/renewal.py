@@ -1,0 +1,158 @@
+"""Certificates that go on: renewed with their key, names and role, and an authority that takes the place of another.
+
+Law: each step replaces one file by one rename, and what is in the folder after any of them can be used. So a certificate keeps its key (a pair
+could not change at once under a server that reads it); whoever wants another key revokes the old one and makes a new pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.x509.oid import NameOID
+
+from sl_common.errors import ConfigError
+from sl_common.host.files import make_folder, sync_folder, write_atomically
+from sl_common.host.locks import sole_writer
+from sl_common.names import is_name
+from sl_server.security.certificates import RESERVED, REVOKED, UNREADABLE, Folder, Issued, Written, make_ca, reissue
+from sl_server.security.crl import CA_DAYS, make_list
+
+_PEM = serialization.Encoding.PEM
+
+
+def renew(here: Folder, names: Sequence[str], days: int) -> list[Written]:
+    """Certificates of these names with new dates. Raises ConfigError, with nothing changed, for one that this folder did not make."""
+    authorities = here.authorities("--renew")
+    ca = authorities[0]
+    if ca.certificate.not_valid_after_utc <= datetime.now(UTC) + timedelta(days=1):
+        raise ConfigError(
+            f"--renew: {here.cert('ca')} expires on {_date(ca.certificate)}: --renew-ca makes another one"
+        )
+    with sole_writer(here.path, "certs", keep=False):
+        new = {name: reissue(ca, _old(here, name, authorities), days) for name in dict.fromkeys(names)}
+        written = []
+        try:
+            for name, certificate in new.items():
+                _supersede(here, name)
+                write_atomically(here.cert(name), certificate.public_bytes(_PEM), mode=0o644)
+                written.append(Written(path=here.cert(name), what=f"holds until {_date(certificate)}"))
+        except OSError as error:
+            raise ConfigError(f"--renew: {error.filename or here.path}: {error.strerror or error}") from error
+        return written
+
+
+def _old(here: Folder, name: str, authorities: Sequence[Issued]) -> x509.Certificate:
+    """The certificate to renew. Raises ConfigError unless this folder made it, with its key, and it is not revoked."""
+    if name == "ca":
+        raise ConfigError("--renew ca: an authority is replaced, not renewed: --renew-ca")
+    if not is_name(name) or name == REVOKED:
+        raise ConfigError(f"--renew {name[:80]!r}: no name of a certificate")
+    try:
+        one = x509.load_pem_x509_certificate(here.cert(name).read_bytes())
+        Folder.issuer_of(one, authorities)
+        key = serialization.load_pem_private_key(here.key(name).read_bytes(), None)
+        lists = here.lists()
+    except OSError as error:
+        raise ConfigError(f"--renew {name}: {error.filename}: {error.strerror or error}") from error
+    except (*UNREADABLE, InvalidSignature) as error:
+        raise ConfigError(f"--renew {name}: not of this authority, or damaged: {error!r}") from error
+    if key.public_key() != one.public_key():
+        raise ConfigError(f"--renew {name}: {here.key(name)} is not the key of {here.cert(name)}")
+    common = [str(part.value) for part in one.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    if common != [name]:
+        raise ConfigError(f"--renew {name}: {here.cert(name)} is of {', '.join(common)}")
+    if any(listed.issuer == one.issuer and _holds(listed, one) for listed in lists):
+        raise ConfigError(
+            f"--renew {name}: {here.cert(name)} is revoked, and so is its key: move both files away and use --add"
+        )
+    return one
+
+
+def _holds(listed: x509.CertificateRevocationList, one: x509.Certificate) -> bool:
+    return listed.get_revoked_certificate_by_serial_number(one.serial_number) is not None
+
+
+def _supersede(here: Folder, name: str) -> None:
+    """Keep what is about to be replaced: it holds until its own date, and --revoke must know its number."""
+    kept = here.superseded(name)
+    now = datetime.now(UTC)
+    old = [one for one in here.certificates(name) if one.not_valid_after_utc > now]
+    make_folder(kept.parent)
+    write_atomically(kept, b"".join(one.public_bytes(_PEM) for one in dict.fromkeys(old)), mode=0o644)
+
+
+def renew_ca(here: Folder, days: int) -> list[Written]:
+    """A new authority beside the one that is there: `ca.pem` holds both, `ca.key` is the new one's. Raises ConfigError."""
+    old = here.authorities("--renew-ca")
+    before = here.previous
+    if len(old) > 1:
+        raise ConfigError(f"--renew-ca: {before.cert('ca')} is being replaced already: --drop-ca ends that")
+    new = make_ca(max(days, CA_DAYS))
+    with sole_writer(here.path, "certs", keep=False):
+        try:
+            make_folder(before.path)
+            write_atomically(before.key("ca"), old[0].key_pem, mode=0o600)
+            write_atomically(before.cert("ca"), old[0].cert_pem, mode=0o644)
+            lists = here.revoked.read_bytes() if here.revoked.exists() else make_list(old[0].certificate, old[0].key)
+            write_atomically(here.revoked, make_list(new.certificate, new.key) + lists, mode=0o644)
+            write_atomically(here.cert("ca"), new.cert_pem + old[0].cert_pem, mode=0o644)  # of use with either key
+            write_atomically(here.key("ca"), new.key_pem, mode=0o600)
+        except OSError as error:
+            raise ConfigError(f"--renew-ca: {error.filename or here.path}: {error.strerror or error}") from error
+    return [
+        Written(
+            path=here.cert("ca"), what="to the server and every client, first of all: both authorities, new and old"
+        ),
+        Written(path=here.revoked, what="to the server, for --revoked: a list of each"),
+        Written(path=here.key("ca"), what="keep it offline: the new authority's"),
+        Written(path=before.key("ca"), what="keep it offline until --drop-ca: it still revokes"),
+    ]
+
+
+def drop_ca(here: Folder) -> list[Written]:
+    """Trust the new authority alone. Raises ConfigError as long as a certificate in the folder is of the old one."""
+    authorities = here.authorities("--drop-ca")
+    if len(authorities) < 2:
+        raise ConfigError(f"--drop-ca: there is one authority in {here.cert('ca')}: --renew-ca makes another one")
+    new, old = authorities
+    left = _signed_by(here, old)
+    if left:
+        raise ConfigError(f"--drop-ca: still of the old authority: {', '.join(left)}; --renew them first")
+    with sole_writer(here.path, "certs", keep=False):
+        try:
+            write_atomically(here.cert("ca"), new.cert_pem, mode=0o644)
+            kept = [one for one in here.lists() if one.issuer == new.certificate.subject]
+            write_atomically(here.revoked, b"".join(one.public_bytes(_PEM) for one in kept), mode=0o644)
+            for path in (here.previous.cert("ca"), here.previous.key("ca")):
+                path.unlink()
+            sync_folder(here.previous.path)
+        except OSError as error:
+            raise ConfigError(f"--drop-ca: {error.filename or here.path}: {error.strerror or error}") from error
+    return [
+        Written(path=here.cert("ca"), what="to the server and every client: the new authority alone"),
+        Written(path=here.revoked, what="to the server, for --revoked"),
+    ]
+
+
+def _signed_by(here: Folder, ca: Issued) -> list[str]:
+    """Names of certificates in the folder that are the authority's and let somebody in."""
+    found, now = [], datetime.now(UTC)
+    for path in sorted(here.path.glob("*.pem")):
+        if path.stem in (RESERVED[0], REVOKED):
+            continue
+        try:
+            one = x509.load_pem_x509_certificate(path.read_bytes())
+        except (OSError, *UNREADABLE):
+            continue
+        is_revoked = any(listed.issuer == one.issuer and _holds(listed, one) for listed in here.lists())
+        if one.issuer == ca.certificate.subject and one.not_valid_after_utc > now and not is_revoked:
+            found.append(path.stem)
+    return found
+
+
+def _date(certificate: x509.Certificate) -> str:
+    return f"{certificate.not_valid_after_utc:%Y-%m-%d}"

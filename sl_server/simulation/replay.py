@@ -1,0 +1,195 @@
+"""Replay of a recorded run: the same events to a fresh coordinator, and everything that it says compared with the log.
+
+A bug report is an event log: the same events give the same messages and weights, bit for bit, on any machine of the same kind.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sl_common.config.run_config import RunConfig
+from sl_common.errors import CutlayerError, Refused, WireError
+from sl_common.messages.facts import Fact
+from sl_common.messages.training import Advanced, Aligned, Failed, Logged, Restored, Saved, Stopped
+from sl_common.network.network import Network
+from sl_common.training.segment import Tree
+from sl_common.wire.eventlog import Entry, LogReader
+from sl_server.core.coordinator import Coordinator, Said
+from sl_server.core.digests import AdvanceDigests, difference, fields_of
+from sl_server.storage.eventlog import Recorded, opened_log
+from sl_server.storage.spill import DiskSpill
+
+
+class Departed(CutlayerError):
+    """A replay computed something else than the run did, or its log is damaged. The text names the event, and the tensor if it is one."""
+
+    def __init__(self, number: int, text: str) -> None:
+        """`number`: of the event, from 1."""
+        super().__init__(f"event {number}: {text}")
+        self.number = number
+
+
+class Replay:
+    """Feeds recorded events to one coordinator, and compares."""
+
+    def __init__(self, coordinator: Coordinator, on_fact: Callable[[Fact], None] = lambda _fact: None) -> None:
+        self.coordinator = coordinator
+        self._on_fact = on_fact
+        self.number = 0  # of the last event, from 1
+        self._digests = AdvanceDigests(coordinator)
+        self._kept: dict[int, Tree] = {0: copy.deepcopy(coordinator.snapshot())}  # snapshots by checkpoint
+        self._aligned: dict[tuple[str, int, int], Aligned] = {}  # results of the coordinator's jobs
+        self._raised: Exception | None = None
+
+    def take(self, client: str, event: Logged) -> Said:
+        """The next event; what the coordinator says to it. Raises Departed where the run did something else."""
+        self.number += 1
+        if self._raised is not None and not isinstance(event, Failed):
+            raise self._departed(f"the replay failed at the event before ({_told(self._raised)}), the run did not")
+        try:
+            said = self._take(client, event)
+        except (Departed, WireError, Refused) as error:
+            if isinstance(error, Departed):
+                raise
+            raise self._departed(f"{_name(client, event)} is refused ({error}), the run took it") from error
+        except Exception as error:  # the log is to say that the run failed here, too
+            self._raised, said = error, []
+        self._work()
+        return said
+
+    def _take(self, client: str, event: Logged) -> Said:
+        match event:
+            case Advanced():
+                return self._advance(event)
+            case Failed():
+                self._compare_failure(event)
+            case Stopped(reason=reason):
+                self.coordinator.stop(reason)
+            case Restored(number=number, now=now):
+                if number not in self._kept:
+                    raise self._departed(f"back to checkpoint {number}, which was made before the log began")
+                self.coordinator.restore(copy.deepcopy(self._kept[number]), now)
+            case _:
+                if isinstance(event, Saved):
+                    self._kept = {event.number: copy.deepcopy(self.coordinator.snapshot())}
+                if isinstance(event, Aligned):
+                    self._compare_aligned(client, event)
+                self.coordinator.handle(client, event)
+        return []
+
+    def _advance(self, event: Advanced) -> Said:
+        said = self.coordinator.advance()
+        if said is None:
+            raise self._departed("the replay waits for an event, the run went on")
+        found = self._digests.of(said)
+        for number, (one, other) in enumerate(zip(event.said, found.said, strict=False), start=1):
+            what = f"message {number} of {len(event.said)}, {one.kind} to {one.client}"
+            if (one.client, one.kind) != (other.client, other.kind):
+                raise self._departed(f"{what}, is {other.kind} to {other.client} in the replay")
+            if told := difference(one.fields, other.fields):
+                raise self._departed(f"{what}: {told}")
+        if len(event.said) != len(found.said):
+            raise self._departed(f"{len(found.said)} messages, the log has {len(event.said)}")
+        if told := difference(event.weights, found.weights):
+            raise self._departed(f"weights after wave {self.coordinator.rests}: {told}")
+        return said
+
+    def _compare_failure(self, event: Failed) -> None:
+        error, self._raised = self._raised, None
+        if error is None:
+            raise self._departed(f"the run failed at the event before ({event.error}), the replay did not")
+        if _told(error) != event.error:
+            raise self._departed(f"the replay failed with {_told(error)}, the run with {event.error}")
+
+    def _compare_aligned(self, client: str, event: Aligned) -> None:
+        found = self._aligned.pop((client, event.round, event.wave), None)
+        if found is not None and (told := difference(dict(fields_of(event)), dict(fields_of(found)))):
+            raise self._departed(f"aligned for {client}: {told}")
+
+    def _work(self) -> None:
+        """Do what an engine does beside events: run jobs, whose results the log has as events, and take facts."""
+        self.coordinator.settle()
+        for job in self.coordinator.jobs():
+            try:
+                result = job.run()
+            except CutlayerError:  # the log says what became of its client
+                continue
+            self._aligned[job.client, result.round, result.wave] = result
+        for fact in self.coordinator.facts():
+            self._on_fact(fact)
+        self.coordinator.expelled()
+
+    def finish(self) -> None:
+        """After the last event of a log. Raises Departed if the replay failed where the run did not."""
+        if self._raised is not None:
+            raise self._departed(f"the replay failed ({_told(self._raised)}), the log does not say that the run did")
+
+    def _departed(self, text: str) -> Departed:
+        return Departed(self.number, text)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _name(client: str, event: Logged) -> str:
+    kind = type(event).__name__.lower()
+    return f"{kind} of {client}" if client else kind
+
+
+def replay_events(coordinator: Coordinator, events: Iterable[tuple[str, Logged]]) -> Said:
+    """Everything that a coordinator says to these events. Raises Departed."""
+    replay = Replay(coordinator)
+    said = [one for client, event in events for one in replay.take(client, event)]
+    replay.finish()
+    return said
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Replayed:
+    """A log that was replayed to its end, or as far as was asked."""
+
+    recorded: Recorded
+    coordinator: Coordinator
+    events: int
+    cut_short: int  # bytes of a last record that is not whole
+
+
+Watch = Callable[[Entry, Said, LogReader], None]
+
+
+def replay_log(
+    path: Path,
+    *,
+    device: str = "cpu",
+    until: int | None = None,
+    watch: Watch | None = None,
+    on_fact: Callable[[Fact], None] = lambda _fact: None,
+) -> Replayed:
+    """Replay the log in a file, in memory for one event at a time. `watch` sees every event and what was said to it.
+
+    Raises ConfigError if it is no log of this version, Departed where it is damaged or the replay differs.
+    """
+    with opened_log(path) as (recorded, reader):
+        config = RunConfig.from_json(recorded.config)
+        torch.set_num_threads(config.run.threads)
+        coordinator = Coordinator(config, Network.build(config), device=device, spill=DiskSpill(), run=recorded.run)
+        replay = Replay(coordinator, on_fact)
+        try:
+            for entry in itertools.islice(reader, until):
+                said = replay.take(entry.client, entry.event)
+                if watch is not None:
+                    watch(entry, said, reader)
+        except WireError as error:  # the log's, as the coordinator's are told apart above
+            raise Departed(replay.number + 1, str(error)) from error
+        stopped = until is not None and replay.number == until
+        if not stopped:
+            replay.finish()
+        cut = 0 if stopped else reader.cut_short
+        return Replayed(recorded=recorded, coordinator=coordinator, events=replay.number, cut_short=cut)

@@ -1,0 +1,109 @@
+"""Clients' waves under way in a stacked simulation, and their next batches made together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sl_common.batch import Batch
+from sl_common.messages.training import Begin
+from sl_common.partition import Indices
+from sl_common.protocol import Tally
+from sl_server.simulation.simulation import SimulatedClient
+from sl_server.simulation.vectorized.stack import Pass, Stack
+
+Pick = tuple[int | None, Indices]  # of which epoch, None for held-out data, and which samples
+
+
+class Rows(Protocol):
+    """A client's data, by the samples of each batch."""
+
+    @property
+    def data(self) -> object:
+        """The set that the numbers of samples are of."""
+        ...
+
+    @property
+    def augment(self) -> str:
+        """How a sample changes from epoch to epoch: none, if it does not."""
+        ...
+
+    def train_rows(self, first: int, steps: int) -> Iterator[Pick]:
+        """Of batches `first` to `first + steps` since the run began."""
+        ...
+
+    def test_rows(self, part: int, parts: int, samples: int) -> Iterator[Indices]:
+        """Of the batches of one slice of the test set."""
+        ...
+
+    def batch(self, step: int, rows: Indices, epoch: int | None) -> Batch:
+        """These samples."""
+        ...
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Course:
+    """One client's wave under way."""
+
+    client: SimulatedClient
+    place: int
+    begin: Begin
+    rows: Rows
+    coming: Iterator[Pick]
+    following: Pick | None = None
+    steps: int = 0
+    samples: int = 0
+    awaits: Pass | None = None  # the pass whose gradient is to come
+    dz: Tensor | None = None  # which has come
+
+    def go_on(self) -> None:
+        """Look at the next batch; None after the last."""
+        self.following = next(self.coming, None)
+
+    def tally(self) -> Tally:
+        """What the wave came to."""
+        return Tally(steps=self.steps, samples=self.samples)
+
+    @property
+    def learns(self) -> bool:
+        """Its batches are answered by gradients."""
+        return self.begin.directive.update and not self.begin.evaluate
+
+
+def open_course(client: SimulatedClient, begin: Begin, rows: Rows) -> Course:
+    """A client begins a wave."""
+    assert client.seat is not None
+    coming: Iterator[Pick] = rows.train_rows(begin.first, begin.steps)
+    if begin.evaluate:
+        coming = ((None, batch) for batch in rows.test_rows(begin.slice, begin.slices, begin.samples))
+    course = Course(client=client, place=client.seat.shard, begin=begin, rows=rows, coming=coming)
+    course.go_on()
+    return course
+
+
+def groups(stack: Stack, courses: Sequence[Course]) -> list[list[Course]]:
+    """Those that can compute together: batches of one size, segments of one age."""
+    found: dict[tuple[object, ...], list[Course]] = {}
+    for course in courses:
+        if course.following is not None:
+            epoch, rows = course.following
+            age = stack.age(course.place) if course.learns else 0
+            key = (age, len(rows), None if course.rows.augment == "none" else epoch)
+            found.setdefault(key, []).append(course)
+    return list(found.values())
+
+
+def next_batches(group: Sequence[Course]) -> tuple[Tensor, Tensor]:
+    """x (G, B, *input) and y (G, B): what each loader would give; picked in one go where all have the same data."""
+    own = [(course.rows, *course.following) for course in group if course.following is not None]
+    loader, epoch, _ = own[0]
+    if all(rows.data is loader.data for rows, _, _ in own):
+        batch = loader.batch(0, np.concatenate([picked for _, _, picked in own]), epoch)
+        return batch.x.view(len(own), -1, *batch.x.shape[1:]), batch.y.view(len(own), -1)
+    batches = [rows.batch(0, picked, epoch) for rows, epoch, picked in own]
+    return torch.stack([batch.x for batch in batches]), torch.stack([batch.y for batch in batches])

@@ -1,0 +1,19 @@
+"""A run's directory: what is written while it trains, and how it is read back.
+
+Files are whole whenever they are read; nothing here decides what a run does.
+"""
+
+from sl_common.lazy_exports import lazy_exports
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    checkpoint="Checkpoints",
+    eventlog="EventLog NAME Recorded opened_log",
+    export="export_run",
+    run_directory="NOTHING RunDirectory shorter",
+    run_selection="Stage held_run new_directory outcome read_config",
+    spill="DiskSpill SEGMENT",
+    table="Board",
+    tensorboard="open_board",
+    trained="Trained config_of read_run",
+)

@@ -1,0 +1,278 @@
+"""What a run leaves behind: a directory that can be read at any moment, whole or cut short."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sl_common import __version__
+from sl_common.config.run_config import RunConfig
+from sl_common.errors import ConfigError
+from sl_common.holdings import Inputs
+from sl_common.host.files import make_folder, remove_parts, sync_folder, write_atomically
+from sl_common.messages.facts import BatchEvaluated, Evaluated, Fact, RoundEnded, RunEnded, Trained, WaveBegun
+from sl_common.tensors import State
+from sl_server.core.coordinator import Coordinator
+from sl_server.storage import eventlog, schema
+from sl_server.storage.append_only import GrowingFile
+from sl_server.storage.inputs import inputs_of, write_inputs
+from sl_server.storage.table import Board, Table, row_of
+from sl_server.storage.weight_set import put_in_place, write_weights
+from sl_server.telemetry.ledger import Ledger
+
+GROWING = ("metrics.jsonl", "metrics.csv", "digests.log")
+BOARD_FILES = "events.out.tfevents.*"  # TensorBoard's name for them
+NOTHING: Mapping[str, int] = dict.fromkeys(GROWING, 0)  # their bytes, when nothing is written
+
+
+class RunDirectory:
+    """`run.json`, `config.json`, `metrics.jsonl`, `metrics.csv`, `digests.log`, weights as safetensors after every evaluation, `summary.json`.
+
+    Whoever makes one holds the directory: see `sl_common.host.locks`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: RunConfig,
+        ledger: Ledger,
+        resumed: Mapping[str, int] | None = None,
+        board: Board | None = None,
+    ) -> None:
+        """`resumed`: go on with the files of a run that is there, cut back to what they were at its checkpoint."""
+        self.path = path
+        self._ledger = ledger
+        self._rounds: list[RoundEnded] = []
+        self.evaluated: Evaluated | None = None
+        self.loss: float | None = None
+        self.notes: dict[str, Any] = {}  # what else the summary is to say
+        self._rounds_over: int | None = None
+        self._unwritten = False  # the last weights could not be written
+        self._inputs: Inputs | None = None  # as written
+        self._refused = False  # nor could the last lines
+        try:
+            make_folder(path)
+            if resumed is not None:
+                (path / "summary.json").unlink(missing_ok=True)  # of the failure that it goes on after
+            else:
+                if (path / "config.json").exists():
+                    raise ConfigError(f"--out {path}: holds a run already; choose another directory, or --resume it")
+                schema.write_schema(path)
+                write_atomically(path / "config.json", config.model_dump_json(indent=2).encode() + b"\n")
+            remove_parts(path)
+            put_in_place(path)
+            self._files = {name: GrowingFile(path / name, (resumed or NOTHING).get(name, 0)) for name in GROWING}
+            self._table = Table(self._files["metrics.csv"], board)
+            sync_folder(path)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--out {path}: {getattr(error, 'strerror', None) or error}") from error
+        self._board = board
+
+    def written(self) -> dict[str, int]:
+        """Make the growing files durable; their lengths. Raises OSError.
+
+        A checkpoint holds the lengths: what comes after it is written again after a restart.
+        """
+        found = {name: file.sync() for name, file in self._files.items()}
+        if self._board is not None:
+            self._board.sync()
+        return found
+
+    @property
+    def behind(self) -> bool:
+        """Whether something waits in memory for a disk that takes it."""
+        return self._unwritten or self._refused
+
+    def cut_back(self, lengths: Mapping[str, int]) -> None:
+        """Forget what was written beyond."""
+        for name, file in self._files.items():
+            file.cut_back(lengths.get(name, 0))
+        self._table.begin_again()
+
+    def fact(self, fact: Fact, seconds: float) -> None:
+        """Write down what matters, as it happens. Raises OSError; what could not be written then is written with a later fact."""
+        try:
+            self._note(fact, seconds)
+        finally:
+            if not isinstance(fact, Trained | BatchEvaluated):
+                self._flush()
+
+    def warn(self, text: str, seconds: float) -> None:
+        """Keep a warning that nobody may have seen. It is in the file with the next fact at the latest."""
+        self._line(event="warning", seconds=round(seconds, 3), text=text)
+
+    def _flush(self) -> None:
+        """Raises the first OSError, when all files were tried."""
+        failed = [error for file in self._files.values() if (error := _flushed(file)) is not None]
+        self._refused = bool(failed)
+        if failed:
+            raise failed[0]
+
+    def _note(self, fact: Fact, seconds: float) -> None:
+        match fact:
+            case Trained():
+                self._files["digests.log"].write(
+                    f"{fact.client} {fact.round + 1} {fact.wave + 1} {fact.step} {fact.crc32}\n"
+                )
+            case BatchEvaluated():  # the evaluation as a whole follows
+                pass
+            case RoundEnded():
+                self._round(fact, seconds)
+            case Evaluated():
+                self.evaluated, self._rounds_over = fact, fact.round + 1
+                self._line(event="evaluation", seconds=round(seconds, 3), **_evaluation(fact), **self._bytes())
+                self._table.evaluated(fact, self._ledger, seconds)
+            case _:
+                fields = asdict(fact)
+                for counted in ("round", "wave", "shard"):  # from 1 wherever they are shown
+                    if counted in fields:
+                        fields[counted] += 1
+                self._line(event=_snake(type(fact).__name__), seconds=round(seconds, 3), **fields)
+                if isinstance(fact, RunEnded) or (isinstance(fact, WaveBegun) and not fact.evaluate):
+                    self._table.settle()
+
+    def _round(self, fact: RoundEnded, seconds: float) -> None:
+        self.loss = fact.loss if fact.loss is not None else self.loss
+        self._rounds_over = fact.round + 1
+        steps, phases = self._ledger.take_phases()
+        self._line(
+            event="round",
+            round=fact.round + 1,
+            loss=fact.loss,
+            samples=fact.samples,
+            clients=fact.clients,
+            seconds=round(seconds, 3),
+            **self._bytes(),
+            timed_steps=steps,
+            phases=phases,
+        )
+        self._table.ended(row_of(fact, self._ledger, seconds, steps, phases))
+
+    def _bytes(self) -> dict[str, Any]:
+        """So far."""
+        return {"bytes": self._ledger.by_direction("wire"), "payload_bytes": self._ledger.by_direction("payload")}
+
+    def _line(self, **fields: Any) -> None:
+        self._files["metrics.jsonl"].write(json.dumps(fields) + "\n")
+
+    def save_weights(self, states: dict[str, State], inputs: Inputs | None = None) -> None:
+        """`lower.safetensors` and `head.safetensors`, or `head-<shard>.safetensors` where copies differ, all at once; before them what they
+        were trained on, if it has changed."""
+        self._unwritten = True
+        if inputs != self._inputs:
+            write_inputs(self.path, inputs)
+            self._inputs = inputs
+        write_weights(self.path, states, self._rounds_over)
+        self._unwritten = False
+
+    def summary(self, coordinator: Coordinator, seconds: float, failure: str | None) -> dict[str, Any]:
+        """The run in one object: what `summary.json` holds."""
+        lost = {name: file.lost for name, file in self._files.items() if file.lost}
+        told = {"lost_lines": lost} if lost else {}
+        return summarise(coordinator, self._ledger, self.evaluated, self.loss, seconds, failure) | self.notes | told
+
+    def discard(self) -> None:
+        """Leave nothing of a run that could not begin, so that its place can be taken again."""
+        self.close()
+        begun = (self.path / name for name in ("config.json", schema.NAME, eventlog.NAME, *GROWING))
+        for path in (*begun, *self.path.glob(BOARD_FILES)):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is something else in it
+            self.path.rmdir()
+
+    def finish(self, coordinator: Coordinator, seconds: float, failure: str | None = None) -> dict[str, Any]:
+        """Write the final weights, and the summary when all else is durable; what the summary says. Raises OSError.
+
+        A run that failed keeps the weights of its last evaluation: what there is in the middle of a wave belongs to no lower segment.
+        """
+        if failure is None or not any(self.path.glob("head*.safetensors")):
+            self.save_weights(coordinator.weights(), coordinator.agreement.inputs)
+        self._table.settle()
+        self.written()
+        summary = self.summary(coordinator, seconds, failure)
+        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
+        self.close()
+        return summary
+
+    def close(self) -> None:
+        """Nothing more is written."""
+        for file in self._files.values():
+            file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def summarise(
+    coordinator: Coordinator,
+    ledger: Ledger,
+    evaluated: Evaluated | None,
+    loss: float | None,
+    seconds: float,
+    failure: str | None = None,
+) -> dict[str, Any]:
+    """The run in one object: what `summary.json` holds."""
+    config, ended = coordinator.config, coordinator.ended
+    return {
+        "name": config.run.name,
+        "preset": config.preset,
+        "finished": bool(ended and ended.finished),
+        "failed": failure is not None,  # and so goes on from its newest checkpoint, if it is resumed
+        "reason": failure or (ended.reason if ended else "cut short"),
+        "rounds": config.run.rounds,
+        "clients": len(coordinator.roster.known()),
+        "train_loss": loss,
+        "evaluation": _evaluation(evaluated) if evaluated else None,
+        "inputs": inputs_of(coordinator.agreement.inputs),
+        "bytes": ledger.by_direction("wire"),
+        "payload_bytes": ledger.by_direction("payload"),
+        "seconds": round(seconds, 3),
+        "weights_sha256": coordinator.weights_sha256(),
+        "seed": config.run.seed,
+        "threads": config.run.threads,
+        "device": coordinator.device,  # of the head; each client says its own
+        "torch": torch.__version__,
+        "cutlayer": __version__,
+    }
+
+
+def _evaluation(fact: Evaluated) -> dict[str, Any]:
+    return {
+        "round": fact.round + 1,
+        "shared": fact.shared,
+        "accuracy": fact.accuracy,
+        "min": fact.lowest,
+        "max": fact.highest,
+        "loss": fact.loss,
+        "samples": fact.samples,
+        "clients": {
+            name: {"accuracy": s.accuracy, "loss": s.loss, "samples": s.samples} for name, s in fact.clients.items()
+        },
+    }
+
+
+def shorter(folder: Path, lengths: Mapping[str, int]) -> str | None:
+    """Why a checkpoint does not fit the growing files of a directory: one is shorter than it counts on. None if it fits."""
+    for name, length in lengths.items():
+        path = folder / name
+        found = path.stat().st_size if path.exists() else 0
+        if name in GROWING and found < length:
+            return f"it counts on {length} bytes of {name}, which has {found}"
+    return None
+
+
+def _flushed(file: GrowingFile) -> OSError | None:
+    try:
+        file.flush()
+    except OSError as error:
+        return error
+    return None
+
+
+def _snake(name: str) -> str:
+    return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")

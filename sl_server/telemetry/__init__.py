@@ -1,0 +1,15 @@
+"""Counts and times of a run, and Prometheus' view of them.
+
+Bytes are counted at the wire, never estimated; metrics are read when scraped.
+"""
+
+from sl_common.lazy_exports import lazy_exports
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    health="Health OVER",
+    ledger="Direction Ledger Tally",
+    metrics="Metrics PHASES REASONS",
+    run_series="LedgerCollector",
+    scrapes="Scrapes",
+)

@@ -1,0 +1,160 @@
+"""Each client's own series, for so many clients and no more: a run with thousands of them must not flood a Prometheus.
+
+Law: summed over all rows a counter never falls, and is the run's. Clients beyond the limit share one row. A row is taken from a client
+that has left when a newcomer needs it; what it had counted goes into the shared one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from sl_server.telemetry.ledger import Direction
+
+OTHERS = "/others"  # no client is called so: a name has no '/'
+PLACES = ("client", "network", "server")  # where a step's time goes
+Line = tuple[str, float]  # what a series is called beyond its family, and its value
+
+
+def _both() -> dict[Direction, int]:
+    return {"up": 0, "down": 0}
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Row:
+    """One client since the server's process began, or all of those without a row of their own; what it counts never falls."""
+
+    here: bool = False  # it has joined, and not left
+    wire: dict[Direction, int] = field(default_factory=_both)  # bytes
+    payload: dict[Direction, int] = field(default_factory=_both)  # bytes
+    steps: int = 0
+    samples: int = 0
+    reconnects: int = 0
+    late: int = 0
+    left: int = 0
+    connected: int = 0  # open streams
+    timed: int = 0  # steps with a measure of their time
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PLACES, 0.0))
+    wave_s: float | None = None  # from the start of its last training wave to its end
+    accuracy: float | None = None  # of its slice of the test set, or of its own network
+
+    def absorb(self, other: Row) -> None:
+        """Count what another had counted."""
+        for way in self.wire:
+            self.wire[way] += other.wire[way]
+            self.payload[way] += other.payload[way]
+        for place in PLACES:
+            self.seconds[place] += other.seconds[place]
+        for name, _ in COUNTERS.values():
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.timed += other.timed
+        self.connected += other.connected
+
+
+COUNTERS = {
+    "sl_client_steps_total": ("steps", "Batches of this client that the head has learned from"),
+    "sl_client_samples_total": ("samples", "Training samples of this client that the head has learned from"),
+    "sl_client_reconnects_total": ("reconnects", "Sessions of this client that were resumed on a new stream"),
+    "sl_client_late_total": ("late", "Waves that went on without this client because it was too slow"),
+    "sl_client_left_total": ("left", "How often this client left before the end"),
+}
+GAUGES = {
+    "sl_client_connected": ("connected", "1 while this client has an open stream, 0 while it is away or has left"),
+    "sl_client_wave_seconds": ("wave_s", "From the start of this client's last training wave to its end"),
+    "sl_client_accuracy": (
+        "accuracy",
+        "Accuracy, 0 to 1, on this client's share of the held-out data, or of its own network",
+    ),
+}
+BYTES: dict[str, Callable[[Row], dict[Direction, int]]] = {
+    "wire": lambda row: row.wire,
+    "payload": lambda row: row.payload,
+}
+STEP = (
+    "One training step of this client, by where its time went: on the client, under way, at the server with its queue"
+)
+
+
+class ClientSeries:
+    """The rows of one run. The engine's thread writes them, a scrape reads them."""
+
+    def __init__(self, limit: int) -> None:
+        """`limit`: clients with a row of their own."""
+        self._limit = limit
+        # Own rows in order of arrival, and the shared one; replaced as a whole, so that no scrape sees a client in both or in neither.
+        self._table: tuple[dict[str, Row], Row | None] = ({}, None)
+
+    def row(self, client: str) -> Row:
+        """Where this client is counted."""
+        rows, others = self._table
+        return rows.get(client) or others or self._new(client)
+
+    def connected(self, client: str, change: int) -> None:
+        """A stream of this client's was opened (+1), which may get it a row of its own, or is gone (-1)."""
+        row = self._table[0].get(client) or self._new(client) if change > 0 else self.row(client)
+        row.here = row.here or change > 0
+        row.connected += change
+
+    def _new(self, client: str) -> Row:
+        rows, others = dict(self._table[0]), self._table[1]
+        if len(rows) >= self._limit:
+            gone = next((name for name, row in rows.items() if not row.here and not row.connected), None)
+            shared = Row()
+            for row in (others, None if gone is None else rows.pop(gone)):
+                if row is not None:
+                    shared.absorb(row)
+            others = shared
+        if len(rows) < self._limit:
+            rows[client] = Row()
+        self._table = rows, others
+        return self.row(client)
+
+    def left(self, client: str) -> None:
+        """Before the end."""
+        row = self.row(client)
+        row.here = False
+        row.left += 1
+
+    def scored(self, client: str, accuracy: float) -> None:
+        """Those without a row of their own have no accuracy together."""
+        row = self.row(client)
+        if row is not self._table[1]:
+            row.accuracy = accuracy
+
+    def text(self) -> str:
+        """All series as a Prometheus reads them, clients in the order in which they came, then the others.
+
+        Written here rather than by prometheus_client, which takes ten times as long for the thousands of lines of a crowd.
+        """
+        own, others = self._table
+        rows = [(f'client="{_escaped(name)}"', row) for name, row in own.items()]
+        if others is not None:
+            rows.append((f'client="{OTHERS}"', others))
+        families: list[str] = []
+        for which, counts in BYTES.items():
+            said = f"This client's part of sl_{which}_bytes_total"
+            ways = ((f'{{{who},direction="{way}"}}', n) for who, row in rows for way, n in counts(row).items())
+            families.append(_family(f"sl_client_{which}_bytes_total", "counter", said, ways))
+        for kind, described in (("counter", COUNTERS), ("gauge", GAUGES)):
+            for name, (attribute, said) in described.items():
+                values = ((f"{{{who}}}", getattr(row, attribute)) for who, row in rows)
+                families.append(_family(name, kind, said, ((who, value) for who, value in values if value is not None)))
+        families.append(_family("sl_client_step_seconds", "summary", STEP, _times(rows)))
+        return "".join(families)
+
+
+def _family(name: str, kind: str, said: str, series: Iterable[Line]) -> str:
+    lines = [f"{name}{labels} {value}\n" for labels, value in series]
+    return "".join([f"# HELP {name} {said}\n# TYPE {name} {kind}\n", *lines])
+
+
+def _times(rows: list[tuple[str, Row]]) -> Iterator[Line]:
+    for who, row in rows:
+        for place, seconds in row.seconds.items():
+            yield f'_count{{{who},place="{place}"}}', row.timed
+            yield f'_sum{{{who},place="{place}"}}', seconds
+
+
+def _escaped(name: str) -> str:
+    """As a label's value; a name has no line break."""
+    return name.replace("\\", "\\\\").replace('"', '\\"')

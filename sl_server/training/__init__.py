@@ -1,0 +1,14 @@
+"""The shell that trains: one thread owns the coordinator, others compute for it, and a process holds them together.
+
+It alternates events with work and never waits for a peer.
+"""
+
+from sl_common.lazy_exports import lazy_exports
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    descriptors="",
+    engine="FRAME_COSTS Stream UNREAD",
+    process="Scribe run_server say_room",
+    workers="run_timed",
+)

@@ -1,0 +1,115 @@
+"""What the engine measures of each step: bytes into the ledger, phases into the ledger and the metrics.
+
+Law: nothing is counted while a reply waits for it. Counting is put off, in order, until `settle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+
+from sl_common.messages.training import Gradient, Message, Smashed, ToClient
+from sl_common.wire import Frame, Received, Timing
+from sl_server.telemetry.ledger import Direction, Ledger, Tally
+from sl_server.telemetry.metrics import Metrics
+
+
+@dataclass(kw_only=True, slots=True)
+class Clock:
+    """The times of one client's last batch, in seconds; kept with its session."""
+
+    client: str
+    arrived: float = 0.0  # when it was whole
+    decoded: float = 0.0
+    queued_s: float = 0.0  # in the inbox
+    decode_s: float = 0.0
+    encode_s: float = 0.0  # of its reply
+    residence_s: dict[int, float] = field(default_factory=dict)  # step -> arrival of the batch to reply handed over
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """When a stretch of the coordinator's work began, when it was computed, and one reply's encoding."""
+
+    started: float
+    computed: float
+    encoding: float  # when it began
+    encoded: float
+
+
+class Meter:
+    """Counts for one run."""
+
+    def __init__(self, ledger: Ledger, metrics: Metrics) -> None:
+        self._ledger = ledger
+        self._metrics = metrics
+        self._later: list[Callable[[], object]] = []
+
+    def sent(self, clock: Clock, frames: Iterable[Frame]) -> None:
+        """Frames went out."""
+        self._later += [partial(self._tally, clock, "down", frame.tally) for frame in frames]
+
+    def took(self, clock: Clock, received: Received, *, arrived: float, fed: float, decoded: float) -> None:
+        """A frame came in."""
+        self._later.append(partial(self._took, clock, received, arrived, fed, decoded))
+
+    def said(self, clock: Clock, message: ToClient, span: Span) -> None:
+        """A message was encoded."""
+        self._later.append(partial(self._said, clock, message, span))
+
+    def settle(self) -> None:
+        """Count what was put off."""
+        later, self._later = self._later, []
+        for count in later:
+            count()
+
+    def _tally(self, clock: Clock, direction: Direction, tally: Tally) -> None:
+        self._ledger.tally(direction, tally)
+        self._metrics.clients.row(clock.client).wire[direction] += sum(nbytes for _, nbytes in tally)
+
+    def _message(self, clock: Clock, direction: Direction, message: Message) -> None:
+        nbytes = self._ledger.message(direction, message)
+        self._metrics.clients.row(clock.client).payload[direction] += nbytes
+
+    def _took(self, clock: Clock, received: Received, arrived: float, fed: float, decoded: float) -> None:
+        self._tally(clock, "up", received.tally)
+        if received.timing is not None:
+            self._complete(clock, received.timing)
+        if received.message is None:
+            return
+        self._message(clock, "up", received.message)
+        if isinstance(received.message, Smashed):
+            clock.arrived, clock.decoded = arrived, decoded
+            clock.queued_s, clock.decode_s = fed - arrived, decoded - fed
+
+    def _said(self, clock: Clock, message: ToClient, span: Span) -> None:
+        self._message(clock, "down", message)
+        if isinstance(message, Gradient) and message.dz is not None:
+            self._observe("queue_wait", clock.queued_s + span.started - clock.decoded)
+            self._observe("server_compute", span.computed - span.started)
+            clock.encode_s = span.encoded - span.encoding
+            clock.residence_s = {message.step: span.encoded - clock.arrived}
+
+    def _observe(self, phase: str, seconds: float) -> None:
+        self._metrics.observe(phase, seconds)
+        self._ledger.timed(phase, max(0.0, seconds))
+
+    def _complete(self, clock: Clock, client: Timing) -> None:
+        """The client's measures of its last step complete ours of the same step."""
+        residence = clock.residence_s.pop(client.step, None)
+        if residence is None:
+            return
+        here = {
+            "client_forward": client.forward,
+            "client_backward": client.backward,
+            "encode": client.encode,
+            "decode": client.decode,
+        }
+        network = max(0.0, client.round_trip - residence)
+        self._metrics.times(clock.client, client=sum(here.values()), network=network, server=residence)
+        here["encode"] += clock.encode_s
+        here["decode"] += clock.decode_s
+        for phase, seconds in here.items():
+            self._observe(phase, seconds)
+        self._observe("wire", network)

@@ -1,0 +1,13 @@
+"""Frames between gRPC and the loop that answers them, and what one peer may cost.
+
+It moves bytes and refuses; it knows nothing of training.
+"""
+
+from sl_common.lazy_exports import lazy_exports
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    deadlines="Patience look_every_s",
+    refusals="Refusals",
+    service="",
+)
