@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.data import images
 from benchmarks.workloads import one_thread
 from sl_client.inference.predictor import Predictor
-from sl_client.transport.stream import OPTIONS
+from sl_client.transport.stream import CHANNEL_OPTIONS
 from sl_common.models import build, join
 from sl_server.transport import service
 
@@ -42,7 +42,7 @@ class Raw:
 
     def __init__(self, address: str) -> None:
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._answers: Iterator[bytes] = self._channel.stream_stream(METHOD)(iter(self._outbox.get, None))
         self.bytes_up = self.bytes_down = 0
 
@@ -137,7 +137,7 @@ async def raw_server(weights: Path, listen: str) -> None:
         async for data in requests:
             yield await loop.run_in_executor(torchs, scores, data)
 
-    server = grpc.aio.server(options=service.OPTIONS)
+    server = grpc.aio.server(options=service.SERVER_OPTIONS)
     handlers = {"Infer": grpc.stream_stream_rpc_method_handler(infer)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("raw", handlers),))
     port = server.add_insecure_port(listen)

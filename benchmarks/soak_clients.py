@@ -14,7 +14,7 @@ from collections import Counter
 
 from sl_client.console.show import Lines
 from sl_client.training.runner import Interrupted, Runner
-from sl_client.transport.stream import Carrier, GrpcCarrier, StreamBroken
+from sl_client.transport.stream import ClientStream, GrpcCarrier, StreamBroken
 from sl_common.errors import PeerLost, Refused
 
 STAY = 2  # clients that never leave, so that the run goes on
@@ -71,7 +71,7 @@ class Visitor:
         self._over = over  # the run's
         self.thread = threading.Thread(target=self._live, name=self._name)
 
-    def _connect(self, server: str) -> Carrier:
+    def _connect(self, server: str) -> ClientStream:
         self._stream = _Stream(server)
         return self._stream
 

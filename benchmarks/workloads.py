@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks import data
 from benchmarks.wide import COPIES, PIXELS
-from sl_common.models import build, split
+from sl_common.models import build, split_blocks
 
 BATCH = 64
 LR, MOMENTUM = 0.05, 0.9
@@ -36,7 +36,7 @@ class Workload:
     def segments(self) -> tuple[nn.Sequential, nn.Sequential]:
         """(lower, head), the same modules as in our system, from the same seed."""
         args = tomllib.loads(self.args)
-        return split(build(self.model or self.name, input=self.input, classes=10, args=args, seed=0), self.after)
+        return split_blocks(build(self.model or self.name, input=self.input, classes=10, args=args, seed=0), self.after)
 
 
 WORKLOADS = {

@@ -56,11 +56,11 @@ def _read(text: str, parse: Callable[[str], Any], most: int, wrong: str) -> Any:
         raise ConfigError(f"{wrong}: nested more than {MAX_DEPTH} deep") from error
     except ValueError as error:
         raise ConfigError(f"{wrong}: {str(error)[:200]}") from error
-    check(found)
+    check_bounds(found)
     return found
 
 
-def check(found: Any) -> None:
+def check_bounds(found: Any) -> None:
     """Raise ConfigError naming a key whose value is too deep, long or large, or where there are too many values."""
     waiting: list[tuple[Any, str, int]] = [(found, "", 0)]
     values = 0

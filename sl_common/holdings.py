@@ -17,7 +17,7 @@ from sl_common.errors import WireError
 MAX_MEANS = 128  # numbers that tell one set of floating point numbers from another
 MAX_SCALES = 1 << 10  # numbers of a mean, or of a standard deviation
 MAX_BUILDS = 16
-MAX_TEXT = 8192  # characters of a build's layout, and of its modules' text; digests tell the rest apart
+MAX_LAYOUT = 8192  # characters of a build's layout, and of its modules' text; digests tell the rest apart
 MAX_PROBE = 64
 MAX_TYPE = 16  # characters
 CLOSE = 1e-3  # relative to the largest number of a list: what devices may differ in by rounding
@@ -100,8 +100,8 @@ class Build:
         check_digest("build.layout_sha256", self.layout_sha256)
         check_digest("build.modules_sha256", self.modules_sha256)
         for name, text in (("layout", self.layout), ("modules", self.modules)):
-            if len(text) > MAX_TEXT:
-                raise WireError(f"build.{name} has {len(text)} characters, at most {MAX_TEXT} are allowed")
+            if len(text) > MAX_LAYOUT:
+                raise WireError(f"build.{name} has {len(text)} characters, at most {MAX_LAYOUT} are allowed")
         if len(self.probe) > MAX_PROBE:
             raise WireError(f"build.probe has {len(self.probe)} numbers, at most {MAX_PROBE} are allowed")
 

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from sl_common.value import Value
 
 
-class Limits(Value):
+class PeerLimits(Value):
     """Beyond these a client is slowed or refused; what each of them bounds is in SECURITY.md."""
 
     hello_s: PositiveFloat = 10.0  # a stream that has not said who it is by then is refused

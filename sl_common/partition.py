@@ -90,7 +90,7 @@ class Shards(Value):
         return min(samples, self.per_client * -(-samples // (shards * self.per_client)))
 
 
-class Own(Value):
+class OwnData(Value):
     """Every client has data of its own, and trains on all of it."""
 
     kind: Literal["own"] = "own"
@@ -105,7 +105,7 @@ class Own(Value):
         return samples
 
 
-Partition = Annotated[Iid | Dirichlet | Shards | Own, Field(discriminator="kind")]
+Partition = Annotated[Iid | Dirichlet | Shards | OwnData, Field(discriminator="kind")]
 
 
 def _check_enough(shards: int, needed: int, samples: int, what: str) -> None:

@@ -6,13 +6,13 @@ fault then. Deadlines by this time move with such gaps.
 
 from __future__ import annotations
 
-LONGEST_S = 1.0  # between two looks at a clock that are no gap; whoever keeps deadlines looks more often
+LONGEST_LOOK_S = 1.0  # between two looks at a clock that are no gap; whoever keeps deadlines looks more often
 
 
 class PauseClock:
     """Seconds since it was made, of which no more than `longest_s` pass between two looks."""
 
-    def __init__(self, now: float, longest_s: float = LONGEST_S) -> None:
+    def __init__(self, now: float, longest_s: float = LONGEST_LOOK_S) -> None:
         self._before, self._longest_s = now, longest_s
         self._passed = 0.0
 

@@ -17,7 +17,7 @@ from sl_common.kinds import alike, has_fractions, is_real, mean_of, reals, stray
 _USUAL = (torch.float32, torch.int64)
 _CHECKED = 1 << 16  # elements that a checksum looks at
 
-State = Mapping[str, Tensor]  # a part's parameters and buffers by name, in the module's order
+StateDict = Mapping[str, Tensor]  # a part's parameters and buffers by name, in the module's order
 
 
 def aligned_buffer(nbytes: int) -> memoryview:
@@ -65,12 +65,12 @@ def is_within(tensor: Tensor, limit: float | None, given: Tensor | None = None) 
     return -limit <= low.item() and high.item() <= limit
 
 
-def constants_of(state: State, limit: float | None = None) -> dict[str, Tensor]:
+def constants_of(state: StateDict, limit: float | None = None) -> dict[str, Tensor]:
     """Copies of the tensors that are not within the limit: a network that begins with them, such as a mask of -Inf, may keep them."""
     return {name: t.detach().to("cpu", copy=True) for name, t in state.items() if not is_within(t, limit)}
 
 
-def digest(state: State) -> bytes:
+def state_digest(state: StateDict) -> bytes:
     """SHA-256 over the names (sorted), dtypes, shapes and bytes of a state dict: 32 bytes."""
     sha = hashlib.sha256()
     for name in sorted(state):
@@ -96,13 +96,13 @@ def stride(count: int, at_most: int) -> int:
     return found
 
 
-def copy_state(state: State) -> dict[str, Tensor]:
+def copy_state(state: StateDict) -> dict[str, Tensor]:
     """The same state in memory of its own, on the CPU, row by row."""
     plain = torch.contiguous_format
     return {name: tensor.detach().to("cpu", copy=True, memory_format=plain) for name, tensor in state.items()}
 
 
-def weighted_mean(states: Sequence[State], counts: Sequence[int]) -> dict[str, Tensor]:
+def weighted_mean(states: Sequence[StateDict], counts: Sequence[int]) -> dict[str, Tensor]:
     """(Σ nᵢ·xᵢ in float64, in the given order) / Σ nᵢ, cast back; integer tensors are exact and rounded half to even (`sl_common.kinds`).
 
     Sort before you call: floating-point sums depend on the order. Identical states give back their own bits. (Σ (1/C)·x over identical x is not x for C = 3, 5, 6, …)
@@ -110,14 +110,14 @@ def weighted_mean(states: Sequence[State], counts: Sequence[int]) -> dict[str, T
     return {name: mean_of([state[name] for state in states], counts) for name in states[0]}
 
 
-NO_CONSTANTS: State = {}
+NO_CONSTANTS: StateDict = {}
 
 
 def check_state(
-    state: State,
+    state: StateDict,
     expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
     what: str,
-    constants: State = NO_CONSTANTS,
+    constants: StateDict = NO_CONSTANTS,
 ) -> None:
     """Raise WireError unless `state` has exactly the expected names, dtypes and shapes, and is finite but for the network's own constants."""
     if state.keys() != expected.keys():
@@ -133,7 +133,7 @@ def check_state(
             raise WireError(f"weights of {what}: {name} holds NaN or Inf")
 
 
-def check_copies(state: State, own: State, names: Iterable[str], what: str) -> None:
+def check_copies(state: StateDict, own: StateDict, names: Iterable[str], what: str) -> None:
     """Raise WireError unless these frozen tensors, of which the other side of the cut has copies, have our own bits."""
     for name in names:
         if name in own and not alike(state[name], own[name]):

@@ -19,10 +19,10 @@ from sl_common.wire.endpoint import CHUNK_BYTES
 from sl_server.inference.loop import Inference
 from sl_server.inference.metrics import InferMetrics
 from sl_server.inference.microbatch import MicroBatching
-from sl_server.security.credentials import Door
+from sl_server.security.credentials import Credentials
 from sl_server.simulation.simulation import Simulation
 from sl_server.storage.run_directory import RunDirectory
-from sl_server.storage.trained import Trained, read_run
+from sl_server.storage.trained import TrainedRun, read_trained_run
 from sl_server.telemetry.ledger import Ledger
 from sl_server.transport import service
 
@@ -42,7 +42,7 @@ def trained_in(out: Path, config: RunConfig) -> dict:
 class LiveAnswers:
     """Inference, service, metrics and ledger as `sl-server serve` puts them together, without signals."""
 
-    def __init__(self, trained: Trained, batching: MicroBatching) -> None:
+    def __init__(self, trained: TrainedRun, batching: MicroBatching) -> None:
         self.trained = trained
         self.ledger = Ledger()
         self.metrics = InferMetrics(self.ledger)
@@ -65,14 +65,14 @@ class LiveAnswers:
 
 @contextmanager
 def answering(
-    trained: Trained | Path,
+    trained: TrainedRun | Path,
     batching: MicroBatching | None = None,
-    door: Door | None = None,
+    door: Credentials | None = None,
     listen: str = "127.0.0.1:0",
 ) -> Iterator[LiveAnswers]:
     """A live server; drained at the end whatever happened."""
     if isinstance(trained, Path):
-        trained = read_run(trained, lambda _text: None)
+        trained = read_trained_run(trained, lambda _text: None)
     live = LiveAnswers(trained, batching or MicroBatching())
     loop, started = asyncio.new_event_loop(), threading.Event()
 

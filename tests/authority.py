@@ -8,7 +8,7 @@ from pathlib import Path
 from sl_client.transport.access import Access
 from sl_client.transport.tls import Tls
 from sl_server.security.certificates import Issued, hosts_of, issue, make_ca
-from sl_server.security.credentials import Door, make_door
+from sl_server.security.credentials import Credentials, make_door
 
 LONG_AGO = datetime.now(UTC) - timedelta(days=40)
 TOKENS = {name: f"{name}-{'0123456789abcdef' * 2}" for name in ("c0", "c1", "c2")}
@@ -42,7 +42,7 @@ class Authority:
         """Certificate and key of a client."""
         return self._write(file or name, issue(self._issued, name, **({"days": 10} | when)))
 
-    def door(self, *, mutual: bool = True, tokens: Path | None = None) -> Door:
+    def door(self, *, mutual: bool = True, tokens: Path | None = None) -> Credentials:
         """A server's, with its usual certificate."""
         cert, key = self.server()
         return make_door("127.0.0.1:0", cert=cert, key=key, client_ca=self.ca if mutual else None, tokens=tokens)

@@ -15,7 +15,7 @@ from unions import members
 
 from sl_common.codec import Link
 from sl_common.codec.packed import DTYPES
-from sl_common.messages.inference import Answered, Asked, Fetch, Lower, Offer, Query, Scores
+from sl_common.messages.inference import Fetch, InferenceReply, InferenceRequest, Lower, Offer, Query, Scores
 from sl_common.messages.training import (
     Aligned,
     Alive,
@@ -51,12 +51,15 @@ def endpoint(
 
 def side_of(message: Message) -> Side:
     """Who says such a thing."""
-    return "client" if isinstance(message, members(ToServer | Asked)) else "server"
+    return "client" if isinstance(message, members(ToServer | InferenceRequest)) else "server"
 
 
 def ends_for(message: Message, *, chunk_bytes: int = CHUNK_BYTES) -> tuple[Endpoint, Endpoint]:
     """(who says it, who hears it)."""
-    side, call = side_of(message), "infer" if isinstance(message, members(Asked | Answered)) else "train"
+    side, call = (
+        side_of(message),
+        "infer" if isinstance(message, members(InferenceRequest | InferenceReply)) else "train",
+    )
     return endpoint(side, chunk_bytes=chunk_bytes, call=call), endpoint(PEER[side], call=call)
 
 

@@ -20,7 +20,7 @@ from sl_common.errors import ConfigError, DataError
 from sl_common.tree import MAGIC, dumps, loads
 from sl_server.security.certificates import Folder
 from sl_server.security.handshakes import read_line
-from sl_server.security.revocation import Revoked
+from sl_server.security.revocation import RevocationList
 from sl_server.security.tls import CertificateFiles
 from sl_server.security.tokens import Tokens
 from sl_server.simulation.simulation import Simulation
@@ -210,6 +210,6 @@ TARGETS: dict[str, Target] = {
     ),
     "inputs": _file("inputs.json", _inputs, lambda path: read_inputs(path.parent)),
     "revoked list": _file(
-        "revoked.pem", _paper("revoked.pem"), lambda path: Revoked(path, folder() / "certs" / "ca.pem")
+        "revoked.pem", _paper("revoked.pem"), lambda path: RevocationList(path, folder() / "certs" / "ca.pem")
     ),
 }

@@ -23,7 +23,7 @@ from raw_http2 import CALL, Line, frame, headers, prefixed
 from world import make_config
 
 from sl_client.transport.access import Access
-from sl_client.transport.stream import SERVICE, GrpcCarrier, StreamBroken
+from sl_client.transport.stream import SERVICE_PATH, GrpcCarrier, StreamBroken
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import CutlayerError
 from sl_common.proto import split_pb2 as pb
@@ -103,7 +103,7 @@ class Streams:
             prefixed(one) for one in (self._hello(), wrong(talk("plain")["up"][-1], "up", rng)) if not _would_train(one)
         )
         good = frame(1, 4, 1, block) + frame(0, 0, 1, body[:16384])
-        good += frame(1, 4, 3, headers(CALL | {":path": f"{SERVICE}/Probe"})) + frame(0, 1, 3, prefixed(PING))
+        good += frame(1, 4, 3, headers(CALL | {":path": f"{SERVICE_PATH}/Probe"})) + frame(0, 1, 3, prefixed(PING))
         with suppress(OSError), Line(self._address) as line:
             line.send(rng.randbytes(rng.randint(1, 2000)) if rng.random() < 0.2 else mutated(good, rng, (good,)))
             line.heard(0.002)

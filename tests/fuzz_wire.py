@@ -156,7 +156,7 @@ def _ping(data: bytes, is_answer: bool) -> str:
     """What `sl-client doctor` sends, or is answered."""
     try:
         if is_answer:
-            probe.read(data)
+            probe.read_pong(data)
         else:
             assert len(probe.answer(data)) < probe.MAX_PAYLOAD + 100
     except (ValueError, WireError):
@@ -180,7 +180,7 @@ def _record(rng: random.Random) -> tuple[bytes, None]:
 
 def _event_log(data: bytes, _: None) -> str:
     try:
-        read = list(eventlog.load(data))
+        read = list(eventlog.load_events(data))
     except WireError:
         return "wire error"
     return "read" if read else "nothing in it"

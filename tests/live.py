@@ -12,14 +12,14 @@ from dataclasses import replace
 from sl_client.console.show import Lines
 from sl_client.training.runner import Runner
 from sl_client.transport.access import PLAINTEXT, Access
-from sl_client.transport.stream import Carrier, GrpcCarrier, StreamBroken
+from sl_client.transport.stream import ClientStream, GrpcCarrier, StreamBroken
 from sl_common.config.run_config import RunConfig
 from sl_common.messages.facts import Fact
 from sl_common.messages.training import Bye
 from sl_common.network.network import Network
 from sl_common.wire import Greeting, read_answer
 from sl_server.core.coordinator import Coordinator
-from sl_server.security.credentials import Door
+from sl_server.security.credentials import Credentials
 from sl_server.telemetry.ledger import Ledger
 from sl_server.telemetry.metrics import Metrics
 from sl_server.training.engine import Engine
@@ -63,10 +63,10 @@ class LiveServer:
 
 
 @contextmanager
-def serving(config: RunConfig, door: Door | None = None) -> Iterator[LiveServer]:
+def serving(config: RunConfig, door: Credentials | None = None) -> Iterator[LiveServer]:
     """A live server; stopped at the end whatever happened."""
     live = LiveServer(config)
-    door = door or Door()
+    door = door or Credentials()
     door.attach(live.warnings.append)
     loop = asyncio.new_event_loop()
     started = threading.Event()
@@ -95,7 +95,7 @@ def serving(config: RunConfig, door: Door | None = None) -> Iterator[LiveServer]
 class ClientThread(threading.Thread):
     """`sl-client run` in a thread: how it ended is in `bye` or `error`."""
 
-    def __init__(self, address: str, connect: Callable[[str], Carrier] = GrpcCarrier, **options: object) -> None:
+    def __init__(self, address: str, connect: Callable[[str], ClientStream] = GrpcCarrier, **options: object) -> None:
         super().__init__()
         self.show = Quiet()
         self.runner = Runner(address, show=self.show, connect=connect, allowed=None, **options)

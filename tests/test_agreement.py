@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from world import make_config
 
-from sl_client.data import Data, load
+from sl_client.data import Data, load_data
 from sl_client.data.identity import data_set_of
 from sl_client.training.seat import take_seat
 from sl_common.config.run_config import RunConfig
@@ -23,7 +23,7 @@ from sl_common.errors import ConfigError, DataError, Refused, WireError
 from sl_common.holdings import Build, DataSet, apart
 from sl_common.messages.facts import ClientsDoubtful, Evaluated
 from sl_common.messages.training import Joined, Leave, Ready, Welcome
-from sl_common.network.builds import builds_of, difference
+from sl_common.network.builds import build_difference, builds_of
 from sl_common.network.network import Network
 from sl_common.training.segment import _NOBODY
 from sl_server.core.coordinator import Coordinator
@@ -215,7 +215,7 @@ def test_the_right_set_is_pinned_although_the_wrong_one_comes_first(tmp_path: Pa
     with pytest.raises(Refused, match=f"loaded another set than data.digest = '{pin}'"):
         coordinator.handle("c0", ready(run, 0, wrong))
     coordinator.handle("c1", ready(run, 1, right))
-    assert data_set_of(load("agreeing:data", right, None), own=False).digest == pin
+    assert data_set_of(load_data("agreeing:data", right, None), own=False).digest == pin
 
 
 def test_a_wrong_first_one_that_leaves_before_anything_is_trained_sets_nothing(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_the_digest_is_the_same_however_much_a_client_keeps() -> None:
 
 def test_digests_do_not_change() -> None:
     """Of versions: a pin in somebody's configuration is worth something."""
-    assert data_set_of(load("digits", None, None), own=False).digest == DIGITS
+    assert data_set_of(load_data("digits", None, None), own=False).digest == DIGITS
 
 
 DIGITS = "49946102afd4bd37a131cdec2c734f40b57d09d15879a90fd060f191d58d9d8d"
@@ -327,9 +327,9 @@ def test_another_torch_may_write_a_layer_differently_but_not_compute_differently
     (ours,), (tanh,) = built("network"), built("tanh")
     rewritten = replace(ours, modules=ours.modules.replace("p=0.1", "p=0.10"), modules_sha256=bytes(32))
     rounded = replace(rewritten, probe=tuple(number * (1 + 1e-6) for number in ours.probe))
-    assert difference(rounded, ours, same_torch=False, dtype=dtype) == ""
-    assert "Dropout" in difference(rounded, ours, same_torch=True, dtype=dtype)
-    assert "Tanh" in difference(tanh, ours, same_torch=False, dtype=dtype)
+    assert build_difference(rounded, ours, same_torch=False, dtype=dtype) == ""
+    assert "Dropout" in build_difference(rounded, ours, same_torch=True, dtype=dtype)
+    assert "Tanh" in build_difference(tanh, ours, same_torch=False, dtype=dtype)
 
 
 def test_what_is_tried_out_is_afterwards_as_it_was() -> None:

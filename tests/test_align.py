@@ -24,7 +24,7 @@ from sl_common.messages.training import Aligned, Begin, Directive, Done, Gradien
 from sl_common.models.auxiliary import Classifier
 from sl_common.network.network import Network
 from sl_common.protocol import Always, At, AwaitAligned, Draws, LocalLoss, Protocol
-from sl_common.protocol.align import Alignment, Memory, squared_error
+from sl_common.protocol.align import Alignment, AlignmentSamples, squared_error
 from sl_common.training.optim import Adam, Sgd
 from sl_common.training.segment import Bank, Segment
 from sl_common.wire import eventlog
@@ -73,9 +73,9 @@ def by_hand(head: nn.Module, z: Tensor, y: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def memory_of(head: nn.Module, count: int = 30) -> Memory:
+def memory_of(head: nn.Module, count: int = 30) -> AlignmentSamples:
     z, y = samples(count)
-    return Memory(z=z, y=y, targets=by_hand(head, z, y))
+    return AlignmentSamples(z=z, y=y, targets=by_hand(head, z, y))
 
 
 def aux_of(simulation: Simulation, client: int) -> dict[str, Tensor]:
@@ -91,7 +91,7 @@ def test_an_auxiliary_that_is_the_head_has_nothing_to_learn() -> None:
     z, y = samples()
     aux = segment(head)
     torch.testing.assert_close(Alignment().refresh(segment(head), z, y, ()), by_hand(head, z, y))
-    memory = Memory(z=z, y=y, targets=Alignment().refresh(segment(head), z, y, ()))
+    memory = AlignmentSamples(z=z, y=y, targets=Alignment().refresh(segment(head), z, y, ()))
     assert squared_error(aux, memory, ()).item() < 1e-12
     assert Alignment(epochs=5, optimizer=Sgd(lr=0.1)).run(aux, memory, (0,)) == pytest.approx((0, 0), abs=1e-12)
     for name, tensor in aux.state().items():
@@ -232,7 +232,7 @@ def test_the_gradient_of_the_error_is_that_of_finite_differences(batch_norm: boo
     """g12: a two-layer tanh network in double precision."""
     head = head_of(0).double()
     z, y = samples(7)
-    memory = Memory(z=z.double(), y=y, targets=by_hand(head, z.double(), y))
+    memory = AlignmentSamples(z=z.double(), y=y, targets=by_hand(head, z.double(), y))
     aux = segment(head_of(3, batch_norm).double())
     aux.backward(squared_error(aux, memory, ()))
     for p in aux.module.parameters():
@@ -341,7 +341,7 @@ def test_buffers_stay_as_they_are() -> None:
     z, y = samples()
     before = [{k: t.clone() for k, t in s.module.named_buffers()} for s in (head, aux)]
     targets = Alignment().refresh(head, z, y, ())
-    Alignment(epochs=2).run(aux, Memory(z=z, y=y, targets=targets), (0,))
+    Alignment(epochs=2).run(aux, AlignmentSamples(z=z, y=y, targets=targets), (0,))
     for segment_, own in zip((head, aux), before, strict=True):
         assert_same_bits(dict(segment_.module.named_buffers()), own)
     Alignment(head_buffers="updated").refresh(head, z, y, ())
@@ -394,7 +394,7 @@ def test_what_is_stored_may_lie_on_disk() -> None:
 def test_nothing_to_align_with_is_told() -> None:
     with pytest.raises(ValueError, match="nothing is recorded of client 7"):
         recorded().newest(7, 3)
-    empty = Memory(z=torch.zeros(0, 6), y=torch.zeros(0, dtype=torch.int64), targets=torch.zeros(0, 6))
+    empty = AlignmentSamples(z=torch.zeros(0, 6), y=torch.zeros(0, dtype=torch.int64), targets=torch.zeros(0, 6))
     with pytest.raises(ValueError, match="empty memory"):
         Alignment().run(segment(head_of()), empty, ())
 
@@ -481,7 +481,7 @@ def test_the_event_log_holds_alignments() -> None:
     """Replayed without doing them again: the same messages, the same weights, the same networks of the clients."""
     world = run_world(sage())
     data = b"".join(eventlog.dump(*entry) for entry in world.events)
-    events = list(eventlog.load(data))
+    events = list(eventlog.load_events(data))
     assert [(e.round, e.before, e.after) for _, e in events if isinstance(e, Aligned)] == [
         (e.round, e.before, e.after) for _, e in world.events if isinstance(e, Aligned)
     ]

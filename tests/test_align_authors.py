@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sl_common.config.run_config import RunConfig
 from sl_common.network.network import Network
 from sl_common.protocol import At
-from sl_common.protocol.align import Alignment, Memory
+from sl_common.protocol.align import Alignment, AlignmentSamples
 from sl_common.training.optim import Adam, Cosine, Sgd
 from sl_common.training.segment import Segment
 from sl_server.preflight.check import inspect
@@ -113,7 +113,9 @@ def test_ours_is_the_authors_loop() -> None:
 @pytest.mark.parametrize("count", [7, 30, 100])
 def test_eps_follows_the_stored_samples(count: int) -> None:
     """In each of its steps, and in no other: a snapshot in between has the configuration's. An optimiser without one is left alone."""
-    memory = Memory(z=torch.randn(count, 4), y=torch.zeros(count, dtype=torch.int64), targets=torch.zeros(count, 4))
+    memory = AlignmentSamples(
+        z=torch.randn(count, 4), y=torch.zeros(count, dtype=torch.int64), targets=torch.zeros(count, 4)
+    )
     seen: set[float] = set()
 
     class Watched(Segment):

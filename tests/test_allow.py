@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sl_client.data import Data, load
+from sl_client.data import Data, load_data
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.imports import load_function
@@ -103,7 +103,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_not_written_in_the_package_is_not_called(name: str, folder: Path) -> None:
     with pytest.raises(ConfigError, match=BAD[name]):
-        load(f"allowedpkg.data:{name}", folder, ("allowedpkg",))
+        load_data(f"allowedpkg.data:{name}", folder, ("allowedpkg",))
 
 
 @pytest.mark.parametrize(
@@ -121,12 +121,12 @@ def test_what_is_not_written_in_the_package_is_not_called(name: str, folder: Pat
 )
 def test_no_other_name_leads_out_of_the_package(name: str, why: str, folder: Path) -> None:
     with pytest.raises(ConfigError, match=why):
-        load(name, folder, ("allowedpkg",))
+        load_data(name, folder, ("allowedpkg",))
 
 
 @pytest.mark.parametrize("name", ["allowedpkg.data:good", "allowedpkg:good", "allowedpkg.data:cached"])
 def test_what_is_written_in_the_package_is_called(name: str, folder: Path) -> None:
-    assert isinstance(load(name, folder, ("allowedpkg",)), Data)
+    assert isinstance(load_data(name, folder, ("allowedpkg",)), Data)
 
 
 def test_what_a_package_takes_from_another_may_be_allowed_with_it(folder: Path) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from drawn import bytes_of, normal
 from torch import Tensor, nn
 
-from sl_common.models import MODELS, build, split
+from sl_common.models import MODELS, build, split_blocks
 from sl_common.training import backward
 from sl_common.training.backward import LARGE, backward_to, has_large_products
 from sl_common.training.optim import Adam, Optimizer, Sgd
@@ -163,8 +163,8 @@ SHAPES = {"mlp": (1, 8, 8), "cnn": (1, 12, 12), "resnet18": (3, 32, 32)}
 @pytest.mark.parametrize("model", SHAPES)
 def test_the_models_that_ship_end_with_the_same_bits(model: str, optimizer: Optimizer) -> None:
     assert model in MODELS
-    head = split(build(model, input=SHAPES[model], classes=10, args={}, seed=1), 1)[1]
-    lower = split(build(model, input=SHAPES[model], classes=10, args={}, seed=1), 1)[0]
+    head = split_blocks(build(model, input=SHAPES[model], classes=10, args={}, seed=1), 1)[1]
+    lower = split_blocks(build(model, input=SHAPES[model], classes=10, args={}, seed=1), 1)[0]
     ends, gradients = [], []
     for halves in (True, False):
         own = Segment(copy.deepcopy(head), optimizer, halves=halves)

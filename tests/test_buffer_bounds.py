@@ -21,9 +21,9 @@ from test_limits import hostile
 from world import make_config
 
 from sl_client.training.runner import UNHEARD, Runner
-from sl_client.training.snapshots_on_disk import FOLDERS, RUNS, Past, find_past
-from sl_common.client.program import Flow, Next, Window
-from sl_common.client.snapshots import KEPT
+from sl_client.training.snapshots_on_disk import FOLDERS, KEPT_RUNS, Past, find_past
+from sl_common.client.program import AwaitServer, Flow, Window
+from sl_common.client.snapshots import KEPT_SNAPSHOTS
 from sl_common.codec import Link
 from sl_common.codec.feedback import Feedback
 from sl_common.config.run_config import Budget
@@ -46,7 +46,7 @@ from sl_common.proto import split_pb2 as pb
 from sl_common.protocol import At, Await
 from sl_common.wire import Endpoint, Greeting, Hello
 from sl_common.wire.translate import MAX_SLOT
-from sl_server.core.identity import Identity
+from sl_server.core.identity import StreamIdentity
 from sl_server.core.recordings import Recordings
 from sl_server.core.wave import Wave
 from sl_server.training.engine import UNREAD
@@ -119,7 +119,7 @@ def test_no_acknowledgements_are_put_behind_what_a_peer_does_not_read() -> None:
         live = LiveServer(make_config("parallel"))  # its loop does not run
         stream = TrainStream("peer")
         writer = asyncio.create_task(stream.write_to(Stuck()))
-        live.engine._open(stream, Hello(life=bytes(15) + b"\1", client="c0").to_frame(), Identity())
+        live.engine._open(stream, Hello(life=bytes(15) + b"\1", client="c0").to_frame(), StreamIdentity())
         y = pb.Tensor(codec="identity", dtype=5, shape=[32], nbytes=256)
         z = pb.Tensor(codec="identity", dtype=1, shape=[32, 16], nbytes=2048)
         first = pb.ClientFrame(seq=1, smashed=pb.Smashed(y=y, z=z), chunk=b"x").SerializeToString()
@@ -291,7 +291,7 @@ def test_replies_that_nobody_awaits_are_not_kept() -> None:
     def life() -> Iterator[Any]:
         for step in range(100):
             yield batch(step, train=False, needs_grad=False)
-        yield Next()
+        yield AwaitServer()
 
     flow, answered = Flow(life()), list[int]()
     for message in flow.run():
@@ -308,27 +308,27 @@ def test_snapshots_on_disk_are_few_whatever_numbers_checkpoints_have(tmp_path: P
         past.forget_after(number)
         past.keep(number, lambda w=wave: {"number": w})
         past.wave_over(lambda w=wave: {"number": w})
-        assert len(list(tmp_path.glob("*/*"))) <= KEPT + 1
-        assert len(past.numbers) <= KEPT
+        assert len(list(tmp_path.glob("*/*"))) <= KEPT_SNAPSHOTS + 1
+        assert len(past.numbers) <= KEPT_SNAPSHOTS
 
 
 def test_a_server_that_thinks_up_runs_makes_a_client_keep_no_more_than_some(tmp_path: Path) -> None:
     """In one process, as after a server that was forgotten, or in one for each."""
     warned: list[str] = []
     one = Past(tmp_path)
-    for number in range(3 * RUNS):
+    for number in range(3 * KEPT_RUNS):
         past = one if number % 2 else Past(tmp_path)
         found = past.find(f"run {number}", "a", warned.append)
         found.wave_over(lambda n=number: {"number": n})
         if past is not one:
             past.close()
-        assert len(list(tmp_path.iterdir())) <= RUNS + 1  # the one that `one` still holds may be the oldest
+        assert len(list(tmp_path.iterdir())) <= KEPT_RUNS + 1  # the one that `one` still holds may be the oldest
     one.close()
     newest = Past(tmp_path)
     newest.find("the last", "a", warned.append)
-    assert len(list(tmp_path.iterdir())) <= RUNS
-    found = find_past(tmp_path, f"run {3 * RUNS - 1}", "a", warned.append)
-    assert found.last == {"number": 3 * RUNS - 1}, "those that were used last stay"
+    assert len(list(tmp_path.iterdir())) <= KEPT_RUNS
+    found = find_past(tmp_path, f"run {3 * KEPT_RUNS - 1}", "a", warned.append)
+    assert found.last == {"number": 3 * KEPT_RUNS - 1}, "those that were used last stay"
     newest.close()
     assert all("; 16 of a client are kept" in text for text in warned)
 
@@ -336,10 +336,10 @@ def test_a_server_that_thinks_up_runs_makes_a_client_keep_no_more_than_some(tmp_
 def test_a_client_of_many_runs_says_once_that_it_removes_some(tmp_path: Path) -> None:
     warned: list[str] = []
     past = Past(tmp_path)
-    for number in range(2 * RUNS):
+    for number in range(2 * KEPT_RUNS):
         past.find(f"run {number}", "a", warned.append).wave_over(dict)
     assert warned == [f"--state {tmp_path}: removed 1 run that was used longest ago; 16 of a client are kept"]
-    assert len(list(tmp_path.iterdir())) == RUNS
+    assert len(list(tmp_path.iterdir())) == KEPT_RUNS
     assert len(past._held) == 1, "folders of runs that are over are let go"
     past.close()
 
@@ -368,13 +368,15 @@ def thinks_up(run: str) -> Answer:
 
 def test_a_real_client_of_such_a_server_keeps_no_more(tmp_path: Path) -> None:
     """A new process for each run."""
-    for number in range(RUNS + 3):
+    for number in range(KEPT_RUNS + 3):
         with hostile_server(thinks_up(f"run {number}")) as address:
             client = ClientThread(address, name="c0", state=tmp_path)
             client.join(30)
             assert client.error is None
             client.runner.leave_state(finished=client.bye.finished)
-        assert len(list(tmp_path.glob("*/snapshot-*.tree"))) == len(list(tmp_path.iterdir())) == min(number + 1, RUNS)
+        assert (
+            len(list(tmp_path.glob("*/snapshot-*.tree"))) == len(list(tmp_path.iterdir())) == min(number + 1, KEPT_RUNS)
+        )
 
 
 def left_by(state: Path, name: str) -> Path:
@@ -399,12 +401,12 @@ def test_what_another_process_holds_is_kept_and_so_is_another_clients(tmp_path: 
     mine, other = left_by(tmp_path, "a"), left_by(tmp_path, "b")
     with sole_writer(mine, "--state"):
         os.utime(mine, ns=(0, 0))  # the oldest of all
-        thought_up(tmp_path, 2 * RUNS)
+        thought_up(tmp_path, 2 * KEPT_RUNS)
         assert find_past(tmp_path, "run", "a", lambda _text: None).last == {"of": "a"}
     os.utime(mine, ns=(0, 0))
     thought_up(tmp_path, 1)
     assert not mine.exists(), "nobody holds it any more"
-    assert len(list(tmp_path.iterdir())) == RUNS + 1
+    assert len(list(tmp_path.iterdir())) == KEPT_RUNS + 1
     assert find_past(tmp_path, "run", "b", lambda _text: None).last == {"of": "b"}
     assert other.exists()
 
@@ -426,5 +428,5 @@ def test_a_server_that_thinks_up_names_makes_a_client_keep_no_more_than_some(tmp
 def test_a_folder_with_something_else_in_it_stays(tmp_path: Path) -> None:
     where = left_by(tmp_path, "a")
     (where / "notes.txt").write_text("mine")
-    thought_up(tmp_path, 2 * RUNS)
+    thought_up(tmp_path, 2 * KEPT_RUNS)
     assert (where / "notes.txt").read_text() == "mine"

@@ -13,7 +13,7 @@ from live import ClientThread, LiveServer, serving
 from test_quorum import begun, world_of
 from world import make_config
 
-from sl_client.inference.lower_cache import KEPT, Lowers
+from sl_client.inference.lower_cache import KEPT_LOWERS, Lowers
 from sl_client.transport.stream import GrpcCarrier
 from sl_common.client.program import Flow
 from sl_common.client.snapshots import Snapshots
@@ -36,10 +36,10 @@ from sl_common.messages.training import (
 )
 from sl_common.proto import split_pb2 as pb
 from sl_common.protocol import Await
-from sl_common.tensors import digest
+from sl_common.tensors import state_digest
 from sl_common.wire import Endpoint
 from sl_common.wire.causes import WORDS
-from sl_common.wire.endpoint import ACK_MESSAGES, Call
+from sl_common.wire.endpoint import ACK_MESSAGES, CallKind
 from sl_common.wire.outgoing import Outgoing
 from sl_server.training.engine import FRAME_COSTS
 from sl_server.transport.stream import TrainStream
@@ -60,7 +60,7 @@ def until_refused(act: Callable[[int], object]) -> str:
 class Pair:
     """A client's and a server's real endpoints; either may hold back its acknowledgements."""
 
-    def __init__(self, *, link: Link | None = None, call: Call = "train") -> None:
+    def __init__(self, *, link: Link | None = None, call: CallKind = "train") -> None:
         def end(side: str) -> Endpoint:
             return Endpoint(side, link=link or Link(), limit_bytes=1 << 20, call=call, window=WINDOW)
 
@@ -364,13 +364,13 @@ def life() -> Iterator[Await]:
 def test_a_server_that_offers_another_lower_segment_each_time_fills_no_disk(tmp_path: Path) -> None:
     lowers = Lowers(tmp_path)
     shas = []
-    for number in range(2 * KEPT):
+    for number in range(2 * KEPT_LOWERS):
         state = {"w": torch.full((3,), float(number))}
-        shas.append(digest(state))
+        shas.append(state_digest(state))
         assert lowers.keep(shas[-1], state) == ""
         assert lowers.find(shas[0]) is not None, "it is used all the time"
-    assert len(list(tmp_path.iterdir())) == KEPT
-    assert [lowers.find(sha) is not None for sha in shas] == [True] + [False] * KEPT + [True] * (KEPT - 1)
+    assert len(list(tmp_path.iterdir())) == KEPT_LOWERS
+    assert [lowers.find(sha) is not None for sha in shas] == [True] + [False] * KEPT_LOWERS + [True] * (KEPT_LOWERS - 1)
 
 
 @pytest.mark.parametrize("number", [1, -1])

@@ -15,11 +15,11 @@ from live import ClientThread, serving
 from world import make_config
 
 from sl_client.transport import grpc_call as calls
-from sl_client.transport.grpc_call import Call, PolledCall, SpunCall, open_call
-from sl_client.transport.stream import OPTIONS
+from sl_client.transport.grpc_call import ClientCall, DirectCall, ThreadedCall, open_call
+from sl_client.transport.stream import CHANNEL_OPTIONS
 from sl_server.simulation.simulation import Simulation
 
-Make = Callable[[str], Call]
+Make = Callable[[str], ClientCall]
 
 
 class Peer:
@@ -50,7 +50,7 @@ class Peer:
 @pytest.fixture
 def peer() -> Iterator[tuple[Peer, str]]:
     peer, executor = Peer(), ThreadPoolExecutor(4)
-    server = grpc.server(executor, options=OPTIONS)
+    server = grpc.server(executor, options=CHANNEL_OPTIONS)
     handlers = {
         name: grpc.stream_stream_rpc_method_handler(getattr(peer, name))
         for name in ("echo", "swallow", "hush", "refuse")
@@ -64,12 +64,12 @@ def peer() -> Iterator[tuple[Peer, str]]:
     executor.shutdown()
 
 
-@pytest.fixture(params=[PolledCall, SpunCall])
+@pytest.fixture(params=[DirectCall, ThreadedCall])
 def make(request: pytest.FixtureRequest, peer: tuple[Peer, str]) -> Iterator[Make]:
-    channel = grpc.insecure_channel(peer[1], options=OPTIONS)
-    made: list[Call] = []
+    channel = grpc.insecure_channel(peer[1], options=CHANNEL_OPTIONS)
+    made: list[ClientCall] = []
 
-    def make(method: str) -> Call:
+    def make(method: str) -> ClientCall:
         made.append(request.param(channel, f"/peer/{method}", (("who", "me"),)))
         return made[-1]
 
@@ -82,7 +82,7 @@ def make(request: pytest.FixtureRequest, peer: tuple[Peer, str]) -> Iterator[Mak
 def test_the_direct_way_is_taken_where_grpcio_has_it(peer: tuple[Peer, str]) -> None:
     with grpc.insecure_channel(peer[1]) as channel:
         call = open_call(channel, "/peer/echo", ())
-        assert type(call) is PolledCall
+        assert type(call) is DirectCall
         call.close()
 
 
@@ -141,8 +141,8 @@ def test_a_refusal_says_why(make: Make) -> None:
     assert ("why", "so") in [tuple(pair) for pair in error.value.trailing_metadata()]
 
 
-@pytest.mark.parametrize("kind", [PolledCall, SpunCall])
-def test_nobody_there(kind: type[Call]) -> None:
+@pytest.mark.parametrize("kind", [DirectCall, ThreadedCall])
+def test_nobody_there(kind: type[ClientCall]) -> None:
     with grpc.insecure_channel("127.0.0.1:1") as channel:
         call = kind(channel, "/peer/echo", ())
         call.send(b"?")
@@ -154,8 +154,8 @@ def test_nobody_there(kind: type[Call]) -> None:
 
 def test_closing_leaves_no_thread(peer: tuple[Peer, str]) -> None:
     """Also in the middle of frames that the other side does not read."""
-    with grpc.insecure_channel(peer[1], options=OPTIONS) as channel:
-        call = PolledCall(channel, "/peer/hush", ())
+    with grpc.insecure_channel(peer[1], options=CHANNEL_OPTIONS) as channel:
+        call = DirectCall(channel, "/peer/hush", ())
         for _ in range(20):
             call.send(bytes(1 << 20))
         names = [thread.name for thread in threading.enumerate()]
@@ -173,9 +173,9 @@ def test_closing_leaves_no_thread(peer: tuple[Peer, str]) -> None:
 def test_a_grpcio_with_other_names_trains_the_public_way(monkeypatch: pytest.MonkeyPatch, lacks: str) -> None:
     names = {} if lacks == "everything" else {k: v for k, v in vars(calls.cygrpc).items() if k != lacks}
     monkeypatch.setattr(calls, "cygrpc", SimpleNamespace(**names))
-    spun: list[SpunCall] = []
-    began = SpunCall.__init__
-    monkeypatch.setattr(SpunCall, "__init__", lambda self, *a: (spun.append(self), began(self, *a))[1])
+    spun: list[ThreadedCall] = []
+    began = ThreadedCall.__init__
+    monkeypatch.setattr(ThreadedCall, "__init__", lambda self, *a: (spun.append(self), began(self, *a))[1])
     config = make_config("splitfed_v1", run__clients=1)
     with serving(config) as live:
         client = ClientThread(live.address, name="c0")

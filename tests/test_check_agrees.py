@@ -16,7 +16,7 @@ import pytest
 from drawn_runs import drawn
 from world import run_world
 
-from sl_client.data import load
+from sl_client.data import load_data
 from sl_common.config.run_config import KNOWN_DATA, RunConfig
 from sl_common.errors import ConfigError, CutlayerError, Diverged
 from sl_common.partition import Dirichlet, Iid, Shards
@@ -81,7 +81,7 @@ def test_check_says_yes_where_a_run_begins(draw: int) -> None:
 def test_sizes_are_known_without_the_data(partition: Iid | Dirichlet | Shards, name: str) -> None:
     known = KNOWN_DATA[name]
     if name == "digits":
-        labels = load(name, None, None).train[1].numpy()
+        labels = load_data(name, None, None).train[1].numpy()
         assert tuple(np.bincount(labels).tolist()) == known.labels
     else:
         labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), known.labels))

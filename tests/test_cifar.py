@@ -10,7 +10,7 @@ import pytest
 import torch
 from world import make_config
 
-from sl_client.data import Data, load
+from sl_client.data import Data, load_data
 from sl_client.data.cifar import CIFAR10, CIFAR100, Kind, read
 from sl_client.data.loader import Loader
 from sl_common.errors import DataError
@@ -50,7 +50,7 @@ def test_both_versions_are_found_and_read(name: str, binary: bool, inside: bool,
     kind = KINDS[name]
     folder = tmp_path / kind.folders[0 if binary else 1] if inside else tmp_path
     images, labels = write(kind, folder, binary=binary)
-    data = load(name, tmp_path, ())
+    data = load_data(name, tmp_path, ())
     data.check((3, 32, 32), kind.classes)
     assert torch.equal(data.train[0], torch.from_numpy(images).view(-1, 3, 32, 32))
     assert data.train[1].tolist() == labels.tolist()
@@ -165,10 +165,10 @@ def test_the_configuration_turns_it_on() -> None:
 @pytest.mark.parametrize("binary", [True, False])
 def test_one_clients_images_are_picked_over_all_files(binary: bool, tmp_path: Path) -> None:
     write(CIFAR10, tmp_path, binary=binary)
-    whole = load("cifar10", tmp_path, None)
+    whole = load_data("cifar10", tmp_path, None)
     held = np.array([0, 4, 5, 11], dtype=np.int64)
     seen: list[np.ndarray] = []
-    mine = load("cifar10", tmp_path, None, lambda y: (seen.append(y), held)[1])
+    mine = load_data("cifar10", tmp_path, None, lambda y: (seen.append(y), held)[1])
     assert np.array_equal(seen[0], whole.train[1].numpy())
     assert torch.equal(mine.train[0], whole.train[0][torch.from_numpy(held)])
     assert torch.equal(mine.train[1], whole.train[1][torch.from_numpy(held)])

@@ -20,7 +20,7 @@ from sl_common.messages.facts import ClientLeft
 from sl_common.messages.training import Alive, Begin, Directive, Done, Gradient, Ready, Smashed, Welcome
 from sl_common.proto import split_pb2 as pb
 from sl_common.protocol import Draws
-from sl_common.wire.timing import MOST_S, Timing
+from sl_common.wire.timing import MAX_PHASE_S, Timing
 from sl_server.core.claims import Due, check_ready, due_of, most_evaluated
 
 OWN = {
@@ -253,7 +253,7 @@ def test_the_slices_of_a_test_set_are_the_test_set() -> None:
 # --- timings
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1e9, -1e-9, MOST_S * 1.01])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1e9, -1e-9, MAX_PHASE_S * 1.01])
 @pytest.mark.parametrize("phase", ["forward", "encode", "round_trip", "decode", "backward"])
 def test_a_time_that_no_phase_can_take_is_refused(phase: str, value: float) -> None:
     with pytest.raises(WireError, match=f"timing says that {phase} took {value} s, between 0 and 86400 s"):
@@ -264,7 +264,7 @@ def test_a_time_that_no_phase_can_take_is_refused(phase: str, value: float) -> N
 
 def test_a_client_that_waited_for_days_says_a_day() -> None:
     timing = Timing(step=1, forward=1.0, encode=0.5, round_trip=1e6, decode=0.0, backward=2.0)
-    assert Timing.from_header(timing.to_header()) == replace(timing, round_trip=MOST_S)
+    assert Timing.from_header(timing.to_header()) == replace(timing, round_trip=MAX_PHASE_S)
 
 
 def test_due_is_a_value() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from unions import members
 
 import sl_common.codec as union_of
-from sl_common.codec import Codec, Coding, Direction, Identity, Layout, Link, Packed, Scheme
+from sl_common.codec import Codec, Coding, Identity, Layout, Link, LinkRole, Packed, Scheme
 from sl_common.codec.packed import DTYPES
 from sl_common.errors import Diverged, WireError
 from sl_common.kinds import is_real
@@ -55,7 +55,7 @@ STABLE = [
 ]
 POSSIBLE = [
     (direction, one)
-    for direction in get_args(Direction)
+    for direction in get_args(LinkRole)
     for one in CODECS
     if direction == "down" or not (one.uses_like or (one.kind == "feedback" and direction == "up"))
 ]
@@ -251,7 +251,7 @@ def test_identity_is_little_endian_and_row_major() -> None:
 
 
 @pytest.mark.parametrize(("direction", "codec"), POSSIBLE, ids=str)
-def test_another_codec_than_agreed_is_refused_with_both_names(direction: Direction, codec: Scheme) -> None:
+def test_another_codec_than_agreed_is_refused_with_both_names(direction: LinkRole, codec: Scheme) -> None:
     link = Link(**{direction: codec})
     x = torch.ones(3)
     layout = codec.encode(x, coding_for(codec, x)).layout
@@ -261,7 +261,7 @@ def test_another_codec_than_agreed_is_refused_with_both_names(direction: Directi
 
 
 @pytest.mark.parametrize(("direction", "codec"), POSSIBLE, ids=str)
-def test_integers_travel_as_they_are_whatever_the_codec(direction: Direction, codec: Scheme) -> None:
+def test_integers_travel_as_they_are_whatever_the_codec(direction: LinkRole, codec: Scheme) -> None:
     link = Link(**{direction: codec})
     layout = Identity().encode(torch.arange(5), Coding()).layout
     assert link.agreed(direction, layout) == Identity()
@@ -269,15 +269,15 @@ def test_integers_travel_as_they_are_whatever_the_codec(direction: Direction, co
         link.agreed(direction, replace(layout, codec="topk9"))
 
 
-@pytest.mark.parametrize("direction", get_args(Direction))
-def test_what_was_agreed_is_checked_too(direction: Direction) -> None:
+@pytest.mark.parametrize("direction", get_args(LinkRole))
+def test_what_was_agreed_is_checked_too(direction: LinkRole) -> None:
     layout = Identity().encode(torch.arange(5.0), Coding()).layout
     with pytest.raises(WireError, match=r"\(5,\) takes 20 bytes, header says 21"):
         Link().agreed(direction, replace(layout, nbytes=21))
 
 
 def test_a_link_survives_json() -> None:
-    link = Link(**dict.fromkeys(get_args(Direction), union_of.Deflate(of=union_of.Mask(b=3))))
+    link = Link(**dict.fromkeys(get_args(LinkRole), union_of.Deflate(of=union_of.Mask(b=3))))
     assert Link.model_validate_json(link.model_dump_json()) == link
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sl_client.data import load
+from sl_client.data import load_data
 from sl_common.config.presets import PRESETS
 from sl_common.config.run_config import KNOWN_DATA, RunConfig, deep_merge
 from sl_common.errors import ConfigError
@@ -537,7 +537,7 @@ def test_data_that_are_none_are_told() -> None:
     with pytest.raises(
         ConfigError, match=r"data.name = 'mistakes:not_data': returned a Tensor, not a sl_client.data.Data"
     ):
-        load("mistakes:not_data", None, ("mistakes",))
+        load_data("mistakes:not_data", None, ("mistakes",))
 
 
 @pytest.mark.parametrize("name", KNOWN_DATA)

@@ -20,7 +20,7 @@ from sl_common.tensors import constants_of
 from sl_common.training.segment import Segment
 from sl_server.core.guard import guarded_state
 from sl_server.core.merged import checked_merge
-from sl_server.storage.trained import read_run
+from sl_server.storage.trained import read_trained_run
 
 INF, NAN = math.inf, math.nan
 FILLS = ["-inf", "-3.4028234663852886e38", "-1e30"]
@@ -44,7 +44,7 @@ def test_with_every_kind_of_merge_and_guard(preset: str, action: str, tmp_path: 
         assert mask[0, 1] == -INF
         assert mask[1, 0] == 0
     resumed(world)
-    read_run(kept(world, tmp_path / "out"), lambda _: None)
+    read_trained_run(kept(world, tmp_path / "out"), lambda _: None)
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
@@ -85,7 +85,7 @@ def test_a_changed_run_directory_and_checkpoint_are_refused(tmp_path: Path) -> N
     data["high.mask"][3, 0] = -INF
     save_file(data, out / "head.safetensors")
     with pytest.raises(ConfigError, match=r"high\.mask holds NaN or Inf"):
-        read_run(out, lambda _: None)
+        read_trained_run(out, lambda _: None)
 
 
 def test_one_client_without_the_mask_is_found() -> None:

@@ -16,13 +16,13 @@ from drawn import LAW
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sl_client.data import Data, fashion_mnist, load
+from sl_client.data import Data, fashion_mnist, load_data
 from sl_client.data.idx import read_idx, read_rows
 from sl_client.data.loader import Loader, make_loader
 from sl_common.batch import Batch
 from sl_common.dealing import LastBatch
 from sl_common.errors import ConfigError, DataError
-from sl_common.partition import Dirichlet, Iid, Own, Shards
+from sl_common.partition import Dirichlet, Iid, OwnData, Shards
 from sl_common.seeds import numpy_generator
 
 Write = Callable[[Path, bytes], Path]
@@ -130,7 +130,7 @@ def test_idx_refuses_a_gzip_file_that_is_none_or_is_damaged(tmp_path: Path) -> N
 def test_digits_are_those_of_scikit_learn() -> None:
     sklearn_datasets = pytest.importorskip("sklearn.datasets")
     source = sklearn_datasets.load_digits()
-    data = load("digits", None, ())
+    data = load_data("digits", None, ())
     is_test = np.arange(1797) % 5 == 4
     for (x, y), chosen in ((data.train, ~is_test), (data.test, is_test)):
         assert np.array_equal(np.rint(x.numpy()[:, 0] * (16 / 255)), source.images[chosen])
@@ -138,13 +138,13 @@ def test_digits_are_those_of_scikit_learn() -> None:
 
 
 def test_digits_pass_their_own_check_and_are_loaded_once() -> None:
-    data = load("digits", None, ())
+    data = load_data("digits", None, ())
     data.check((1, 8, 8), 10)
     assert (len(data.train[1]), len(data.test[1]), int(data.train[0].max())) == (1438, 359, 255)
     x = data.normalise(data.train[0])
     assert abs(float(x.mean())) < 1e-3
     assert abs(float(x.std()) - 1) < 1e-3
-    assert load("digits", Path("anywhere"), ()) is data
+    assert load_data("digits", Path("anywhere"), ()) is data
 
 
 @pytest.mark.parametrize("write", [plain, gz])
@@ -155,19 +155,19 @@ def test_fashion_mnist_is_found(
 ) -> None:
     write_fashion(tmp_path / inside, write)
     monkeypatch.setenv("SL_DATA", str(tmp_path) if by_env else "/nowhere")
-    data = load("fashion-mnist", None if by_env else tmp_path, ())
+    data = load_data("fashion-mnist", None if by_env else tmp_path, ())
     data.check((1, 28, 28), 10)
     assert np.array_equal(data.train[0].numpy(), images(20)[:, None])
     assert np.array_equal(data.test[1].numpy(), labels(5))
-    assert load("fashion-mnist", tmp_path, ()) is data
+    assert load_data("fashion-mnist", tmp_path, ()) is data
 
 
 def test_fashion_mnist_takes_the_root_before_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SL_DATA", str(write_fashion(tmp_path / "env", train=10, train_labels=10)))
     root = write_fashion(tmp_path / "root")
-    assert len(load("fashion-mnist", root, ()).train[1]) == 20
-    assert len(load("fashion-mnist", None, ()).train[1]) == 10
-    assert len(load("fashion-mnist", tmp_path / "empty", ()).train[1]) == 10
+    assert len(load_data("fashion-mnist", root, ()).train[1]) == 20
+    assert len(load_data("fashion-mnist", None, ()).train[1]) == 10
+    assert len(load_data("fashion-mnist", tmp_path / "empty", ()).train[1]) == 10
     assert fashion_mnist.places(root)[-1] == fashion_mnist.SYSTEM
 
 
@@ -181,18 +181,18 @@ def test_fashion_mnist_missing_says_where_it_looked_and_how_to_get_it(tmp_path: 
 def test_fashion_mnist_incomplete_names_the_missing_file(tmp_path: Path) -> None:
     (write_fashion(tmp_path) / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(DataError, match="no t10k-labels-idx1-ubyte"):
-        load("fashion-mnist", tmp_path, ())
+        load_data("fashion-mnist", tmp_path, ())
 
 
 def test_fashion_mnist_refuses_other_than_one_label_an_image(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte has 20 images, but .*train-labels.* has 19 labels"):
-        load("fashion-mnist", write_fashion(tmp_path, train_labels=19), ())
+        load_data("fashion-mnist", write_fashion(tmp_path, train_labels=19), ())
 
 
 def test_the_real_fashion_mnist() -> None:
     if not fashion_mnist.SYSTEM.is_dir():
         pytest.skip(f"{fashion_mnist.SYSTEM} is missing: apt-get install dataset-fashion-mnist")
-    data = load("fashion-mnist", fashion_mnist.SYSTEM, ())
+    data = load_data("fashion-mnist", fashion_mnist.SYSTEM, ())
     data.check((1, 28, 28), 10)
     assert torch.bincount(data.train[1]).tolist() == [6000] * 10
     assert torch.bincount(data.test[1]).tolist() == [1000] * 10
@@ -204,9 +204,9 @@ def test_an_unknown_name_gets_the_closest_and_the_list() -> None:
     with pytest.raises(
         DataError, match=r"'fashon-mnist' is unknown; did you mean 'fashion-mnist'.*digits, fashion-mnist"
     ):
-        load("fashon-mnist", None, ())
+        load_data("fashon-mnist", None, ())
     with pytest.raises(DataError, match="'zzz' is unknown; known: cifar10, cifar100, digits, fashion-mnist"):
-        load("zzz", None, ())
+        load_data("zzz", None, ())
 
 
 # --- The user's own set --------------------------------------------------------------------------------------
@@ -235,22 +235,22 @@ def user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("user_code")
 def test_own_code_is_called_with_the_root() -> None:
-    assert load("cutlayer_user_data:good", None, ["cutlayer_user_data"]).classes == 1
-    assert load("cutlayer_user_data:good", Path("/a/four"), None).classes == 4
+    assert load_data("cutlayer_user_data:good", None, ["cutlayer_user_data"]).classes == 1
+    assert load_data("cutlayer_user_data:good", Path("/a/four"), None).classes == 4
 
 
 @pytest.mark.usefixtures("user_code")
 def test_own_code_is_refused_unless_allowed_and_a_data() -> None:
     with pytest.raises(ConfigError, match=r"data\.name = 'cutlayer_user_data:good'.*allow"):
-        load("cutlayer_user_data:good", None, ())
+        load_data("cutlayer_user_data:good", None, ())
     with pytest.raises(ConfigError, match=r"data\.name.*has no 'absent'"):
-        load("cutlayer_user_data:absent", None, None)
+        load_data("cutlayer_user_data:absent", None, None)
     with pytest.raises(DataError, match=r"data\.name = 'cutlayer_user_data:wrong': returned a list, not a .*Data"):
-        load("cutlayer_user_data:wrong", None, None)
+        load_data("cutlayer_user_data:wrong", None, None)
     with pytest.raises(
         DataError, match=r"cutlayer_user_data:broken': raised KeyError: None \(.*line \d+: return \{\}\[root\]\)"
     ):
-        load("cutlayer_user_data:broken", None, None)
+        load_data("cutlayer_user_data:broken", None, None)
 
 
 # --- Data ----------------------------------------------------------------------------------------------------
@@ -393,7 +393,7 @@ def test_evaluate_subset_is_the_same_for_every_shard() -> None:
 
 
 def test_batches_are_normalised_floats() -> None:
-    subject = make_loader(load("digits", None, ()), Iid(), shards=10, shard=9, batch_size=32, seed=1)
+    subject = make_loader(load_data("digits", None, ()), Iid(), shards=10, shard=9, batch_size=32, seed=1)
     for batch in itertools.chain(subject.train(0, 2), subject.evaluate(1, 3, 0)):
         assert (batch.x.dtype, batch.x.shape[1:], batch.x.is_contiguous()) == (torch.float32, (1, 8, 8), True)
         assert (batch.y.dtype, batch.y.shape) == (torch.int64, (len(batch.x),))
@@ -404,7 +404,7 @@ def test_shards_of_one_set_share_nothing() -> None:
     data = numbered()
     dealt = [make_loader(data, Shards(), 3, shard, 4, seed=1).indices for shard in range(3)]
     assert sorted(np.concatenate(dealt).tolist()) == list(range(23))
-    assert make_loader(data, Own(), 3, 2, 4, seed=1).samples == 23
+    assert make_loader(data, OwnData(), 3, 2, 4, seed=1).samples == 23
 
 
 @pytest.mark.parametrize("shard", [-1, 3])
@@ -442,7 +442,7 @@ def test_a_file_cut_short_is_told_with_picked_rows_too(tmp_path: Path) -> None:
 
 
 def test_a_client_that_keeps_its_own_samples_alone_gets_the_same_batches() -> None:
-    whole = load("digits", None, None)
+    whole = load_data("digits", None, None)
     settings = {"shards": 3, "shard": 1, "batch_size": 32, "seed": 5, "augment": "crop_flip"}
     loader = make_loader(whole, Dirichlet(alpha=0.5), **settings)
     lean = make_loader(whole.only(loader.indices), Dirichlet(alpha=0.5), **settings)

@@ -18,7 +18,7 @@ from world import make_config
 
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
-from sl_common.host.descriptors import AGAIN_S, Room, Shortage, limit, make_room
+from sl_common.host.descriptors import REPEAT_WARNING_S, Room, Shortage, limit, make_room
 from sl_server.security.watched_files import Watched, read_file
 from sl_server.simulation.simulation import Simulation
 from sl_server.storage.checkpoint import Checkpoints
@@ -72,7 +72,7 @@ def test_a_soft_limit_that_is_too_low_is_raised_and_said_and_all_clients_train(t
     config = make_config("parallel", run__clients=12, run__rounds=1)
     with serving(tmp_path, config, 24, hard()) as server:
         said = server.event("descriptors")
-        room = descriptors.of_run(config)
+        room = descriptors.descriptors_for_run(config)
         assert (said["least"], said["wanted"], said["limit"]) == (room.least, room.wanted, room.wanted)
         assert f"12 client(s): {room.least} open files" in said["text"]
         assert f"from 24 to {room.wanted}" in said["text"]
@@ -96,7 +96,7 @@ def test_a_hard_limit_that_is_too_low_is_refused_by_name(tmp_path: Path) -> None
 def test_descriptors_that_run_out_are_said_once_and_cost_nothing(tmp_path: Path) -> None:
     """Strangers take all of them: a client that is there goes on, what cannot be written is written later, then others come in."""
     config = make_config("splitfed_v1", run__clients=2, run__rounds=3, server__limits__hello_s=3.0)
-    room = descriptors.of_run(config)
+    room = descriptors.descriptors_for_run(config)
     with ExitStack() as stack:
         server = stack.enter_context(serving(tmp_path, config, room.least + 4, room.least + 4))
         assert f"this process may have {room.least + 4} (ulimit -Hn)" in server.event("descriptors")["text"]
@@ -177,7 +177,7 @@ def test_shortage_is_told_once_and_again_after_long() -> None:
         shortage.met()
         text = f"this process may have {limit()} (ulimit -n)"
     assert (len(told), text in told[0]) == (1, True)
-    now = AGAIN_S
+    now = REPEAT_WARNING_S
     shortage.met()
     assert len(told) == 2
 
@@ -193,4 +193,4 @@ def test_room(monkeypatch: pytest.MonkeyPatch) -> None:
     assert now == [(1000, 1000)]
     with pytest.raises(ConfigError, match=r"hard limit .* is 1000"):
         make_room(Room(least=1001, wanted=2000, what="two"))
-    assert descriptors.of_run(RunConfig.from_toml("run.clients = 1000")).least == 1032
+    assert descriptors.descriptors_for_run(RunConfig.from_toml("run.clients = 1000")).least == 1032

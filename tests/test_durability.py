@@ -17,7 +17,7 @@ from world import make_config
 from sl_client.training.snapshots_on_disk import Past, find_past
 from sl_common.errors import ConfigError, DataError
 from sl_common.messages.facts import RoundEnded, Trained
-from sl_common.tensors import digest
+from sl_common.tensors import state_digest
 from sl_common.training.segment import Tree
 from sl_common.tree import loads
 from sl_server.simulation.simulation import Simulation
@@ -80,7 +80,7 @@ def test_a_summary_is_there_when_all_else_is(tmp_path: Path) -> None:
         directory.fact(fact, 0.0)
     kept = directory.written()
     directory.close()
-    final = {part: digest(state) for part, state in simulation.coordinator.weights().items()}
+    final = {part: state_digest(state) for part, state in simulation.coordinator.weights().items()}
     opened: list[RunDirectory] = []
 
     def begin_again() -> None:
@@ -90,7 +90,7 @@ def test_a_summary_is_there_when_all_else_is(tmp_path: Path) -> None:
     over = []
     for _ in every_crash(lambda: opened[-1].finish(simulation.coordinator, 0.0), begin_again):
         over.append((out / "summary.json").exists())
-        found = {part: digest(state) for part, state in read_weights_of(out).items()}
+        found = {part: state_digest(state) for part, state in read_weights_of(out).items()}
         assert found == final or (not found and not over[-1])
         assert all((out / name).stat().st_size == length for name, length in kept.items())
     assert over == sorted(over)
@@ -174,7 +174,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_line(tmp_path: Path) -> None:
 
 
 def test_what_was_lost_in_the_end_is_in_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sl_server.storage.append_only.MAX_WAITING", 200)
+    monkeypatch.setattr("sl_server.storage.append_only.MAX_WAITING_FILE", 200)
     directory = RunDirectory(tmp_path, make_config("parallel"), Ledger())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))

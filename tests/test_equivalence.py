@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from world import make_config
 
-from sl_client.data import load
+from sl_client.data import load_data
 from sl_client.data.loader import Loader, make_loader
 from sl_common.config.presets import PRESETS
 from sl_common.config.run_config import RunConfig
@@ -52,7 +52,7 @@ def halves(model: nn.Sequential, cut: int) -> tuple[nn.Sequential, nn.Sequential
 
 
 def loaders(config: RunConfig) -> list[Loader]:
-    data = load(config.data.name, None, ())
+    data = load_data(config.data.name, None, ())
     return [
         make_loader(
             data,

@@ -230,10 +230,10 @@ def test_an_event_log_cut_short_replays_as_far_as_it_goes() -> None:
     world = run_world(make_config("parallel", run__rounds=1))
     whole = b"".join(eventlog.dump(*entry) for entry in world.events)
     for cut in (0, 5, len(whole) // 3, len(whole) - 1):
-        events = list(eventlog.load(whole[:cut]))
+        events = list(eventlog.load_events(whole[:cut]))
         assert len(events) < len(world.events)
         assert [name for name, _ in events] == [name for name, _ in world.events[: len(events)]]
-    assert len(list(eventlog.load(whole))) == len(world.events)
+    assert len(list(eventlog.load_events(whole))) == len(world.events)
 
 
 def test_messages_of_a_wave_are_written_in_any_arrival_order_but_trained_in_one() -> None:

@@ -21,7 +21,7 @@ from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, DataError
 from sl_common.holdings import Inputs
 from sl_server.storage.inputs import read_inputs
-from sl_server.storage.trained import read_run
+from sl_server.storage.trained import read_trained_run
 
 FLOATS = Inputs(dtype="float32", low=0.0, high=255.0, mean=(100.0,), std=(90.0,))
 SCALED = Inputs(dtype="float32", low=0.0, high=1.0)
@@ -254,7 +254,7 @@ def test_every_form_of_a_file_is_right_or_refused(
 
 def test_a_device_with_other_code_gets_no_answers_from_it(run: Path) -> None:
     """Equal shapes, so that the weights would fit."""
-    trained = read_run(run, lambda _text: None)
+    trained = read_trained_run(run, lambda _text: None)
     other = trained.config.model_copy(update={"model": trained.config.model.model_copy(update={"name": "fitted:tanh"})})
     for differs, said in (("refuse", []), ("accept", ["taken all the same: model.differs = 'accept'"])):
         model = other.model.model_copy(update={"differs": differs})
@@ -292,7 +292,7 @@ def test_a_run_of_an_older_version_still_answers_and_the_doubt_is_said(
 def test_a_file_of_inputs_that_makes_no_sense_is_named(run: Path, text: str) -> None:
     (run / "inputs.json").write_text(text)
     with pytest.raises(ConfigError, match=r"inputs\.json: not what a run trained on"):
-        read_run(run, lambda _text: None)
+        read_trained_run(run, lambda _text: None)
 
 
 def test_a_folder_in_its_place_is_named(run: Path) -> None:

@@ -14,8 +14,8 @@ from live import ClientThread, serving
 from torch import nn
 from world import make_config
 
-from sl_client.device.limits import Limits, Memory, parse_size
-from sl_client.device.pages import _clean, give_back_code
+from sl_client.device.limits import DeviceLimits, MemoryUse, parse_size
+from sl_client.device.pages import _clean, drop_clean_pages
 from sl_common.config.presets import PRESETS
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
@@ -135,30 +135,30 @@ def test_sizes_that_are_none(text: str) -> None:
         parse_size(text)
 
 
-def having(used: int, free: int, total: int) -> Memory:
-    return Memory(used=used, free=free, total=total)
+def having(used: int, free: int, total: int) -> MemoryUse:
+    return MemoryUse(used=used, free=free, total=total)
 
 
 def test_a_segment_is_refused_exactly_where_it_does_not_fit() -> None:
     config = make_config("parallel")
     network = Network.build(config)
     needed = footprint_of(config, network).needed
-    Limits(memory=needed + 1000).check_built(config, network, lambda: having(1000, GiB, GiB))
+    DeviceLimits(memory=needed + 1000).check_built(config, network, lambda: having(1000, GiB, GiB))
     with pytest.raises(ConfigError, match=r"does not fit.* × .* activations.*--max-memory is"):
-        Limits(memory=needed + 999).check_built(config, network, lambda: having(1000, GiB, GiB))
+        DeviceLimits(memory=needed + 999).check_built(config, network, lambda: having(1000, GiB, GiB))
 
 
 def test_weights_alone_that_do_not_fit_are_refused_before_they_are_there() -> None:
     config = RunConfig.from_toml(RESNET)
     rest = at_rest(config).segment
-    Limits(memory=rest + 1000).check(config, lambda: having(1000, GiB, GiB))
+    DeviceLimits(memory=rest + 1000).check(config, lambda: having(1000, GiB, GiB))
     with pytest.raises(ConfigError, match=r"does not fit.*and activations besides.*--max-memory is"):
-        Limits(memory=rest + 999).check(config, lambda: having(1000, GiB, GiB))
+        DeviceLimits(memory=rest + 999).check(config, lambda: having(1000, GiB, GiB))
 
 
 def test_a_device_without_the_memory_refuses_by_itself_and_says_all_numbers() -> None:
     with pytest.raises(ConfigError) as refused:
-        Limits().check(RunConfig.from_toml(RESNET), lambda: having(200 << 20, 2 << 20, 64 << 20))
+        DeviceLimits().check(RunConfig.from_toml(RESNET), lambda: having(200 << 20, 2 << 20, 64 << 20))
     for words in ("200.0 MiB are in use", "2.6 MiB weights", "and activations", "64.0 MiB, 2.0 MiB of them free"):
         assert words in str(refused.value)
 
@@ -170,15 +170,15 @@ def test_groups_of_processes_count_where_they_may_have_less(tmp_path: Path) -> N
     (proc / "self/status").write_text("Name:\tx\nVmRSS:\t  100 kB\n")
     (proc / "meminfo").write_text("MemTotal:  4096 kB\nMemAvailable:  2048 kB\n")
     (proc / "self/cgroup").write_text("0::/a/b\n")
-    assert Memory.now(proc, group) == having(100 << 10, 2 << 20, 4 << 20)
+    assert MemoryUse.now(proc, group) == having(100 << 10, 2 << 20, 4 << 20)
     (group / "a/memory.max").write_text("1048576\n")
     (group / "a/memory.current").write_text("1048000\n")
     (group / "a/b/memory.max").write_text("max\n")
-    assert Memory.now(proc, group) == having(100 << 10, 576, 1 << 20)
+    assert MemoryUse.now(proc, group) == having(100 << 10, 576, 1 << 20)
 
 
 def test_this_machine_has_memory() -> None:
-    now = Memory.now()
+    now = MemoryUse.now()
     assert 0 < now.used < now.total
     assert 0 <= now.free <= now.total
 
@@ -188,7 +188,7 @@ def test_this_machine_has_memory() -> None:
 
 def test_a_client_that_cannot_hold_its_segment_says_so_to_both_sides() -> None:
     with serving(make_config("parallel", run__clients=1)) as live:
-        client = ClientThread(live.address, limits=Limits(memory=1 << 20))
+        client = ClientThread(live.address, limits=DeviceLimits(memory=1 << 20))
         client.join(60)
         assert isinstance(client.error, ConfigError)
         assert "--max-memory is 1.0 MiB" in str(client.error)
@@ -203,9 +203,9 @@ def test_threads_are_the_owners_choice() -> None:
     before = torch.get_num_threads()
     try:
         config = make_config("parallel", run__threads=1)
-        Limits(threads=3).set_threads(config)
+        DeviceLimits(threads=3).set_threads(config)
         assert torch.get_num_threads() == 3
-        Limits().set_threads(config)
+        DeviceLimits().set_threads(config)
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
@@ -270,7 +270,7 @@ def test_only_clean_pages_of_files_are_given_back(tmp_path: Path) -> None:
         for n, (mode, path, rss, changed) in enumerate(lines, 1)
     )
     assert list(_clean(text)) == [(0x1000, 0x1800, 8192)]
-    assert give_back_code(tmp_path / "no such file") == 0
+    assert drop_clean_pages(tmp_path / "no such file") == 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what is mapped")

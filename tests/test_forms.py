@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 from world import make_config
 
-from sl_client.data import Data, load
+from sl_client.data import Data, load_data
 from sl_client.data.own import call
 from sl_common.errors import DataError
 from sl_server.simulation.simulation import Simulation
@@ -173,7 +173,7 @@ def test_a_shuffled_order_of_names_is_no_other_numbering(monkeypatch: pytest.Mon
     random.Random(0).shuffle(order)
     names = [NAMES[int(Y[number])] for number in order]
     monkeypatch.setitem(OWN, "now", lambda _root: Data(train=(X[order], names), test=(X[:4], NAMES), classes=4))
-    data = load("cutlayer_forms:own", None, None)
+    data = load_data("cutlayer_forms:own", None, None)
     assert data.train[1].tolist() == Y[order].tolist()
     assert data.test[1].tolist() == [0, 1, 2, 3]
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from world import World, make_config
 
-from sl_client.data import load
+from sl_client.data import load_data
 from sl_client.data.loader import make_loader
 from sl_common.config.run_config import Budget, RunConfig
 from sl_common.messages.facts import Trained
@@ -65,7 +65,7 @@ def test_every_state_is_plain_training_of_the_parts_that_learn() -> None:
     lower, head = plain[:1], plain[1:]
     lower_step = torch.optim.SGD(lower.parameters(), lr=0.05, momentum=0.9)
     head_step = torch.optim.SGD(head.parameters(), lr=0.05, momentum=0.9)
-    loader = make_loader(load("digits", None, ()), config.data.partition, 1, 0, 32, 0)
+    loader = make_loader(load_data("digits", None, ()), config.data.partition, 1, 0, 32, 0)
 
     def train_head(z, y):
         head_step.zero_grad()

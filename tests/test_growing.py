@@ -54,7 +54,7 @@ def test_what_a_full_disk_did_not_take_is_written_when_it_does(tmp_path: Path) -
 
 
 def test_what_waits_is_bounded_and_what_is_lost_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growing, "MAX_WAITING", 1000)
+    monkeypatch.setattr(growing, "MAX_WAITING_FILE", 1000)
     file = GrowingFile(tmp_path / "log")
     with full_disk(0):
         for line in LINES:
@@ -127,7 +127,7 @@ def test_an_event_log_outlives_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_an_event_log_ends_before_a_gap_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growing, "MAX_WAITING", 20_000)
+    monkeypatch.setattr(growing, "MAX_WAITING_FILE", 20_000)
     world, log, said = logged(tmp_path, make_config("splitfed_v1"), 10_000)
     log.close()
     assert world.coordinator.ended is not None

@@ -72,7 +72,7 @@ EVENTS = {
 def test_an_event_log_that_makes_no_sense(what: str) -> None:
     good = eventlog.dump("c0", Leave(reason="x"))
     with pytest.raises(WireError, match=rf"event log: event 2 at byte {len(good)}: "):
-        list(eventlog.load(good + EVENTS[what] + eventlog.dump("", Tick(now=1.0))))
+        list(eventlog.load_events(good + EVENTS[what] + eventlog.dump("", Tick(now=1.0))))
 
 
 def test_an_event_log_that_lies_about_a_tensor_takes_no_memory() -> None:
@@ -80,7 +80,7 @@ def test_an_event_log_that_lies_about_a_tensor_takes_no_memory() -> None:
     tracemalloc.start()
     try:
         with pytest.raises(WireError, match="a tensor of 4 bytes, its header says 4004"):
-            list(eventlog.load(data))
+            list(eventlog.load_events(data))
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()

@@ -22,20 +22,20 @@ from recorded import record
 from test_cifar import write
 from world import make_config
 
-from sl_client.data.cifar import CIFAR10, read
+from sl_client.data.cifar import CIFAR10, read_file
 from sl_client.data.idx import read_idx, read_rows
-from sl_client.inference.files import read as read_samples
+from sl_client.inference.files import read_file as read_samples
 from sl_client.transport.tls import _load_pair
 from sl_common.bounded import _DOTTED, MAX_DEPTH, MAX_ENTRIES, MAX_JSON, MAX_TOML, MAX_VALUES
 from sl_common.codec import Coding, Link, Mask, Packed, TopK, mask
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, DataError, WireError
-from sl_common.host.files import MAX_KEY
+from sl_common.host.files import MAX_KEY_FILE
 from sl_common.proto import split_pb2 as pb
 from sl_common.tensors import aligned_buffer
 from sl_common.tree import dumps, loads
 from sl_common.wire import Endpoint, eventlog
-from sl_server.report.past import read_run
+from sl_server.report.past import read_past_run
 from sl_server.security import tokens
 from sl_server.security.handshakes import read_line
 from sl_server.security.tls import CertificateFiles
@@ -181,7 +181,7 @@ def test_what_is_wrong_with_a_megabyte_is_said_in_a_line() -> None:
     with pytest.raises(DataError, match="makes no sense: UnicodeDecodeError") as damaged:
         loads(dumps(0)[:8] + hashlib.sha256(body).digest() + body)
     with pytest.raises(WireError, match="makes no sense: UnicodeDecodeError") as garbage:
-        list(eventlog.load(record(noise, b"{}")))
+        list(eventlog.load_events(record(noise, b"{}")))
     assert max(len(str(damaged.value)), len(str(garbage.value))) < 500
 
 
@@ -231,14 +231,14 @@ def test_a_report_of_a_damaged_run_directory(name: str, text: str, match: str, t
     more = ', "weights_sha256": "", "reason": "", "finished": true}' if text.startswith('{"seconds') else ""
     (tmp_path / name).write_text(text + more)
     with pytest.raises(ConfigError, match=match):
-        read_run(tmp_path)
+        read_past_run(tmp_path)
 
 
 def test_a_line_of_metrics_ends_at_a_line_feed_alone(tmp_path: Path) -> None:
     """A megabyte of vertical tabs became a million lines."""
     (tmp_path / "config.json").write_text(make_config("splitfed_v1").to_json())
     (tmp_path / "metrics.jsonl").write_text('{"event": "run_ended", "reason": "a\u2028b\u2029c"}\n')
-    (line,) = read_run(tmp_path).lines
+    (line,) = read_past_run(tmp_path).lines
     assert line.reason == "a\u2028b\u2029c"  # type: ignore[union-attr]
 
 
@@ -306,7 +306,7 @@ def test_a_pickle_costs_what_its_size_says(case: str, tmp_path: Path) -> None:
     write(CIFAR10, tmp_path, binary=False)
     (tmp_path / "data_batch_1").write_bytes(data)
     with pytest.raises(DataError, match=match):
-        read(CIFAR10, tmp_path)
+        read_file(CIFAR10, tmp_path)
 
 
 def test_a_digest_of_an_offer_has_its_length() -> None:
@@ -353,8 +353,8 @@ def test_looking_for_such_a_key_takes_time_in_proportion_to_the_text(text: str) 
 def test_a_private_key_is_short(tmp_path: Path) -> None:
     """Those who read it take 0.3 s to refuse 256 KiB of nonsense."""
     key = tmp_path / "key.pem"
-    key.write_bytes(b"-----BEGIN PRIVATE KEY-----\n" + b"A" * MAX_KEY)
-    said = f"--key .*more than {MAX_KEY} bytes"
+    key.write_bytes(b"-----BEGIN PRIVATE KEY-----\n" + b"A" * MAX_KEY_FILE)
+    said = f"--key .*more than {MAX_KEY_FILE} bytes"
     with pytest.raises(ConfigError, match=said):
         CertificateFiles(cert=key, key=key).read()
     with pytest.raises(ConfigError, match=said):

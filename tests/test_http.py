@@ -19,7 +19,7 @@ from drawn import LAW
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sl_common.host.http import CONNECTIONS, MAX_HEAD, MAX_LINE, Answer, HttpServer
+from sl_common.host.http import CONNECTIONS, MAX_HEAD, MAX_REQUEST_LINE, HttpAnswer, HttpServer
 
 LARGE = 1 << 26  # more than any kernel buffers
 
@@ -31,14 +31,14 @@ class Pages:
         self.taken = 0
         self.headers: list[dict[str, str]] = []
 
-    def small(self, headers: dict[str, str]) -> Answer:
+    def small(self, headers: dict[str, str]) -> HttpAnswer:
         self.headers.append(dict(headers))
-        return Answer(body=b"small\n", taken=self.count)
+        return HttpAnswer(body=b"small\n", taken=self.count)
 
-    def large(self, _headers: object) -> Answer:
-        return Answer(body=bytes(LARGE), type="application/octet-stream", taken=self.count)
+    def large(self, _headers: object) -> HttpAnswer:
+        return HttpAnswer(body=bytes(LARGE), type="application/octet-stream", taken=self.count)
 
-    def broken(self, _headers: object) -> Answer:
+    def broken(self, _headers: object) -> HttpAnswer:
         raise RuntimeError("a bug of the page's")
 
     def count(self) -> None:
@@ -80,7 +80,7 @@ WRONG = {
     "below a path": (b"GET /small/er HTTP/1.1\r\n\r\n", 404),
     "a POST": (b"POST /small HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", 405),
     "a DELETE": (b"DELETE /small HTTP/1.1\r\n\r\n", 405),
-    "a long line": (b"GET /small?" + b"a" * MAX_LINE + b" HTTP/1.1\r\n\r\n", 414),
+    "a long line": (b"GET /small?" + b"a" * MAX_REQUEST_LINE + b" HTTP/1.1\r\n\r\n", 414),
     "long headers": (b"GET /small HTTP/1.1\r\nA: " + b"a" * MAX_HEAD + b"\r\n\r\n", 431),
     "many headers": (b"GET /small HTTP/1.1\r\n" + b"A: b\r\n" * 200 + b"\r\n", 400),
     "one word": (b"GET\r\n\r\n", 400),

@@ -12,61 +12,61 @@ from sl_common.errors import Refused
 from sl_common.network.network import Network
 from sl_common.wire import Hello
 from sl_server.core.coordinator import Coordinator
-from sl_server.core.identity import UNPROVEN, Identity, admit
+from sl_server.core.identity import UNPROVEN, StreamIdentity, admit
 from sl_server.core.sessions import Sessions
 from sl_server.telemetry.ledger import Ledger
 from sl_server.telemetry.metrics import REASONS, Metrics
 from sl_server.transport.refusals import MAX_SAID, Refusals
 
-C0 = Identity(certificate=("c0",))
-C1 = Identity(certificate=("c1",))
-T0 = Identity(bearer=("c0",))
-T1 = Identity(bearer=("c1",))
+C0 = StreamIdentity(certificate=("c0",))
+C1 = StreamIdentity(certificate=("c1",))
+T0 = StreamIdentity(bearer=("c0",))
+T1 = StreamIdentity(bearer=("c1",))
 
 # --- the rules
 
 ADMITTED = [
-    ("", Identity(), ""),
-    ("north", Identity(), "north"),
+    ("", StreamIdentity(), ""),
+    ("north", StreamIdentity(), "north"),
     ("", C0, "c0"),
     ("c0", C0, "c0"),
-    ("c0", Identity(certificate=("device 7", "c0", "urn:c0")), "c0"),
-    ("urn:c0", Identity(certificate=("device 7", "c0", "urn:c0")), "urn:c0"),
-    ("", Identity(certificate=("device 7", "c0")), "device 7"),
+    ("c0", StreamIdentity(certificate=("device 7", "c0", "urn:c0")), "c0"),
+    ("urn:c0", StreamIdentity(certificate=("device 7", "c0", "urn:c0")), "urn:c0"),
+    ("", StreamIdentity(certificate=("device 7", "c0")), "device 7"),
     ("c0", T0, "c0"),
     ("", T0, "c0"),
-    ("c0", Identity(certificate=("c0",), bearer=("c0",)), "c0"),
-    ("", Identity(certificate=("c0",), bearer=("c0",)), "c0"),
-    ("", Identity(certificate=("device 7", "c0"), bearer=("c0",)), "c0"),
+    ("c0", StreamIdentity(certificate=("c0",), bearer=("c0",)), "c0"),
+    ("", StreamIdentity(certificate=("c0",), bearer=("c0",)), "c0"),
+    ("", StreamIdentity(certificate=("device 7", "c0"), bearer=("c0",)), "c0"),
 ]
 REFUSED = [
     ("c1", C0, "calls itself 'c1', its certificate is that of 'c0'"),
-    ("c1", Identity(certificate=("a", "b")), "calls itself 'c1', its certificate is that of 'a' or 'b'"),
-    ("c0", Identity(certificate=("C0",)), "that of 'C0'"),
-    ("c0", Identity(certificate=("*",)), "that of '*'"),
-    ("c0", Identity(certificate=()), "has no name"),
-    ("", Identity(certificate=()), "has no name"),
-    ("", Identity(certificate=("a/b",)), "made for 'a/b', which is no client's name"),
-    ("", Identity(certificate=("x" * 65,)), "which is no client's name"),
-    ("", Identity(certificate=("\x1b[2J",)), r"made for '\\x1b\[2J'"),
-    ("c0", Identity(bearer=()), UNPROVEN),
-    ("", Identity(bearer=()), UNPROVEN),
+    ("c1", StreamIdentity(certificate=("a", "b")), "calls itself 'c1', its certificate is that of 'a' or 'b'"),
+    ("c0", StreamIdentity(certificate=("C0",)), "that of 'C0'"),
+    ("c0", StreamIdentity(certificate=("*",)), "that of '*'"),
+    ("c0", StreamIdentity(certificate=()), "has no name"),
+    ("", StreamIdentity(certificate=()), "has no name"),
+    ("", StreamIdentity(certificate=("a/b",)), "made for 'a/b', which is no client's name"),
+    ("", StreamIdentity(certificate=("x" * 65,)), "which is no client's name"),
+    ("", StreamIdentity(certificate=("\x1b[2J",)), r"made for '\\x1b\[2J'"),
+    ("c0", StreamIdentity(bearer=()), UNPROVEN),
+    ("", StreamIdentity(bearer=()), UNPROVEN),
     ("c1", T0, UNPROVEN),
     ("nobody", T0, UNPROVEN),
-    ("c0", Identity(certificate=("c0",), bearer=()), UNPROVEN),
-    ("c0", Identity(certificate=("c0",), bearer=("c1",)), UNPROVEN),
-    ("", Identity(certificate=("c0",), bearer=("c1",)), UNPROVEN),
-    ("c1", Identity(certificate=("c0",), bearer=("c1",)), "its certificate is that of 'c0'"),
+    ("c0", StreamIdentity(certificate=("c0",), bearer=()), UNPROVEN),
+    ("c0", StreamIdentity(certificate=("c0",), bearer=("c1",)), UNPROVEN),
+    ("", StreamIdentity(certificate=("c0",), bearer=("c1",)), UNPROVEN),
+    ("c1", StreamIdentity(certificate=("c0",), bearer=("c1",)), "its certificate is that of 'c0'"),
 ]
 
 
 @pytest.mark.parametrize(("client", "identity", "name"), ADMITTED)
-def test_who_proves_it_is_admitted(client: str, identity: Identity, name: str) -> None:
+def test_who_proves_it_is_admitted(client: str, identity: StreamIdentity, name: str) -> None:
     assert admit(client, identity) == name
 
 
 @pytest.mark.parametrize(("client", "identity", "why"), REFUSED)
-def test_who_does_not_prove_it_is_refused(client: str, identity: Identity, why: str) -> None:
+def test_who_does_not_prove_it_is_refused(client: str, identity: StreamIdentity, why: str) -> None:
     with pytest.raises(Refused, match=why) as caught:
         admit(client, identity)
     assert caught.value.code == "identity"
@@ -74,7 +74,12 @@ def test_who_does_not_prove_it_is_refused(client: str, identity: Identity, why: 
 
 def test_nothing_tells_an_unknown_name_from_a_wrong_or_missing_token() -> None:
     said = set()
-    for client, identity in [("nobody", T0), ("c1", T0), ("c0", Identity(bearer=())), ("nobody", Identity(bearer=()))]:
+    for client, identity in [
+        ("nobody", T0),
+        ("c1", T0),
+        ("c0", StreamIdentity(bearer=())),
+        ("nobody", StreamIdentity(bearer=())),
+    ]:
         with pytest.raises(Refused) as caught:
             admit(client, identity)
         said.add((caught.value.code, caught.value.reason))
@@ -91,7 +96,7 @@ def test_nobody_gets_a_name_that_was_not_proven(
     client: str, certificate: tuple[str, ...] | None, bearer: tuple[str, ...] | None
 ) -> None:
     try:
-        name = admit(client, Identity(certificate=certificate, bearer=bearer))
+        name = admit(client, StreamIdentity(certificate=certificate, bearer=bearer))
     except Refused:
         return
     assert client in ("", name)
@@ -112,12 +117,12 @@ LIFE = b"a life that leaks"[:16]
 
 
 @pytest.mark.parametrize(
-    ("owner", "thief"), [(C0, C1), (T0, T1), (T0, Identity(bearer=())), (C0, Identity(certificate=()))]
+    ("owner", "thief"), [(C0, C1), (T0, T1), (T0, StreamIdentity(bearer=())), (C0, StreamIdentity(certificate=()))]
 )
 @pytest.mark.parametrize("calling_itself", ["", "c0", "c1"])
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_stolen_life_opens_nothing_for_another(
-    sessions: Sessions, owner: Identity, thief: Identity, calling_itself: str, resume: bool
+    sessions: Sessions, owner: StreamIdentity, thief: StreamIdentity, calling_itself: str, resume: bool
 ) -> None:
     session = sessions.open(Hello(life=LIFE, client="c0"), owner).session
     stolen = Hello(life=LIFE, client=calling_itself, received=0, resume=resume)
@@ -130,7 +135,9 @@ def test_a_stolen_life_opens_nothing_for_another(
 
 
 @pytest.mark.parametrize(("owner", "other"), [(C0, C1), (T0, T1)])
-def test_a_name_is_not_replaced_by_another_identity(sessions: Sessions, owner: Identity, other: Identity) -> None:
+def test_a_name_is_not_replaced_by_another_identity(
+    sessions: Sessions, owner: StreamIdentity, other: StreamIdentity
+) -> None:
     session = sessions.open(Hello(life=bytes(16), client="c0"), owner).session
     with pytest.raises(Refused):
         sessions.open(Hello(life=bytes(15) + b"\x01", client="c0"), other)

@@ -23,13 +23,13 @@ from sl_common.errors import ConfigError, WireError
 from sl_common.kinds import mean_of
 from sl_common.models import join
 from sl_common.network.network import Network
-from sl_common.tensors import all_finite, digest, is_within
+from sl_common.tensors import all_finite, is_within, state_digest
 from sl_common.training.segment import Segment
 from sl_common.tree import dumps, loads
 from sl_server.core.coordinator import Coordinator
 from sl_server.storage.export import export_run
 from sl_server.storage.run_directory import RunDirectory
-from sl_server.storage.trained import read_run
+from sl_server.storage.trained import read_trained_run
 from sl_server.telemetry.ledger import Ledger
 from sl_server.training.rehearsal import rehearse
 
@@ -78,11 +78,13 @@ def assert_all_of_it_works(run: RunConfig, folder: Path) -> dict[str, torch.Tens
     world = trained(run)
     states = world.coordinator.weights()
     again = resumed(world)
-    assert {part: digest(state) for part, state in again.weights().items()} == {p: digest(s) for p, s in states.items()}
-    assert read_run(kept(world, folder / "out"), lambda _: None).lower_sha256 == digest(states["lower"])
+    assert {part: state_digest(state) for part, state in again.weights().items()} == {
+        p: state_digest(s) for p, s in states.items()
+    }
+    assert read_trained_run(kept(world, folder / "out"), lambda _: None).lower_sha256 == state_digest(states["lower"])
     path, _ = export_run(folder / "out")
     exported = load_file(path)
-    assert digest(exported) == digest({**states["lower"], **states["head"]})
+    assert state_digest(exported) == state_digest({**states["lower"], **states["head"]})
     whole = join(Network.build(run).blocks)
     whole.load_state_dict(exported, strict=True)
     return exported

@@ -22,7 +22,7 @@ from sl_common.errors import ConfigError, Unfit
 from sl_common.messages.facts import ClientLeft, Trained
 from sl_common.messages.training import Ready, Welcome
 from sl_common.network.network import Network
-from sl_common.protocol.align import Alignment, Memory
+from sl_common.protocol.align import Alignment, AlignmentSamples
 from sl_common.training.segment import Segment
 from sl_common.training.singles import reason_against_one
 from sl_server.core.claims import check_ready
@@ -196,7 +196,7 @@ def test_counts_of_a_ready_follow_the_deal() -> None:
 
 def test_an_alignment_has_no_batch_of_one() -> None:
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    memory = Memory(z=torch.randn(7, 3), y=torch.arange(7) % 2, targets=torch.zeros(7, 3))
+    memory = AlignmentSamples(z=torch.randn(7, 3), y=torch.arange(7) % 2, targets=torch.zeros(7, 3))
     optimizer = Alignment().optimizer
     for size in (1, 2, 3, 6):
         before, after = Alignment(epochs=2, batch_size=size).run(Segment(module, optimizer), memory, (1,))
@@ -206,7 +206,7 @@ def test_an_alignment_has_no_batch_of_one() -> None:
 def test_an_alignment_that_takes_one_sample_is_as_it_was() -> None:
     module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     aux = Segment(module, Alignment().optimizer)
-    memory = Memory(z=torch.randn(7, 3), y=torch.arange(7) % 2, targets=torch.zeros(7, 3))
+    memory = AlignmentSamples(z=torch.randn(7, 3), y=torch.arange(7) % 2, targets=torch.zeros(7, 3))
     assert Alignment(batch_size=3)._least(aux, memory) == 1
 
 

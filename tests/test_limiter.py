@@ -6,9 +6,9 @@ from drawn import LAW
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sl_common.limits import Limits
-from sl_server.transport.deadlines import Patience
-from sl_server.transport.limiter import MAX_KEYS, Bucket, Buckets, Progress, Strangers
+from sl_common.limits import PeerLimits
+from sl_server.transport.deadlines import Deadlines
+from sl_server.transport.limiter import MAX_KEYS, Bucket, Buckets, MessageProgress, PendingStreams
 
 pauses = st.lists(st.floats(0, 2), min_size=1, max_size=60)
 
@@ -45,7 +45,7 @@ def test_thinking_up_keys_fills_no_memory() -> None:
     st.integers(1, 5), st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["enter", "asks", "leave"])), max_size=60)
 )
 def test_there_are_never_more_strangers_than_room(room: int, steps: list[tuple[int, str]]) -> None:
-    strangers: Strangers[int] = Strangers(room)
+    strangers: PendingStreams[int] = PendingStreams(room)
     silent, asking = list[int](), set[int]()
     for who, what in steps:
         if what == "enter" and who not in silent and who not in asking:
@@ -65,7 +65,7 @@ def test_there_are_never_more_strangers_than_room(room: int, steps: list[tuple[i
 
 
 def test_a_message_must_come_nearer_to_its_end() -> None:
-    progress = Progress(10.0, 5.0)
+    progress = MessageProgress(10.0, 5.0)
     assert not progress.stalled(1000, 0.0)
     assert not progress.stalled(999, 9.0)
     assert not progress.stalled(950, 10.0), "5 bytes a second"
@@ -73,7 +73,7 @@ def test_a_message_must_come_nearer_to_its_end() -> None:
 
 
 def test_a_new_message_and_a_pause_begin_anew() -> None:
-    progress = Progress(10.0, 5.0)
+    progress = MessageProgress(10.0, 5.0)
     progress.stalled(1000, 0.0)
     assert not progress.stalled(0, 11.0), "it is whole"
     assert not progress.stalled(100, 12.0)
@@ -83,7 +83,7 @@ def test_a_new_message_and_a_pause_begin_anew() -> None:
 
 
 def test_patience_is_with_whose_turn_it_is() -> None:
-    patience = Patience(Limits(silent_s=10.0), 0.0)
+    patience = Deadlines(PeerLimits(silent_s=10.0), 0.0)
     assert patience.fault(0, 50.0, owes=False, held=False) is None
     assert patience.fault(0, 59.0, owes=True, held=False) is None
     assert patience.fault(0, 99.0, owes=True, held=True) is None, "it cannot speak"

@@ -20,12 +20,12 @@ from world import make_config
 from sl_client.transport.access import Access
 from sl_client.transport.stream import GrpcCarrier, RefusedForNow
 from sl_common.errors import Refused
-from sl_common.limits import Limits
+from sl_common.limits import PeerLimits
 from sl_common.messages.training import Ready
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import Greeting, Hello, Refusal, read_answer
-from sl_server.core.identity import Identity
-from sl_server.security.credentials import Door, make_door
+from sl_server.core.identity import StreamIdentity
+from sl_server.security.credentials import Credentials, make_door
 from sl_server.simulation.simulation import Simulation
 from sl_server.training.engine import FRAME_COSTS
 from sl_server.transport import service
@@ -44,7 +44,7 @@ def limited(**limits: object) -> dict[str, object]:
 
 @contextmanager
 def attacked(
-    door: Door | None = None, access: Callable[[str], Access] | None = None, **limits: object
+    door: Credentials | None = None, access: Callable[[str], Access] | None = None, **limits: object
 ) -> Iterator[LiveServer]:
     """Inside there is a server with one good client; afterwards the other one comes, and they train as if nothing had been."""
     config = make_config("splitfed_v1", **limited(**limits))
@@ -283,10 +283,10 @@ def test_a_client_that_is_refused_for_now_tries_again() -> None:
     assert [client.error for client in clients] == [None] * 12
 
 
-class SlowDoor(Door):
+class SlowDoor(Credentials):
     """It takes the event loop's time."""
 
-    def identity(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> Identity:
+    def identity(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> StreamIdentity:
         time.sleep(0.1)
         return super().identity(context)
 
@@ -295,7 +295,7 @@ def test_a_client_that_grpc_refuses_by_itself_tries_again(monkeypatch: pytest.Mo
     """Calls that we have not looked at yet are bounded too."""
     options = service._options
 
-    def one_pending(limits: Limits) -> list[tuple[str, int]]:
+    def one_pending(limits: PeerLimits) -> list[tuple[str, int]]:
         return [(name, 1 if "max_pending_requests" in name else value) for name, value in options(limits)]
 
     monkeypatch.setattr(service, "_options", one_pending)

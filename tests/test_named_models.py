@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
-from sl_common.models import MODELS, build, join, split
+from sl_common.models import MODELS, build, join, split_blocks
 from sl_common.models.auxiliary import Classifier, Fit
 from sl_common.network.network import Network
 
@@ -20,7 +20,7 @@ from sl_common.network.network import Network
 def halves(
     name: str, cut: int | str, input: tuple[int, ...], classes: int, **args: object
 ) -> tuple[nn.Module, nn.Module]:
-    return split(build(name, input=input, classes=classes, args=args, seed=0), cut)
+    return split_blocks(build(name, input=input, classes=classes, args=args, seed=0), cut)
 
 
 def parameters(module: nn.Module) -> int:

@@ -18,7 +18,7 @@ from sl_common.client.orders import check_aligned, check_begin
 from sl_common.errors import ConfigError, Refused, WireError
 from sl_common.messages.facts import WaveBegun
 from sl_common.messages.training import Aligned, Alive, Begin, Gradient
-from sl_common.partition import Own
+from sl_common.partition import OwnData
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import WIRE_VERSION, Hello
 
@@ -178,7 +178,7 @@ def test_a_hello_with_a_hostile_number_disturbs_nobody(name: str, value: int, pa
 
 def test_a_shard_of_data_of_ones_own_takes_no_memory_for_the_others() -> None:
     labels = torch.arange(7).numpy()
-    assert share(Own(), labels, 2**32 - 1, 2**32 - 2, 0).tolist() == list(range(7))
+    assert share(OwnData(), labels, 2**32 - 1, 2**32 - 2, 0).tolist() == list(range(7))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 from processes import BIN, PATIENCE_S, ROOT, _environment, started
 from small_run import SMALL
 
-from sl_common.host.output import MAX_WAITING, STUCK, Output, OutputFailed
+from sl_common.host.output import MAX_WAITING_OUTPUT, STUCK, Output, OutputFailed
 
 SIGNS = "→ × ≈ … x̂ ‖ │ ─ é 中 \udcff"
 
@@ -97,7 +97,7 @@ def test_a_full_disk_costs_the_lines_and_nothing_else() -> None:
 def test_a_reader_that_never_reads_stops_nobody_and_gets_whole_lines_later(pipe: tuple[int, int]) -> None:
     stream, told, heard = going(pipe[1])
     line = "x" * 999 + "\n"
-    count = 3 * MAX_WAITING // len(line)
+    count = 3 * MAX_WAITING_OUTPUT // len(line)
     for _ in range(count):
         stream.write(line)
     assert heard.wait(PATIENCE_S)

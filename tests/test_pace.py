@@ -15,11 +15,11 @@ from test_faults import simulated_sha
 from world import World, make_config, run_world
 
 from sl_common.errors import Refused
-from sl_common.limits import Limits
+from sl_common.limits import PeerLimits
 from sl_common.messages.training import Done, Smashed
 from sl_common.wire import CHUNK_BYTES, Endpoint, Frame, Hello
 from sl_common.wire.pace import FRAMES_AHEAD, LEAST
-from sl_server.transport.deadlines import Patience
+from sl_server.transport.deadlines import Deadlines
 
 SIDES: tuple[Side, ...] = ("client", "server")
 side = st.sampled_from(SIDES)
@@ -223,7 +223,7 @@ def test_what_the_peer_has_is_not_sent_again_and_the_rest_only_smaller(first: in
 
 def test_whoever_still_gets_what_it_is_to_answer_need_not_speak() -> None:
     """Weights that take longer than silent_s to go out. Whoever takes none of them has its time and no more."""
-    patience = Patience(Limits(silent_s=600), now=0.0)
+    patience = Deadlines(PeerLimits(silent_s=600), now=0.0)
     for minutes, written in [(9, 1), (18, 2), (27, 2)]:
         assert patience.fault(0, 60.0 * minutes, owes=True, held=False, written=written) is None
     silent = patience.fault(0, 60.0 * 28.5, owes=True, held=False, written=2)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from sl_common.errors import ConfigError
-from sl_common.partition import Dirichlet, Iid, Own, Partition, Shards
+from sl_common.partition import Dirichlet, Iid, OwnData, Partition, Shards
 
 DEALT = [
     Iid(),
@@ -20,7 +20,7 @@ DEALT = [
     Shards(),
     Shards(per_client=1),
 ]
-ALL = [*DEALT, Own()]
+ALL = [*DEALT, OwnData()]
 LABELS = np.random.default_rng(0).integers(0, 10, 400)
 
 
@@ -134,7 +134,7 @@ def test_shards_count_their_pieces() -> None:
 
 
 def test_own_gives_everything_to_everyone() -> None:
-    assert all(np.array_equal(part, np.arange(400)) for part in Own().split(LABELS, 3, seed=1))
+    assert all(np.array_equal(part, np.arange(400)) for part in OwnData().split(LABELS, 3, seed=1))
 
 
 def test_the_draws_stay_as_they_are() -> None:

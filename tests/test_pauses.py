@@ -9,7 +9,7 @@ from live import serving
 from world import make_config
 
 from sl_common.messages.training import Tick
-from sl_common.pauses import LONGEST_S, PauseClock
+from sl_common.pauses import LONGEST_LOOK_S, PauseClock
 
 
 def test_time_passes_as_it_does_where_somebody_looks() -> None:
@@ -41,10 +41,10 @@ def test_the_coordinators_time_stands_still_with_the_loop() -> None:
 
         live.engine.sessions.log = Log()
         woken: list[int] = []  # how many ticks there were when the loop went on
-        live.engine._inbox.put(lambda: time.sleep(3 * LONGEST_S))
+        live.engine._inbox.put(lambda: time.sleep(3 * LONGEST_LOOK_S))
         live.engine._inbox.put(lambda: woken.append(len(ticks)))
         until = time.monotonic() + 60
         while not woken or len(ticks) < woken[0] + 3:
             assert time.monotonic() < until
             time.sleep(0.02)
-    assert max(b - a for a, b in pairwise(ticks)) < 2 * LONGEST_S
+    assert max(b - a for a, b in pairwise(ticks)) < 2 * LONGEST_LOOK_S

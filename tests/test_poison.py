@@ -19,7 +19,7 @@ from sl_common.errors import Diverged, Refused, WireError
 from sl_common.messages.facts import ClientLeft, RoundEnded, RunEnded, Trained
 from sl_common.messages.training import Done, Smashed
 from sl_common.protocol import Record
-from sl_common.protocol.align import Alignment, Memory
+from sl_common.protocol.align import Alignment, AlignmentSamples
 from sl_common.protocol.at import At
 from sl_common.protocol.merge import Average
 from sl_common.training.optim import Sgd
@@ -318,6 +318,6 @@ def test_a_poisoner_is_told_and_the_others_finish_over_real_streams(tmp_path: Pa
 
 def test_an_alignment_that_its_samples_make_impossible_blames_them() -> None:
     aux = Segment(torch.nn.Linear(4, 3), Sgd(lr=0.1))
-    memory = Memory(z=torch.ones(6, 4), y=torch.zeros(6, dtype=torch.int64), targets=torch.full((6, 4), HUGE))
+    memory = AlignmentSamples(z=torch.ones(6, 4), y=torch.zeros(6, dtype=torch.int64), targets=torch.full((6, 4), HUGE))
     with pytest.raises(WireError, match="squared error inf before anything was learnt"):
         Alignment(epochs=2).run(aux, memory, (1, "align"))

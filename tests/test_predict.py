@@ -29,10 +29,10 @@ from sl_common.messages.inference import Fetch, Offer, Query
 from sl_common.messages.training import Smashed
 from sl_common.wire import WIRE_VERSION, Endpoint
 from sl_server.inference.microbatch import MicroBatching
-from sl_server.security.credentials import Door
+from sl_server.security.credentials import Credentials
 from sl_server.security.tokens import Tokens
 from sl_server.storage.export import export_run
-from sl_server.storage.trained import read_run
+from sl_server.storage.trained import read_trained_run
 from sl_server.storage.weight_set import write_weights
 
 SMALL = {"model__name": "cnn", "model__args": "{ channels = [4, 8], hidden = 16 }", "run__rounds": 1}
@@ -431,7 +431,7 @@ def test_tokens_and_certificates_are_asked_for_as_in_a_run(shared: Path, tmp_pat
             with pytest.raises(Refused, match=told), predictor(live, access=access, retry_s=0.0) as asked:
                 asked.open()
         assert live.sample("sl_rejected_total", reason="identity") == 2
-    with answering(shared, door=Door(tokens=Tokens(tokens))) as live:
+    with answering(shared, door=Credentials(tokens=Tokens(tokens))) as live:
         assert len(ask(live, [X[:8]], access=Access(token=TOKENS["c2"]))) == 8
 
 
@@ -468,19 +468,19 @@ def test_a_directory_that_cannot_answer(shared: Path, tmp_path: Path) -> None:
     warned: list[str] = []
     lower, head = load_file(shared / "lower.safetensors"), load_file(shared / "head.safetensors")
     with pytest.raises(ConfigError, match=r"not a run directory"):
-        read_run(tmp_path, warned.append)
+        read_trained_run(tmp_path, warned.append)
     (tmp_path / "config.json").write_bytes((shared / "config.json").read_bytes())
     with pytest.raises(ConfigError, match=r"no head\.safetensors here: weights are written when a run evaluates"):
-        read_run(tmp_path, warned.append)
+        read_trained_run(tmp_path, warned.append)
     write_weights(tmp_path, {"head": lower}, 1)
     with pytest.raises(ConfigError, match=r"head\.safetensors do not fit this model"):
-        read_run(tmp_path, warned.append)
+        read_trained_run(tmp_path, warned.append)
     write_weights(tmp_path, {"lower": head, "head": head}, 1)
     with pytest.raises(ConfigError, match=r"lower\.safetensors do not fit this model"):
-        read_run(tmp_path, warned.append)
+        read_trained_run(tmp_path, warned.append)
     write_weights(tmp_path, {"head": head}, 1)
     assert warned == []
-    assert read_run(tmp_path, warned.append).lower is None
+    assert read_trained_run(tmp_path, warned.append).lower is None
     assert warned == [
         f"{tmp_path}: the run is not over: these are the weights of its last evaluation, or of when it was stopped"
     ]

@@ -22,7 +22,7 @@ from sl_common.errors import Refused
 from sl_common.messages.inference import Query
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import Hello, read_answer
-from sl_server.storage.trained import Trained, read_run
+from sl_server.storage.trained import TrainedRun, read_trained_run
 from sl_server.transport import service
 
 SMALL = {"model__name": "cnn", "model__args": "{ channels = [4, 8], hidden = 16 }", "run__rounds": 1}
@@ -31,10 +31,10 @@ Z = torch.zeros(8, 4, 4, 4)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     out: Path = tmp_path_factory.mktemp("trained") / "run"
     trained_in(out, make_config("splitfed_v1", **SMALL))
-    return read_run(out, lambda _text: None)
+    return read_trained_run(out, lambda _text: None)
 
 
 class Polite(threading.Thread):
@@ -61,7 +61,7 @@ class Polite(threading.Thread):
 
 
 @contextmanager
-def attacked(trained: Trained, **limits: object) -> Iterator[LiveAnswers]:
+def attacked(trained: TrainedRun, **limits: object) -> Iterator[LiveAnswers]:
     """Inside, somebody else is answered all the time, and always the same, but for the rounding of a pass with others."""
     settings = {f"server__limits__{key}": value for key, value in limits.items()}
     with answering(replace(trained, config=make_config("splitfed_v1", **SMALL, **settings))) as live:
@@ -95,7 +95,7 @@ def said(live: LiveAnswers, reason: str) -> list[str]:
 # --- before the Hello
 
 
-def test_a_stream_that_says_nothing_is_refused_in_time(trained: Trained) -> None:
+def test_a_stream_that_says_nothing_is_refused_in_time(trained: TrainedRun) -> None:
     with attacked(trained, hello_s=0.4) as live, Line(live.address) as line:
         for _ in range(20):
             line.call(method="Infer")
@@ -106,7 +106,7 @@ def test_a_stream_that_says_nothing_is_refused_in_time(trained: Trained) -> None
         assert line.heard(0.5).count(b"hello_s") == 20, "each is told"
 
 
-def test_of_too_many_strangers_the_most_silent_go(trained: Trained) -> None:
+def test_of_too_many_strangers_the_most_silent_go(trained: TrainedRun) -> None:
     with attacked(trained, hello_s=30, strangers=8) as live, ExitStack() as stack:
         for _ in range(4):
             line = stack.enter_context(Line(live.address))
@@ -121,7 +121,7 @@ def test_of_too_many_strangers_the_most_silent_go(trained: Trained) -> None:
 # --- those who were let in
 
 
-def test_no_more_streams_than_allowed(trained: Trained) -> None:
+def test_no_more_streams_than_allowed(trained: TrainedRun) -> None:
     with attacked(trained, sessions=3) as live:
         first, second = Stranger(live), Stranger(live)
         error = read_answer(Stranger(live).greeting)
@@ -135,7 +135,7 @@ def test_no_more_streams_than_allowed(trained: Trained) -> None:
             stranger.carrier.close()
 
 
-def test_who_asks_nothing_is_refused_and_a_client_that_was_idle_asks_again(trained: Trained) -> None:
+def test_who_asks_nothing_is_refused_and_a_client_that_was_idle_asks_again(trained: TrainedRun) -> None:
     with attacked(trained, silent_s=0.6) as live:
         told: list[str] = []
         with Predictor(live.address, warn=told.append) as idle:
@@ -148,7 +148,7 @@ def test_who_asks_nothing_is_refused_and_a_client_that_was_idle_asks_again(train
         assert "refused for now (silent)" in told[0]
 
 
-def test_half_of_a_grpc_message_is_nothing_said(trained: Trained) -> None:
+def test_half_of_a_grpc_message_is_nothing_said(trained: TrainedRun) -> None:
     with attacked(trained, silent_s=1.0) as live, Line(live.address) as line:
         stream = line.call(method="Infer")
         line.say(stream, prefixed(Hello(life=bytes(16)).to_frame()))
@@ -161,7 +161,7 @@ def test_half_of_a_grpc_message_is_nothing_said(trained: Trained) -> None:
 
 
 @pytest.mark.parametrize("frames", [1, 12], ids=["then nothing", "then drop by drop"])
-def test_a_message_that_does_not_come_nearer_to_its_end_is_refused(trained: Trained, frames: int) -> None:
+def test_a_message_that_does_not_come_nearer_to_its_end_is_refused(trained: TrainedRun, frames: int) -> None:
     with attacked(trained, stall_s=0.6) as live:
         slow = Stranger(live, chunk_bytes=8)
         for frame in slow.endpoint.pack(Query(step=0, z=Z))[:frames]:
@@ -171,7 +171,7 @@ def test_a_message_that_does_not_come_nearer_to_its_end_is_refused(trained: Trai
         assert "server.limits.stall_s = 0.6 s" in said(live, "slow")[0]
 
 
-def test_who_waits_for_its_answer_may_be_silent(trained: Trained) -> None:
+def test_who_waits_for_its_answer_may_be_silent(trained: TrainedRun) -> None:
     """The loop is held up: what it has not answered is not the client's fault, nor what it has not read yet."""
     with attacked(trained, silent_s=1.0, stall_s=1.0) as live:
         stranger = Stranger(live, chunk_bytes=100)
@@ -183,7 +183,7 @@ def test_who_waits_for_its_answer_may_be_silent(trained: Trained) -> None:
         assert not live.warnings
 
 
-def test_who_sends_faster_than_allowed_is_slowed_not_buffered(trained: Trained) -> None:
+def test_who_sends_faster_than_allowed_is_slowed_not_buffered(trained: TrainedRun) -> None:
     with attacked(trained, frames_per_s=400) as live:
         fast, data = Stranger(live), pb.ClientFrame(ack=0).SerializeToString() or b"\x10\x00"
         for _ in range(1200):
@@ -201,7 +201,7 @@ def test_who_sends_faster_than_allowed_is_slowed_not_buffered(trained: Trained) 
         assert not live.warnings
 
 
-def test_a_hello_storm_is_slowed_then_refused(trained: Trained) -> None:
+def test_a_hello_storm_is_slowed_then_refused(trained: TrainedRun) -> None:
     with attacked(
         trained, hello_s=1.5, hellos_per_minute=30
     ) as live:  # shorter, and a busy machine reads some too late

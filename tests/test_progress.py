@@ -20,11 +20,11 @@ from tally import Faults
 from test_output import SMALL
 from world import make_config
 
-from sl_client.console.progress import Progress as ClientProgress
+from sl_client.console.progress import RunProgress as ClientProgress
 from sl_client.console.show import Lines
 from sl_common.config.presets import PRESETS
 from sl_common.errors import Refused
-from sl_common.host.log import LOGGER, Level, Log, json_line, of_run
+from sl_common.host.log import LOGGER, CommandLog, Level, json_line, name_run
 from sl_common.host.progress import EVERY_S, Beat, Seldom, duration
 from sl_common.messages.facts import (
     BatchEvaluated,
@@ -37,8 +37,8 @@ from sl_common.messages.facts import (
     WaveBegun,
 )
 from sl_common.messages.training import Begin, Gradient
-from sl_server.console.progress import Progress
-from sl_server.console.show import Show
+from sl_server.console.progress import RunProgress
+from sl_server.console.show import ServerConsole
 from sl_server.simulation.simulation import Simulation
 from sl_server.telemetry.ledger import Ledger
 from sl_server.telemetry.metrics import Metrics
@@ -77,7 +77,7 @@ class Clock:
 
 def test_the_line_says_how_far_a_wave_is_and_how_long_it_takes() -> None:
     clock, ledger = Clock(), Ledger()
-    progress = Progress(ledger, 4, 2, clock)
+    progress = RunProgress(ledger, 4, 2, clock)
     text, fields = progress.line()
     assert (text, fields["state"], fields["clients"]) == ("waiting for clients: 0 of 2 are ready", "waiting", 0)
     progress.fact(ClientReady(client="c0", shard=0, samples=80))
@@ -108,7 +108,7 @@ def test_the_line_says_how_far_a_wave_is_and_how_long_it_takes() -> None:
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_every_wave_does_as_much_as_was_expected(preset: str) -> None:
     """Evaluation too, which has its own total: held-out samples."""
-    progress, waves = Progress(Ledger(), 2, 3), list[tuple[bool, int, int | None]]()
+    progress, waves = RunProgress(Ledger(), 2, 3), list[tuple[bool, int, int | None]]()
     facts = Simulation(make_config(preset)).run()
     for fact in facts:
         if isinstance(fact, WaveBegun | RunEnded) and progress.wave is not None:
@@ -122,7 +122,7 @@ def test_every_wave_does_as_much_as_was_expected(preset: str) -> None:
 
 
 def test_a_bar_and_a_line_are_told_of_a_batch_that_is_evaluated() -> None:
-    progress = Progress(Ledger(), 1, 1)
+    progress = RunProgress(Ledger(), 1, 1)
     progress.fact(begun(evaluate=True, held_out=40, steps=0))
     progress.fact(BatchEvaluated(client="c0", round=0, wave=0, samples=32))
     text, fields = progress.line()
@@ -185,13 +185,13 @@ def simulation_seat(simulation: Simulation) -> Any:
 
 
 def test_json_lines_say_when_and_where(capsys: pytest.CaptureFixture[str]) -> None:
-    of_run("mine")
+    name_run("mine")
     try:
-        show = Show(Ledger(), 2, as_json=True)
+        show = ServerConsole(Ledger(), 2, as_json=True)
         show.warn("two\nlines \x1b[2J")
         show.say("round", "text", loss=float("nan"), round=1)
     finally:
-        of_run(None)
+        name_run(None)
     first, second = (json.loads(line, parse_constant=pytest.fail) for line in capsys.readouterr().out.splitlines())
     assert first.keys() == COMMON | {"text"}
     assert (first["level"], first["event"], first["run"], first["host"]) == (
@@ -213,7 +213,7 @@ def test_records_are_pythons_and_libraries_are_left_alone(capsys: pytest.Capture
     root = list(logging.getLogger().handlers), logging.getLogger().level
     try:
         Lines().say("one", "text", number=1)
-        Log("server").say("two", "text", Level.WARNING, {})
+        CommandLog("server").say("two", "text", Level.WARNING, {})
     finally:
         LOGGER.removeHandler(handler)
     assert [(r.name, r.levelname, r.event, r.fields) for r in kept] == [  # type: ignore[attr-defined]
@@ -228,7 +228,7 @@ def test_records_are_pythons_and_libraries_are_left_alone(capsys: pytest.Capture
 
 @pytest.mark.parametrize("level", list(Level))
 def test_less_severe_records_are_not_shown(level: Level, capsys: pytest.CaptureFixture[str]) -> None:
-    for show in (Show(Ledger(), 1, level=level), Lines(level=level)):
+    for show in (ServerConsole(Ledger(), 1, level=level), Lines(level=level)):
         show.say("one", "information")
         show.warn("of something")
         shown = capsys.readouterr().out

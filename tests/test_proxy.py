@@ -16,7 +16,7 @@ from processes import ROOT, ran
 from world import make_config
 
 from sl_client.transport.access import Access, make_access
-from sl_client.transport.proxy import EXEMPTIONS, VARIABLES, Proxy, Unusable, _local_names, find
+from sl_client.transport.proxy import EXEMPTIONS, PROXY_VARIABLES, Proxy, Unusable, _local_names, find_proxy
 from sl_client.transport.stream import GrpcCarrier
 from sl_common.errors import ConfigError, PeerLost, Refused
 from sl_server.security.credentials import make_door
@@ -26,7 +26,7 @@ ALONE = {"run__clients": 1, "run__rounds": 1}
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*VARIABLES, *EXEMPTIONS):
+    for name in (*PROXY_VARIABLES, *EXEMPTIONS):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -62,7 +62,7 @@ def took_part(address: str, how: Access) -> ClientThread:
 # --- this machine
 
 
-@pytest.mark.parametrize("variable", [*VARIABLES, "GRPC_ADDRESS_HTTP_PROXY"])
+@pytest.mark.parametrize("variable", [*PROXY_VARIABLES, "GRPC_ADDRESS_HTTP_PROXY"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_nothing_for_this_machine_goes_through_a_proxy(
     tokens: Path, monkeypatch: pytest.MonkeyPatch, variable: str, host: str
@@ -228,12 +228,12 @@ def test_predictions_go_the_same_ways(tmp_path: Path) -> None:
 
 
 def test_the_first_variable_that_is_set_counts_and_empty_means_none() -> None:
-    every = {name: f"http://{name.replace('_', '-')}:1" for name in VARIABLES}
-    for number, name in enumerate(VARIABLES):
-        left = {one: url for one, url in every.items() if one in VARIABLES[number:]}
-        assert find("gpu.invalid:1", left).variable == name
-    assert find("gpu.invalid:1", every | {"grpc_proxy": ""}) is None
-    assert find("gpu.invalid:1", {"HTTP_PROXY": "http://p:1", "ALL_PROXY": "http://p:1"}) is None
+    every = {name: f"http://{name.replace('_', '-')}:1" for name in PROXY_VARIABLES}
+    for number, name in enumerate(PROXY_VARIABLES):
+        left = {one: url for one, url in every.items() if one in PROXY_VARIABLES[number:]}
+        assert find_proxy("gpu.invalid:1", left).variable == name
+    assert find_proxy("gpu.invalid:1", every | {"grpc_proxy": ""}) is None
+    assert find_proxy("gpu.invalid:1", {"HTTP_PROXY": "http://p:1", "ALL_PROXY": "http://p:1"}) is None
 
 
 HERE = ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "LOCALHOST:1", "localhost.:1", "a.localhost:1"]
@@ -242,7 +242,7 @@ HERE += ["[::ffff:127.0.0.1]:1", "0.0.0.0:1", "unix:/run/x"]
 
 @pytest.mark.parametrize("server", HERE)
 def test_addresses_of_this_machine(server: str) -> None:
-    assert find(server, {"http_proxy": "http://p:1"}) is None
+    assert find_proxy(server, {"http_proxy": "http://p:1"}) is None
 
 
 EXEMPT = [
@@ -271,13 +271,13 @@ PROXIED = [
 @pytest.mark.parametrize("variable", EXEMPTIONS)
 @pytest.mark.parametrize(("server", "listed", "direct"), [(*e, True) for e in EXEMPT] + [(*p, False) for p in PROXIED])
 def test_no_proxy(server: str, listed: str, direct: bool, variable: str) -> None:
-    assert (find(server, {"http_proxy": "http://p:1", variable: listed}) is None) == direct
+    assert (find_proxy(server, {"http_proxy": "http://p:1", variable: listed}) is None) == direct
 
 
 @pytest.mark.parametrize("url", ["p:1", "//p:1", "https://p:1", "socks5://u:s3cret@p:1", "http://", "http://p:x"])
 def test_a_proxy_that_grpc_cannot_use_is_said_and_gone_around(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Unusable, match="http_proxy"):
-        find("192.0.2.7:1", {"http_proxy": url})
+        find_proxy("192.0.2.7:1", {"http_proxy": url})
     monkeypatch.setenv("http_proxy", url)
     how = access("192.0.2.7:1", insecure=True)
     assert (how.proxy, "192.0.2.7:1 is reached directly" in how.cautions[0]) == (None, True)
@@ -286,7 +286,7 @@ def test_a_proxy_that_grpc_cannot_use_is_said_and_gone_around(url: str, monkeypa
 
 def test_a_proxys_address_is_written_as_a_url() -> None:
     assert str(Proxy(variable="http_proxy", host="::1", port=2, credentials="u:s3cret")) == "http://[::1]:2"
-    assert find("192.0.2.7:1", {"http_proxy": "http://p"}).port == 443
+    assert find_proxy("192.0.2.7:1", {"http_proxy": "http://p"}).port == 443
 
 
 def test_names_of_this_machine_in_its_own_list(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from sl_common.errors import ConfigError, CutlayerError
 from sl_server.security import renewal
 from sl_server.security.certificates import Folder
 from sl_server.security.credentials import make_door
-from sl_server.security.revocation import Revoked
+from sl_server.security.revocation import RevocationList
 
 
 def one(path: Path) -> x509.Certificate:
@@ -65,7 +65,7 @@ def test_whoever_is_revoked_is_so_with_every_certificate_of_its_key(made: Path) 
         certs_of(made, "--renew", "c0", "--days", 300)
         papers.append((made / "c0.pem").read_bytes())
     certs_of(made, "--revoke", "c0")
-    revoked = Revoked(made / "revoked.pem", made / "ca.pem")
+    revoked = RevocationList(made / "revoked.pem", made / "ca.pem")
     assert [revoked.holds(pem) for pem in papers] == [True] * 3
     assert not revoked.holds((made / "c1.pem").read_bytes())
     with pytest.raises(ConfigError, match=r"c0\.pem is revoked, and so is its key: .*--add"):
@@ -129,7 +129,7 @@ def test_a_step_that_is_killed_leaves_a_folder_of_use(made: Path, tmp_path: Path
         for name in ("server", "c0", "c1"):
             assert verified(made, name).endswith(": OK\n"), name
         authorities = here.authorities("test")
-        assert Revoked(made / "revoked.pem", made / "ca.pem")
+        assert RevocationList(made / "revoked.pem", made / "ca.pem")
         if len(authorities) == {"renew": 1, "renew_ca": 1, "drop_ca": 2}[step]:  # or it was done but for the last word
             act(here)
         assert verified(made, "server").endswith(": OK\n")
@@ -213,7 +213,7 @@ def test_a_list_that_one_of_two_authorities_has_lost_is_not_taken(made: Path) ->
     c1 = (made / "c1.pem").read_bytes()
     certs_of(made, "--renew-ca")
     both, told = (made / "revoked.pem").read_bytes(), list[str]()
-    revoked = Revoked(made / "revoked.pem", made / "ca.pem")
+    revoked = RevocationList(made / "revoked.pem", made / "ca.pem")
     revoked.attach(told.append)
     (made / "revoked.pem").write_bytes(both.removesuffix(alone))
     assert revoked.holds(c1)

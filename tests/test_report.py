@@ -17,15 +17,15 @@ from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.messages.facts import ClientAway, ClientBack, ClientDone, ClientJoined, ClientLeft, RoundEnded, WaveBegun
 from sl_common.messages.training import WIRE_KINDS
-from sl_server.console.show import Show, size
+from sl_server.console.show import ServerConsole, size
 from sl_server.report.page import make_page
-from sl_server.report.past import read_run
-from sl_server.report.timeline import Span, timeline
+from sl_server.report.past import read_past_run
+from sl_server.report.timeline import TimelineSpan, timeline
 from sl_server.simulation.simulation import Simulation
 from sl_server.storage.run_directory import RunDirectory
 from sl_server.telemetry.ledger import Ledger
 from sl_server.telemetry.metrics import PHASES
-from sl_server.training.process import Scribe
+from sl_server.training.process import RunRecorder
 
 ROUNDS = 3
 NEEDS_NO_END = {"meta", "br", "link", "img", "input", "hr"}
@@ -36,7 +36,7 @@ def write_run(out: Path, config: RunConfig) -> Path:
     ledger = Ledger()
     simulation = Simulation(config, count=ledger.count)
     directory = RunDirectory(out, config, ledger)
-    scribe = Scribe(simulation.coordinator, directory, Show(ledger, config.run.rounds, as_json=True))
+    scribe = RunRecorder(simulation.coordinator, directory, ServerConsole(ledger, config.run.rounds, as_json=True))
     for fact in simulation.facts():
         if isinstance(fact, RoundEnded):  # a simulation has no step phases: as the engine's meter would count them
             for number, phase in enumerate(PHASES):
@@ -325,14 +325,14 @@ def test_a_clients_course(tmp_path: Path) -> None:
     ):
         directory.fact(fact, now)
     directory.close()
-    first, second = timeline(read_run(tmp_path).lines).rows
-    assert first.spans == [Span(doing="train", start=0, end=3), Span(doing="here", start=0, end=8)]
+    first, second = timeline(read_past_run(tmp_path).lines).rows
+    assert first.spans == [TimelineSpan(doing="train", start=0, end=3), TimelineSpan(doing="here", start=0, end=8)]
     assert second.spans == [
-        Span(doing="away", start=1, end=2),
-        Span(doing="train", start=0, end=4),
-        Span(doing="lost", start=4, end=6),
-        Span(doing="here", start=0, end=6),
-        Span(doing="here", start=7, end=8),
+        TimelineSpan(doing="away", start=1, end=2),
+        TimelineSpan(doing="train", start=0, end=4),
+        TimelineSpan(doing="lost", start=4, end=6),
+        TimelineSpan(doing="here", start=0, end=6),
+        TimelineSpan(doing="here", start=7, end=8),
     ]
     assert (second.joined, second.left) == ([0, 7], [6])
     assert {"left", "back again", "wave not finished", "stream broken"} <= {

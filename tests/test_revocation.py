@@ -25,7 +25,7 @@ from sl_client.transport.stream import GrpcCarrier
 from sl_common.errors import ConfigError, Refused
 from sl_server.core.identity import UNPROVEN
 from sl_server.security.credentials import make_door
-from sl_server.security.revocation import Revoked
+from sl_server.security.revocation import RevocationList
 from sl_server.simulation.simulation import Simulation
 
 CONFIG = make_config("splitfed_v1", run__clients=3, run__rounds=2)
@@ -65,7 +65,7 @@ def test_the_list_is_one_that_openssl_takes(certs: Path) -> None:
 
 
 def test_who_is_on_the_list(certs: Path) -> None:
-    revoked = Revoked(certs / "revoked.pem", certs / "ca.pem")
+    revoked = RevocationList(certs / "revoked.pem", certs / "ca.pem")
     papers = [(certs / f"c{number}.pem").read_bytes() for number in range(3)]
     assert [revoked.holds(pem) for pem in papers] == [False, False, False]
     certs_of(certs, "--revoke", "c1")
@@ -75,7 +75,7 @@ def test_who_is_on_the_list(certs: Path) -> None:
 
 def test_a_list_that_is_broken_later_leaves_the_last_good_one(certs: Path) -> None:
     certs_of(certs, "--revoke", "c1")
-    revoked, told = Revoked(certs / "revoked.pem", certs / "ca.pem"), list[str]()
+    revoked, told = RevocationList(certs / "revoked.pem", certs / "ca.pem"), list[str]()
     revoked.attach(told.append)
     (certs / "revoked.pem").write_text("junk")
     assert revoked.holds((certs / "c1.pem").read_bytes())
@@ -113,7 +113,7 @@ def test_an_older_list_lets_nobody_in_again(certs: Path, number: int | None, why
     serial = x509.load_pem_x509_certificate(c1).serial_number
     path = certs / "revoked.pem"
     path.write_bytes(made_list(certs, 5, serial))
-    revoked, told = Revoked(path, certs / "ca.pem"), list[str]()
+    revoked, told = RevocationList(path, certs / "ca.pem"), list[str]()
     revoked.attach(told.append)
     path.write_bytes(made_list(certs, number))
     assert revoked.holds(c1)
@@ -126,7 +126,7 @@ def test_lists_without_numbers_are_taken_as_they_come(certs: Path) -> None:
     c1 = (certs / "c1.pem").read_bytes()
     path = certs / "revoked.pem"
     path.write_bytes(made_list(certs, None, x509.load_pem_x509_certificate(c1).serial_number))
-    revoked = Revoked(path, certs / "ca.pem")
+    revoked = RevocationList(path, certs / "ca.pem")
     assert revoked.holds(c1)
     path.write_bytes(made_list(certs, None, 1, 2, 3))
     assert not revoked.holds(c1)
@@ -137,7 +137,7 @@ def test_lists_without_numbers_are_taken_as_they_come(certs: Path) -> None:
 def test_only_the_authority_can_make_a_list(certs: Path, tmp_path: Path) -> None:
     certs_of(tmp_path / "other", "--clients", 1)
     with pytest.raises(ConfigError, match=r"was not signed by --client-ca .*certs/ca\.pem"):
-        Revoked(tmp_path / "other" / "revoked.pem", certs / "ca.pem")
+        RevocationList(tmp_path / "other" / "revoked.pem", certs / "ca.pem")
     (certs / "revoked.pem").write_bytes((tmp_path / "other" / "revoked.pem").read_bytes())
     with pytest.raises(ConfigError, match=r"is the list of another authority"):
         certs_of(certs, "--revoke", "c1")
@@ -151,7 +151,7 @@ def test_a_list_of_an_unknown_version_is_refused(certs: Path) -> None:
     other = listed[: version + 2] + b"\x11" + listed[version + 3 :]
     path.write_text(ssl.DER_cert_to_PEM_cert(other).replace("CERTIFICATE", "X509 CRL"))
     with pytest.raises(ConfigError, match="not a list of revoked certificates"):
-        Revoked(path, certs / "ca.pem")
+        RevocationList(path, certs / "ca.pem")
     with pytest.raises(ConfigError, match="--revoke c0"):
         certs_of(certs, "--revoke", "c0")
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sl_common.errors import WireError
-from sl_common.tensors import digest
+from sl_common.tensors import state_digest
 from sl_common.training import backward as passes
 from sl_common.training.optim import Adam, Optimizer, Sgd
 from sl_common.training.segment import Bank, Segment, buffers_untouched, draws_random_numbers
@@ -187,7 +187,7 @@ def test_forward_without_gradients_and_in_evaluation() -> None:
 def test_a_state_is_a_copy() -> None:
     own = segment()
     state, before = own.state(), own.digest()
-    assert digest(state) == before
+    assert state_digest(state) == before
     for tensor in state.values():
         tensor.zero_()
     assert own.digest() == before
@@ -287,7 +287,7 @@ def test_a_copy_starts_from_the_weights_that_were_last_loaded_for_all() -> None:
     assert own.get("head", 4).digest() == own.get("head").digest()
     own.load("head", ones(own.get("head"), 2.0))
     late = own.get("head", 1)
-    assert late.digest() == own.get("head", 4).digest() == digest(ones(late, 2.0))
+    assert late.digest() == own.get("head", 4).digest() == state_digest(ones(late, 2.0))
     assert list(own.copies("head")) == [1, 4]
     assert own.copies("aux") == {}
     assert own.is_per_client("head")

@@ -25,7 +25,7 @@ from sl_common.training.optim import Adam, Optimizer, Sgd
 from sl_common.training.segment import Segment
 from sl_common.wire import Endpoint
 from sl_server.cli.application import app
-from sl_server.simulation.choice import OTHER_BITS, Asked, measured_gain, simulation_of
+from sl_server.simulation.choice import OTHER_BITS, StackedOption, measured_gain, simulation_of
 from sl_server.simulation.simulation import Simulation
 from sl_server.simulation.vectorized.simulation import Stacked
 from sl_server.simulation.vectorized.sizes import Sizes
@@ -349,7 +349,7 @@ def test_activations_that_are_not_finite_end_the_run_as_ever() -> None:
 def test_the_choice_is_as_asked_for_and_is_told() -> None:
     config, floats = make_config("parallel"), make_config("parallel", codec__up='{ kind = "float16" }')
 
-    def chosen(config: RunConfig, asked: Asked) -> tuple[type, str | None]:
+    def chosen(config: RunConfig, asked: StackedOption) -> tuple[type, str | None]:
         simulation, told = simulation_of(
             config, asked, data=None, device="cpu", client_device="cpu", count=Ledger().count
         )

@@ -17,11 +17,11 @@ from sl_common.errors import ConfigError, CutlayerError, DataError
 from sl_common.messages.training import Begin, Welcome
 from sl_common.network.network import Network
 from sl_server.core.coordinator import Coordinator
-from sl_server.report.past import read_run as read_past
+from sl_server.report.past import read_past_run as read_past
 from sl_server.storage.checkpoint import Checkpoints
 from sl_server.storage.export import export_run
 from sl_server.storage.run_selection import outcome
-from sl_server.storage.trained import config_of, read_run
+from sl_server.storage.trained import config_of, read_past_run
 from sl_server.telemetry.ledger import Ledger
 from sl_server.training.rehearsal import rehearse
 
@@ -237,5 +237,5 @@ def test_weights_that_do_not_fit_are_told(tmp_path: Path) -> None:
     with pytest.raises(CutlayerError):
         export_run(tmp_path, to=None, lower=None, head=None)
     with pytest.raises(CutlayerError):
-        read_run(tmp_path, lambda _text: None, torch.device("cpu"))
+        read_past_run(tmp_path, lambda _text: None, torch.device("cpu"))
     assert RunConfig.from_json(CONFIG.to_json()) == CONFIG

@@ -26,7 +26,7 @@ from sl_common.messages.facts import RoundEnded
 from sl_common.wire import Greeting, Hello, Refusal, read_answer
 from sl_server.core.identity import UNPROVEN
 from sl_server.security.certificates import serialization
-from sl_server.security.credentials import Door, make_door
+from sl_server.security.credentials import Credentials, make_door
 from sl_server.simulation.simulation import Simulation
 from sl_server.transport import service
 
@@ -103,7 +103,7 @@ def test_tokens_over_plaintext_on_this_machine(tokens: Path) -> None:
 
 
 @contextmanager
-def one_waiting(door: Door) -> Iterator[LiveServer]:
+def one_waiting(door: Credentials) -> Iterator[LiveServer]:
     """A server that serves whoever comes but does not begin to train."""
     with serving(make_config("parallel", **WAITS), door) as live:
         yield live
@@ -268,7 +268,7 @@ def test_a_plaintext_client_of_a_tls_server(ours: Authority) -> None:
 
 
 def test_a_tls_client_of_a_plaintext_server(ours: Authority) -> None:
-    with one_waiting(Door()) as live:
+    with one_waiting(Credentials()) as live:
         told = fault_of(live, ours.access("c0", token=TOKENS["c0"]))
     assert told == f"{live.address} speaks plaintext and --ca asks for TLS: start it with --cert and --key"
 

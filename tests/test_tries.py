@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from sl_client.inference.predictor import Predictor
 from sl_client.training.runner import Runner
-from sl_client.transport.stream import Carrier, StreamBroken
+from sl_client.transport.stream import ClientStream, StreamBroken
 from sl_client.transport.tries import TRY_S, Tries
 from sl_common.codec import Link
 from sl_common.config.run_config import RunConfig
@@ -83,7 +83,7 @@ def test_after_a_good_stream_all_begins_anew() -> None:
     assert looked.failed("gone") <= 0.1
 
 
-class Script(Carrier):
+class Script(ClientStream):
     """A stream of a server that says these frames, then ends it. Every stream is counted."""
 
     opened = 0

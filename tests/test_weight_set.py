@@ -16,7 +16,7 @@ from world import make_config
 
 from sl_common.errors import ConfigError
 from sl_server.storage.export import export_run
-from sl_server.storage.trained import read_run
+from sl_server.storage.trained import read_trained_run
 from sl_server.storage.weight_set import MANIFEST, put_in_place, read_weights_of, write_weights
 
 SMALL = {"run__rounds": 2, "model__args": "{ hidden = [16] }", "client__wave": "{ steps = 2 }"}
@@ -52,7 +52,9 @@ def test_an_export_after_any_crash_is_of_one_evaluation(ended: Path, tmp_path: P
     for at in every_crash(lambda: write_weights(out, filled(ended, 2.0), 2), lambda: copied(first, out)):
         exported, _ = export_run(out, to=tmp_path / "whole.safetensors")
         (value,) = value_of(exported)
-        assert {t.unique().item() for t in (read_run(out, lambda _text: None).lower or {}).values()} == {value}, at
+        assert {t.unique().item() for t in (read_trained_run(out, lambda _text: None).lower or {}).values()} == {
+            value
+        }, at
         put_in_place(out)  # what the next writer does first
         assert value_of(out / "lower.safetensors") == value_of(out / "head.safetensors") == {value}
         assert not list(out.glob(".*.new"))
@@ -90,7 +92,7 @@ def test_a_mixed_set_is_refused(ended: Path, tmp_path: Path) -> None:
     ):
         export_run(out, to=tmp_path / "whole.safetensors")
     with pytest.raises(ConfigError, match="a mixed set of weights"):
-        read_run(out, lambda _text: None)
+        read_trained_run(out, lambda _text: None)
     assert not (tmp_path / "whole.safetensors").exists()
 
 

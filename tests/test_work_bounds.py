@@ -11,7 +11,7 @@ from sl_common.codec import Link
 from sl_common.errors import Refused, WireError
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import Endpoint, Refusal, probe, read_answer
-from sl_common.wire.fields import MAX_HEADER, check_entries, read_varint, split, varint
+from sl_common.wire.fields import MAX_HEADER, check_entries, read_varint, split_frame, varint
 from sl_common.wire.translate import MAX_OTHERS, MAX_SENTENCE
 
 Side = Literal["client", "server"]
@@ -130,7 +130,7 @@ def test_a_varint_is_read_as_protobuf_writes_it() -> None:
     for number in (0, 1, 127, 128, 300, 2**32, 2**63, 2**64 - 1):
         assert read_varint(varint(number) + b"rest", 0) == (number, len(varint(number)))
         frame = pb.ClientFrame(seq=number, chunk=b"abc").SerializeToString()
-        head, chunk = split(frame)
+        head, chunk = split_frame(frame)
         assert (head, bytes(chunk)) == (frame[:-5], b"abc")
 
 
@@ -164,9 +164,9 @@ def test_the_sentence_of_a_refusal_is_cut_on_both_sides() -> None:
 
 
 def test_a_ping_is_small_on_both_sides() -> None:
-    for read, error in ((probe.answer, ValueError), (probe.read, WireError)):
+    for read, error in ((probe.answer, ValueError), (probe.read_pong, WireError)):
         with pytest.raises(error, match="bytes, at most 1049600"):
             read(field(9, bytes(4 << 20)))
         with pytest.raises(error, match=r"no (answer to a )?ping"):
             read(b"\xff")
-    assert len(probe.read(pb.Ping(software="x" * 9999).SerializeToString()).software) == 64
+    assert len(probe.read_pong(pb.Ping(software="x" * 9999).SerializeToString()).software) == 64

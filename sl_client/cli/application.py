@@ -11,14 +11,14 @@ import typer
 from sl_client.cli.options import (
     Allow,
     Ca,
-    Cert,
+    ClientCertOption,
+    ClientKeyOption,
     DataFolder,
-    Device,
+    DeviceOption,
     Insecure,
-    Json,
-    Key,
+    JsonOption,
     MaxMemory,
-    Server,
+    ServerOption,
     Threads,
     Token,
     reach,
@@ -36,7 +36,7 @@ from sl_common.host.log import Level, json_line, keep_going
 from sl_common.host.text import given, printable
 
 if TYPE_CHECKING:  # torch is imported when it is needed, not for --help
-    from sl_common.tensors import State
+    from sl_common.tensors import StateDict
 
 app = typer.Typer(
     name="sl-client",
@@ -65,7 +65,7 @@ def _root(
 
 @app.command()
 def run(
-    server: Server = "127.0.0.1:50051",
+    server: ServerOption = "127.0.0.1:50051",
     name: Annotated[
         str,
         typer.Option(
@@ -97,14 +97,14 @@ def run(
         typer.Option(help="Write this client's lower segment here at the end (safetensors).", envvar="SL_SAVE_LOWER"),
     ] = None,
     threads: Threads = None,
-    device: Device = None,
+    device: DeviceOption = None,
     max_memory: MaxMemory = None,
     ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
+    cert: ClientCertOption = None,
+    key: ClientKeyOption = None,
     token: Token = None,
     insecure: Insecure = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
     log_level: LogLevel = Level.INFO,
     quiet: Quiet = False,
 ) -> None:
@@ -119,13 +119,13 @@ def run(
     from sl_client.device.pages import use_one_arena
 
     use_one_arena()
-    from sl_client.console.show import make_show
-    from sl_client.device.limits import Limits, parse_size
+    from sl_client.console.show import make_client_console
+    from sl_client.device.limits import DeviceLimits, parse_size
     from sl_client.training.runner import Interrupted, Runner, run_until_interrupted
     from sl_client.transport.stream import GrpcCarrier
     from sl_common.host.devices import pick_device
 
-    show = make_show(as_json=as_json, level=level_of(log_level, quiet=quiet))
+    show = make_client_console(as_json=as_json, level=level_of(log_level, quiet=quiet))
     for text in access.cautions:
         show.warn(text)
     if device is not None:  # before a server is asked
@@ -142,13 +142,13 @@ def run(
         connect=partial(GrpcCarrier, access=access),
         state=state,
         device=device,
-        limits=Limits(threads=threads, memory=None if max_memory is None else parse_size(max_memory)),
+        limits=DeviceLimits(threads=threads, memory=None if max_memory is None else parse_size(max_memory)),
     )
     show.start()
     if access.tls is not None:
-        from sl_client.transport.expiry import watch
+        from sl_client.transport.expiry import watch_expiry
 
-        watch(server, access.tls, show.warn, lambda: runner.seat is not None)
+        watch_expiry(server, access.tls, show.warn, lambda: runner.seat is not None)
     try:
         bye = run_until_interrupted(runner)
     except Interrupted:
@@ -163,7 +163,7 @@ def run(
         raise CutlayerError(f"the run ended before its last round: {printable(bye.reason)}")
 
 
-def _save(lower: State, path: Path) -> None:
+def _save(lower: StateDict, path: Path) -> None:
     from safetensors.torch import save
 
     try:
@@ -177,13 +177,13 @@ app.command()(predict)
 
 @app.command()
 def doctor(
-    server: Server = "127.0.0.1:50051",
+    server: ServerOption = "127.0.0.1:50051",
     ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
+    cert: ClientCertOption = None,
+    key: ClientKeyOption = None,
     token: Token = None,
     insecure: Insecure = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Can this device take part? Reach, versions, certificates, round trip and bandwidth, and what is installed here."""
     server = server_of(server)
@@ -200,13 +200,13 @@ def digest(
     ],
     data: DataFolder = None,
     allow: Allow = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Print what tells this device's copy of a data set from another: for `data.digest` in a run's configuration."""
-    from sl_client.data import load
+    from sl_client.data import load_data
     from sl_client.data.identity import data_set_of
 
-    found = data_set_of(load(name, data, tuple(allow or ())), own=False)
+    found = data_set_of(load_data(name, data, tuple(allow or ())), own=False)
     if as_json:
         fields = {"train": found.train, "test": found.test, "inputs": str(found.inputs), "digest": found.digest}
         typer.echo(json_line("digest", "info", fields))
@@ -217,4 +217,4 @@ def digest(
 
 def main() -> None:
     """Entry point."""
-    commands.run(app)
+    commands.run_command(app)

@@ -15,7 +15,7 @@ from sl_common.host.descriptors import Room, make_room
 if TYPE_CHECKING:  # grpc is imported when it is needed, not for --help
     from sl_client.transport.access import Access
 
-Server = Annotated[str, typer.Option(help="The server's HOST:PORT; [::1]:PORT for IPv6.", envvar="SL_SERVER")]
+ServerOption = Annotated[str, typer.Option(help="The server's HOST:PORT; [::1]:PORT for IPv6.", envvar="SL_SERVER")]
 Ca = Annotated[
     Path | None,
     typer.Option(
@@ -23,14 +23,16 @@ Ca = Annotated[
         envvar="SL_CA",
     ),
 ]
-Cert = Annotated[
+ClientCertOption = Annotated[
     Path | None,
     typer.Option(
         help="This client's certificate in PEM form, for a server that asks for one; its name is this client's id.",
         envvar="SL_CERT",
     ),
 ]
-Key = Annotated[Path | None, typer.Option(help="The private key of --cert, without a passphrase.", envvar="SL_KEY")]
+ClientKeyOption = Annotated[
+    Path | None, typer.Option(help="The private key of --cert, without a passphrase.", envvar="SL_KEY")
+]
 Token = Annotated[
     str | None,
     typer.Option(
@@ -57,7 +59,7 @@ Threads = Annotated[
         min=1,
     ),
 ]
-Device = Annotated[
+DeviceOption = Annotated[
     str | None,
     typer.Option(
         help="Where to compute the lower segment: cpu, cuda, cuda:N, or auto for a GPU if there is one; by default as the run "
@@ -73,7 +75,7 @@ MaxMemory = Annotated[
         envvar="SL_MAX_MEMORY",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.", envvar="SL_JSON")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.", envvar="SL_JSON")]
 DataFolder = Annotated[Path | None, typer.Option(help="Where data sets lie. digits needs none.", envvar="SL_DATA")]
 Allow = Annotated[
     list[str] | None,

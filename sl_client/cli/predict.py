@@ -11,13 +11,13 @@ import typer
 from sl_client.cli.options import (
     Allow,
     Ca,
-    Cert,
+    ClientCertOption,
+    ClientKeyOption,
     DataFolder,
-    Device,
+    DeviceOption,
     Insecure,
-    Json,
-    Key,
-    Server,
+    JsonOption,
+    ServerOption,
     Token,
     reach,
     server_of,
@@ -41,7 +41,7 @@ def predict(
             metavar="[FILE]…",
         ),
     ] = None,
-    server: Server = "127.0.0.1:50051",
+    server: ServerOption = "127.0.0.1:50051",
     test: Annotated[
         int | None,
         typer.Option(
@@ -90,13 +90,13 @@ def predict(
     retry: Annotated[
         float, typer.Option(help="Seconds to go on trying when no server answers.", envvar="SL_RETRY", min=0)
     ] = 10.0,
-    device: Device = None,
+    device: DeviceOption = None,
     ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
+    cert: ClientCertOption = None,
+    key: ClientKeyOption = None,
     token: Token = None,
     insecure: Insecure = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
     log_level: LogLevel = Level.INFO,
     quiet: Quiet = False,
 ) -> None:
@@ -145,9 +145,9 @@ def predict(
         level=level_of(log_level, quiet=quiet),
     )
     if access.tls is not None:
-        from sl_client.transport.expiry import watch
+        from sl_client.transport.expiry import watch_expiry
 
-        watch(server, access.tls, prediction.warn, lambda: True)
+        watch_expiry(server, access.tls, prediction.warn, lambda: True)
     try:
         run_until_interrupted(prediction)
     except Interrupted:

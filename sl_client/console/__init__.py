@@ -8,5 +8,5 @@ from sl_common.lazy_exports import lazy_exports
 __getattr__, __all__ = lazy_exports(
     __name__,
     progress="Counted",
-    show="Show make_show",
+    show="ClientConsole make_client_console",
 )

@@ -43,7 +43,7 @@ class Counted:
             self._done(len(batch.y))
 
 
-class Progress:
+class WaveProgress:
     """Told by the runner's thread, asked by others."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

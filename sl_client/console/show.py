@@ -8,16 +8,16 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.text import Text
 
-from sl_client.console.progress import Progress
+from sl_client.console.progress import WaveProgress
 from sl_common.client.program import Seat
 from sl_common.host.devices import described
-from sl_common.host.log import Level, Log, of_run
+from sl_common.host.log import CommandLog, Level, name_run
 from sl_common.host.progress import Beat, Seldom, make_bar, wants_bar
 from sl_common.host.text import MAX_OURS, printable
 from sl_common.messages.training import Aligned, Begin, Bye, Done, Gradient, Late, Welcome
 
 
-class Show(Protocol):
+class ClientConsole(Protocol):
     """The events of a client's life."""
 
     def waiting(self, server: str, why: str) -> None: ...
@@ -42,11 +42,11 @@ class Lines:
     _is_bar = False
 
     def __init__(self, *, as_json: bool = False, level: Level = Level.INFO) -> None:
-        self._log = Log("client", as_json=as_json, level=level, show=self._print if self._is_bar else None)
+        self._log = CommandLog("client", as_json=as_json, level=level, show=self._print if self._is_bar else None)
         self._waiting = False
         self._begun = time.monotonic()
         self._server = ""
-        self.progress = Progress()
+        self.progress = WaveProgress()
         self._beat, self._seldom = Beat(self.tick), Seldom()
 
     def _print(self, text: str) -> None:
@@ -79,7 +79,7 @@ class Lines:
         """The run is known."""
         config, ready, lower = seat.config, seat.ready, seat.bank.get("lower")
         self._waiting = False
-        of_run(config.run.name)
+        name_run(config.run.name)
         self.progress.seated(seat)
         self.say(
             "joined",
@@ -172,7 +172,7 @@ class Lines:
         self.say("ended", f"over: {bye.reason}", reason=bye.reason, finished=bye.finished)
 
 
-class Bar(Lines):
+class WaveBar(Lines):
     """A progress bar for the round under way, and lines above it."""
 
     _is_bar = True
@@ -218,8 +218,8 @@ class Bar(Lines):
         self._bar.stop()
 
 
-def make_show(*, as_json: bool, level: Level = Level.INFO) -> Lines:
+def make_client_console(*, as_json: bool, level: Level = Level.INFO) -> Lines:
     """Make what fits where the output goes."""
     if wants_bar(level, as_json=as_json):
-        return Bar(level=level)
+        return WaveBar(level=level)
     return Lines(as_json=as_json, level=level)

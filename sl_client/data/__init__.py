@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sl_client.data import cifar, digits, fashion_mnist, own
-from sl_client.data.picking import Pick, everything
+from sl_client.data.picking import SampleFilter, everything
 from sl_common.errors import DataError
 from sl_common.imports import is_user_code
 from sl_common.partition import Indices
@@ -41,13 +41,13 @@ class Data:
     """A data set. `mean` and `std` (one, or one per channel) are of x, scaled to [0, 1] if it is uint8."""
 
     train: Samples  # x (N, *input) uint8 or float32, y (N,) int64
-    test: Samples | Callable[[Pick], Samples]  # or what reads the picked ones, each time: it is not kept then
+    test: Samples | Callable[[SampleFilter], Samples]  # or what reads the picked ones, each time: it is not kept then
     mean: float | tuple[float, ...] = 0.0
     std: float | tuple[float, ...] = 1.0
     classes: int
     held: Indices | None = None  # if train was reduced to one client's: which of the whole set's samples it has
 
-    def tests(self, pick: Pick = everything) -> tuple[Samples, Indices]:
+    def tests(self, pick: SampleFilter = everything) -> tuple[Samples, Indices]:
         """Test samples, and where among them those are that `pick` chose; where they must be read, there are no others.
 
         Raises DataError if they cannot be.
@@ -81,7 +81,7 @@ class Data:
         return Scale(mean=self.mean, std=self.std).normalise(x)
 
 
-def load(name: str, root: Path | None, allowed: Collection[str] | None, pick: Pick | None = None) -> Data:
+def load_data(name: str, root: Path | None, allowed: Collection[str] | None, pick: SampleFilter | None = None) -> Data:
     """The set called `name`: built in, or the user's `package.module:function` from a package in `allowed` (None: any).
 
     `root` is the folder to look in first. Raises DataError if the set is unknown, missing or damaged, ConfigError if
@@ -117,11 +117,11 @@ def _plain(name: str, found: Data) -> Data:
     return replace(found, train=pairs["data.train"], test=tests, mean=mean, std=std, classes=classes)
 
 
-def scale_of(name: str, root: Path | None, allowed: Collection[str] | None) -> Scale:
+def data_scale(name: str, root: Path | None, allowed: Collection[str] | None) -> Scale:
     """How training normalised: of sets that ship without their files; a user's own function is called. Raises as `load` does."""
     if name in _SCALES:
         return _SCALES[name]
-    data = load(name, root, allowed)
+    data = load_data(name, root, allowed)
     return Scale(mean=data.mean, std=data.std)
 
 
@@ -132,14 +132,14 @@ def _digits() -> Data:
     return Data(train=train, test=test, mean=digits.MEAN, std=digits.STD, classes=digits.CLASSES)
 
 
-def _fashion_mnist(folder: Path, pick: Pick | None = None) -> Data:
+def _fashion_mnist(folder: Path, pick: SampleFilter | None = None) -> Data:
     train, held = fashion_mnist.read(folder, pick)
     test = partial(fashion_mnist.read_test, folder)
     norm = {"mean": fashion_mnist.MEAN, "std": fashion_mnist.STD}
     return Data(train=train, test=test if pick else test(everything), **norm, classes=fashion_mnist.CLASSES, held=held)
 
 
-def _cifar(kind: cifar.Kind, root: Path | None, pick: Pick | None = None) -> Data:
+def _cifar(kind: cifar.Kind, root: Path | None, pick: SampleFilter | None = None) -> Data:
     train, held = cifar.read(kind, root, pick)
     test = partial(cifar.read_test, kind, root)
     norm = {"mean": kind.mean, "std": kind.std}
@@ -149,16 +149,16 @@ def _cifar(kind: cifar.Kind, root: Path | None, pick: Pick | None = None) -> Dat
 _whole_fashion_mnist, _whole_cifar = lru_cache(maxsize=1)(_fashion_mnist), lru_cache(maxsize=2)(_cifar)
 
 
-def _find_fashion_mnist(root: Path | None, pick: Pick | None) -> Data:
+def _find_fashion_mnist(root: Path | None, pick: SampleFilter | None) -> Data:
     folder = fashion_mnist.find(fashion_mnist.places(root))
     return _fashion_mnist(folder, pick) if pick else _whole_fashion_mnist(folder)
 
 
-def _find_cifar(kind: cifar.Kind) -> Callable[[Path | None, Pick | None], Data]:
+def _find_cifar(kind: cifar.Kind) -> Callable[[Path | None, SampleFilter | None], Data]:
     return lambda root, pick: _cifar(kind, root, pick) if pick else _whole_cifar(kind, root)
 
 
-_BUILT_IN: dict[str, Callable[[Path | None, Pick | None], Data]] = {
+_BUILT_IN: dict[str, Callable[[Path | None, SampleFilter | None], Data]] = {
     "digits": lambda _root, _pick: _digits(),
     "cifar10": _find_cifar(cifar.CIFAR10),
     "cifar100": _find_cifar(cifar.CIFAR100),

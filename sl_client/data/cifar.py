@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sl_client.data import pickles
-from sl_client.data.picking import Pick
+from sl_client.data.picking import SampleFilter
 from sl_common.errors import DataError
 from sl_common.partition import Indices
 
@@ -67,7 +67,9 @@ CIFAR100 = Kind(
 )
 
 
-def read(kind: Kind, root: Path | None, pick: Pick | None = None) -> tuple[tuple[Tensor, Tensor], Indices | None]:
+def read(
+    kind: Kind, root: Path | None, pick: SampleFilter | None = None
+) -> tuple[tuple[Tensor, Tensor], Indices | None]:
     """(train, held): images (N, 3, 32, 32) uint8 and labels (N,) int64, and what `pick` left of them.
 
     No more than a piece of a file is in memory besides; of the Python version, a file. Raises DataError naming file or folders.
@@ -77,7 +79,7 @@ def read(kind: Kind, root: Path | None, pick: Pick | None = None) -> tuple[tuple
     return (x, y), held
 
 
-def read_test(kind: Kind, root: Path | None, pick: Pick) -> tuple[Tensor, Tensor]:
+def read_test(kind: Kind, root: Path | None, pick: SampleFilter) -> tuple[Tensor, Tensor]:
     """Images (N, 3, 32, 32) uint8 and labels (N,) int64 of the N that are picked. Raises DataError naming file or folders."""
     _, test = _files(kind, root)
     x, y, _ = _joined(test, pick)
@@ -122,7 +124,7 @@ def _binary(kind: Kind, path: Path) -> Iterator[_Part]:
 
 def _python(kind: Kind, path: Path) -> Iterator[_Part]:
     try:
-        found = pickles.load(_bytes(path))
+        found = pickles.load_pickle(_bytes(path))
         images, labels = _array(found[b"data"]), _array(found[kind.key]).astype(np.int64)
     except DataError:
         raise
@@ -165,7 +167,7 @@ def _checked(kind: Kind, path: Path, images: NDArray[np.uint8], labels: NDArray[
     return images, labels
 
 
-def _joined(files: Sequence[_Read], pick: Pick | None) -> tuple[Tensor, Tensor, Indices | None]:
+def _joined(files: Sequence[_Read], pick: SampleFilter | None) -> tuple[Tensor, Tensor, Indices | None]:
     """Read twice: for the labels, and for the images that are picked by them."""
     labels = [part for read in files for _, part in read()]
     y, ends = np.concatenate(labels), np.cumsum([len(part) for part in labels])

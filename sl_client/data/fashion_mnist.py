@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sl_client.data.idx import read_idx, read_rows
-from sl_client.data.picking import Pick
+from sl_client.data.picking import SampleFilter
 from sl_common.errors import DataError
 from sl_common.partition import Indices
 
@@ -42,19 +42,21 @@ def find(folders: Sequence[Path]) -> Path:
     )
 
 
-def read(folder: Path, pick: Pick | None = None) -> tuple[tuple[Tensor, Tensor], Indices | None]:
+def read(folder: Path, pick: SampleFilter | None = None) -> tuple[tuple[Tensor, Tensor], Indices | None]:
     """(train, held): images (N, 1, 28, 28) uint8 and labels (N,) int64, and what `pick` left of them. Raises DataError naming the file."""
     x, y, held = _pair(folder, *_FILES[:2], pick)
     return (x, y), held
 
 
-def read_test(folder: Path, pick: Pick) -> tuple[Tensor, Tensor]:
+def read_test(folder: Path, pick: SampleFilter) -> tuple[Tensor, Tensor]:
     """Images (N, 1, 28, 28) uint8 and labels (N,) int64 of the N that are picked. Raises DataError naming the file."""
     x, y, _ = _pair(folder, *_FILES[2:], pick)
     return x, y
 
 
-def _pair(folder: Path, images_name: str, labels_name: str, pick: Pick | None) -> tuple[Tensor, Tensor, Indices | None]:
+def _pair(
+    folder: Path, images_name: str, labels_name: str, pick: SampleFilter | None
+) -> tuple[Tensor, Tensor, Indices | None]:
     images, labels = _existing(folder, images_name), _existing(folder, labels_name)
     y = read_idx(labels, dims=1).astype(np.int64)
     held = None if pick is None else pick(y)

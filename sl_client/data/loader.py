@@ -15,7 +15,7 @@ from sl_client.data import Data, Samples
 from sl_common.batch import Batch
 from sl_common.dealing import Deal, LastBatch
 from sl_common.errors import ConfigError
-from sl_common.partition import Indices, Labels, Own, Partition
+from sl_common.partition import Indices, Labels, OwnData, Partition
 from sl_common.seeds import numpy_generator
 
 
@@ -140,7 +140,7 @@ def share(partition: Partition, labels: Labels, shards: int, shard: int, seed: i
     """The samples of `shard` out of `shards`; raises ConfigError if there is no such shard or too little data."""
     if not 0 <= shard < shards:
         raise ConfigError(f"shard {shard + 1}, but {shards} shards are numbered 1 to {shards}")
-    if isinstance(partition, Own):  # a list of as many parts as the server says is no use
+    if isinstance(partition, OwnData):  # a list of as many parts as the server says is no use
         return partition.split(labels, 1, seed)[0]
     return partition.split(labels, shards, seed)[shard]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from sl_common.partition import Indices, Labels
 
-Pick = Callable[[Labels], Indices]  # from the labels of all samples to those to keep, in rising order
+SampleFilter = Callable[[Labels], Indices]  # from the labels of all samples to those to keep, in rising order
 
 
 def everything(labels: Labels) -> Indices:

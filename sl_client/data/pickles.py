@@ -22,7 +22,7 @@ _TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"}
 _NEVER = {"DUP", "PERSID", "BINPERSID", "NEXT_BUFFER", "EXT1", "EXT2", "EXT4"}
 
 
-def load(data: bytes) -> Any:
+def load_pickle(data: bytes) -> Any:
     """Raises DataError on what no array needs, and whatever a damaged pickle raises."""
     _look(data)
     return _Arrays(io.BytesIO(data), encoding="bytes").load()

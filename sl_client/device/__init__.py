@@ -7,6 +7,6 @@ from sl_common.lazy_exports import lazy_exports
 
 __getattr__, __all__ = lazy_exports(
     __name__,
-    limits="Limits NO_LIMITS device_for parse_size",
-    pages="give_back_code use_one_arena",
+    limits="DeviceLimits NO_LIMITS device_for parse_size",
+    pages="drop_clean_pages use_one_arena",
 )

@@ -44,7 +44,7 @@ def device_for(config: RunConfig, owners: str | None, warn: Callable[[str], None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Memory:
+class MemoryUse:
     """Bytes."""
 
     used: int  # by this process, resident
@@ -52,7 +52,7 @@ class Memory:
     total: int  # of the device, or what its container or service may have
 
     @classmethod
-    def now(cls, proc: Path = Path("/proc"), cgroup: Path = _CGROUP) -> Memory:
+    def now(cls, proc: Path = Path("/proc"), cgroup: Path = _CGROUP) -> MemoryUse:
         """As the kernel says; what a group of processes may have counts where it is less than the device's own."""
         used = _field(proc / "self/status", "VmRSS")
         free, total = (_field(proc / "meminfo", name) for name in ("MemAvailable", "MemTotal"))
@@ -67,7 +67,7 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
+class DeviceLimits:
     """What the owner of a device allows a client. None: what the run says, or all that there is."""
 
     threads: int | None = None
@@ -77,7 +77,7 @@ class Limits:
         """Of torch, from now on."""
         torch.set_num_threads(self.threads or config.run.threads)
 
-    def check(self, config: RunConfig, measure: Callable[[], Memory] = Memory.now) -> None:
+    def check(self, config: RunConfig, measure: Callable[[], MemoryUse] = MemoryUse.now) -> None:
         """Before anything is built: raise ConfigError, with the numbers, unless the weights of a client of this run fit, and what trains them.
 
         Of the user's own network nothing is known then.
@@ -85,20 +85,22 @@ class Limits:
         if not is_user_code(config.model.name):
             self._compare(config, at_rest(config), measure())
 
-    def check_auxiliary(self, config: RunConfig, nbytes: int, measure: Callable[[], Memory] = Memory.now) -> None:
+    def check_auxiliary(self, config: RunConfig, nbytes: int, measure: Callable[[], MemoryUse] = MemoryUse.now) -> None:
         """The same before an auxiliary network takes so many bytes for its weights."""
         optimizer = config.client.aux_optimizer or config.client.optimizer
         need = Footprint(weights=nbytes, gradients=nbytes, optimizer=nbytes * optimizer.moments, activations=0)
         self._compare(config, need, measure())
 
-    def check_asking(self, config: RunConfig, measure: Callable[[], Memory] = Memory.now) -> None:
+    def check_asking(self, config: RunConfig, measure: Callable[[], MemoryUse] = MemoryUse.now) -> None:
         """The same for a client that asks a trained network: weights without what trains them, and samples that no data set of its own bounds."""
         need = trial_of(config)
         if not is_user_code(config.model.name):
             need += weights_below(config)
         self._compare(config, need, measure())
 
-    def check_built(self, config: RunConfig, network: Network, measure: Callable[[], Memory] = Memory.now) -> None:
+    def check_built(
+        self, config: RunConfig, network: Network, measure: Callable[[], MemoryUse] = MemoryUse.now
+    ) -> None:
         """With the weights in place: the same, once more, with the activations."""
         try:
             need = footprint_of(config, network)
@@ -106,17 +108,17 @@ class Limits:
             raise ConfigError(f"model {config.model.name!r} does not run on {config.input}: {error!r}") from error
         self._compare(config, need, measure())
 
-    def _compare(self, config: RunConfig, need: Footprint, have: Memory) -> None:
+    def _compare(self, config: RunConfig, need: Footprint, have: MemoryUse) -> None:
         if self.memory is not None and have.used + need.needed > self.memory:
             raise ConfigError(f"{_numbers(config, need, have)}; --max-memory is {mib(self.memory)}")
         if need.needed > have.free + have.total // 20:  # a twentieth: what is free now is no more than a hint
             raise ConfigError(f"{_numbers(config, need, have)}; it has not so much")
 
 
-NO_LIMITS = Limits()
+NO_LIMITS = DeviceLimits()
 
 
-def _numbers(config: RunConfig, need: Footprint, have: Memory) -> str:
+def _numbers(config: RunConfig, need: Footprint, have: MemoryUse) -> str:
     """What is needed, and what there is."""
     activations = f"{FACTOR} × {mib(need.activations)} activations" if need.activations else "and activations besides"
     return (

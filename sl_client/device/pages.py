@@ -24,7 +24,7 @@ def use_one_arena() -> None:
         mallopt(_ARENA_MAX, 1)
 
 
-def give_back_code(maps: Path = Path("/proc/self/smaps")) -> int:
+def drop_clean_pages(maps: Path = Path("/proc/self/smaps")) -> int:
     """Unmap the pages of files that are mapped for reading alone, which come again when they are looked at: their bytes."""
     madvise = _of_libc("madvise")
     if madvise is None or not maps.exists():

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sl_client.data import Data, Scale, load, scale_of
+from sl_client.data import Data, Scale, data_scale, load_data
 from sl_client.data.identity import data_set_of
-from sl_client.inference.files import Loaded, batches, read
+from sl_client.inference.files import LoadedFile, batches, read_file
 from sl_client.inference.fitting import check_test_set, fit, scale_in
 from sl_client.inference.output import Predictions
 from sl_client.inference.predictor import Predictor
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, DataError
-from sl_common.host.log import Level, of_run
+from sl_common.host.log import Level, name_run
 from sl_common.imports import is_user_code
 
 
@@ -65,7 +65,7 @@ class Prediction:
         try:
             with self._predictor as predictor:
                 config = predictor.open()
-                of_run(config.run.name)
+                name_run(config.run.name)
                 size = min(self._batch or config.data.batch_size, config.data.batch_size)
                 if self._test is None:
                     self._predict(config, size)
@@ -78,7 +78,7 @@ class Prediction:
 
     def _predict(self, config: RunConfig, size: int) -> None:
         inputs = self._predictor.inputs
-        scale = scale_in(inputs) or scale_of(config.data.name, self._data, self._allowed)
+        scale = scale_in(inputs) or data_scale(config.data.name, self._data, self._allowed)
         if inputs is None and is_user_code(config.data.name):
             self._shown.warn("this run does not say what numbers it was trained on: files are taken to be in its units")
         asked: deque[list[str]] = deque()
@@ -92,13 +92,13 @@ class Prediction:
             self._shown.took(answer)
             self._shown.show(asked.popleft(), answer)
 
-    def _loaded(self, config: RunConfig) -> Iterator[Loaded]:
+    def _loaded(self, config: RunConfig) -> Iterator[LoadedFile]:
         """The files in the units of training; what was done to them, and what is doubtful, is said once of each kind."""
         told: set[str] = set()
         inputs = None if self._as_is else self._predictor.inputs
         of_bytes = not is_user_code(config.data.name) if inputs is None else inputs.dtype == "uint8"
         for path in self._files:
-            loaded = read(path, config.input, of_bytes=of_bytes and not self._as_is)
+            loaded = read_file(path, config.input, of_bytes=of_bytes and not self._as_is)
             if loaded.changed and "changed" not in told:
                 told.add("changed")
                 note = f"{loaded.changed}; pictures are resized without keeping their proportions, not cropped"
@@ -130,7 +130,7 @@ class Prediction:
 
     def _score(self, config: RunConfig, size: int) -> int:
         """How many of the first samples of the run's test set the network knows."""
-        data = load(config.data.name, self._data, self._allowed)
+        data = load_data(config.data.name, self._data, self._allowed)
         data.check(config.input, config.classes)
         inputs = self._predictor.inputs
         scale = scale_in(inputs) or Scale(mean=data.mean, std=data.std)

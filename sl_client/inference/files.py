@@ -26,7 +26,7 @@ _COLOURS = {1: ("L", "grayscale"), 3: ("RGB", "RGB")}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Loaded:
+class LoadedFile:
     """One file."""
 
     file: str
@@ -40,7 +40,7 @@ class Loaded:
         return self.file if self.single else f"{self.file}[{index}]"
 
 
-def read(path: Path, input: tuple[int, ...], *, of_bytes: bool) -> Loaded:
+def read_file(path: Path, input: tuple[int, ...], *, of_bytes: bool) -> LoadedFile:
     """The samples of one file. `of_bytes`: the run's data set holds uint8, so that floats must lie in [0, 1].
 
     Raises DataError naming the file and both values, ConfigError if Pillow is missing for a picture.
@@ -52,7 +52,7 @@ def read(path: Path, input: tuple[int, ...], *, of_bytes: bool) -> Loaded:
         x = torch.from_numpy(read_idx(path, dims=3))
     elif start.startswith((_PNG, _JPEG)):
         x, changed = _picture(path, input)
-        return Loaded(file=str(path), x=x, single=True, changed=changed, picture=True)
+        return LoadedFile(file=str(path), x=x, single=True, changed=changed, picture=True)
     else:
         raise DataError(f"{path}: is neither PNG nor JPEG, neither .npy nor IDX: it starts with {start[:4]!r}")
     return _shaped(path, x, input, of_bytes=of_bytes)
@@ -76,7 +76,7 @@ def _array(path: Path) -> Tensor:
     return torch.from_numpy(np.array(array, np.uint8 if array.dtype == np.uint8 else np.float32, order="C"))
 
 
-def _shaped(path: Path, x: Tensor, input: tuple[int, ...], *, of_bytes: bool) -> Loaded:
+def _shaped(path: Path, x: Tensor, input: tuple[int, ...], *, of_bytes: bool) -> LoadedFile:
     """(*input), or (N, *input); a single channel may be left out."""
     found, single = tuple(x.shape), False
     shapes = [input, *([input[1:]] if input[0] == 1 and len(input) > 1 else [])]
@@ -92,7 +92,7 @@ def _shaped(path: Path, x: Tensor, input: tuple[int, ...], *, of_bytes: bool) ->
         if not (low >= 0 and high <= 1 if of_bytes else torch.isfinite(x).all()):
             wanted = "scaled to [0, 1], or uint8 from 0 to 255" if of_bytes else "finite"
             raise DataError(f"{path}: has numbers from {low:g} to {high:g}, but they must be {wanted}")
-    return Loaded(file=str(path), x=x, single=single)
+    return LoadedFile(file=str(path), x=x, single=single)
 
 
 def _picture(path: Path, input: tuple[int, ...]) -> tuple[Tensor, str]:
@@ -139,7 +139,7 @@ def _flat(picture: Any, path: Path) -> Any:
     return Image.alpha_composite(Image.new("RGBA", seen.size, (0, 0, 0, 255)), seen).convert("RGB")
 
 
-def batches(files: Iterable[Loaded], size: int, scale: Scale) -> Iterator[tuple[list[str], Tensor]]:
+def batches(files: Iterable[LoadedFile], size: int, scale: Scale) -> Iterator[tuple[list[str], Tensor]]:
     """Names and normalised samples x (B, *input), `size` at a time but for the last, whatever files they are from."""
     names: list[str] = []
     pieces: list[Tensor] = []

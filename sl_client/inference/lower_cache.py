@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save
 from sl_common.errors import ConfigError, WireError
 from sl_common.host.files import make_folder, write_atomically
 from sl_common.network.network import Network, trained
-from sl_common.tensors import State, digest
+from sl_common.tensors import StateDict, state_digest
 
-KEPT = 16  # a server that offers another one each time fills no disk
+KEPT_LOWERS = 16  # a server that offers another one each time fills no disk
 
 
 class Lowers:
@@ -24,18 +24,18 @@ class Lowers:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def find(self, sha256: bytes) -> State | None:
+    def find(self, sha256: bytes) -> StateDict | None:
         """The one with this digest, if it is here and whole."""
         with contextlib.suppress(OSError, SafetensorError):
             path = self._path(sha256)
-            state: State = load_file(path)
-            if digest(state) == sha256:
+            state: StateDict = load_file(path)
+            if state_digest(state) == sha256:
                 with contextlib.suppress(OSError):  # a folder that is only read knows no order of use
                     path.touch()
                 return state
         return None
 
-    def keep(self, sha256: bytes, state: State) -> str:
+    def keep(self, sha256: bytes, state: StateDict) -> str:
         """Write it, whole or not at all; why not, or nothing."""
         try:
             make_folder(self._folder)
@@ -48,7 +48,7 @@ class Lowers:
     def _forget_oldest(self) -> None:
         """Those that were used last stay."""
         kept = sorted(self._folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
-        for path in kept[:-KEPT]:
+        for path in kept[:-KEPT_LOWERS]:
             path.unlink(missing_ok=True)
 
     def _path(self, sha256: bytes) -> Path:
@@ -60,21 +60,21 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cutlayer"
 
 
-def own_lower(path: Path, network: Network, sha256: bytes, warn: Callable[[str], None]) -> State:
+def own_lower(path: Path, network: Network, sha256: bytes, warn: Callable[[str], None]) -> StateDict:
     """What `sl-client run --save-lower` wrote. `sha256`: of the one that all clients shared, if they did. Raises ConfigError."""
     try:
-        state: State = load_file(path)
+        state: StateDict = load_file(path)
         trained(network.lower, state, "the lower segment")
     except (OSError, SafetensorError, WireError) as error:
         raise ConfigError(f"--lower {path}: {getattr(error, 'strerror', None) or error}") from error
-    if sha256 and digest(state) != sha256:
+    if sha256 and state_digest(state) != sha256:
         warn(f"--lower {path} is not the one that all clients of this run shared")
     return state
 
 
 def shared_lower(
-    sha256: bytes, lowers: Lowers | None, fetch: Callable[[], State], warn: Callable[[str], None]
-) -> State:
+    sha256: bytes, lowers: Lowers | None, fetch: Callable[[], StateDict], warn: Callable[[str], None]
+) -> StateDict:
     """From the folder or else from the server. Raises ConfigError if clients had their own, WireError if it is another one."""
     if not sha256:
         raise ConfigError(
@@ -85,8 +85,8 @@ def shared_lower(
     if state is not None:
         return state
     state = fetch()
-    if digest(state) != sha256:
-        raise WireError(f"the server offers a lower segment {sha256.hex()} and sends {digest(state).hex()}")
+    if state_digest(state) != sha256:
+        raise WireError(f"the server offers a lower segment {sha256.hex()} and sends {state_digest(state).hex()}")
     told = "" if lowers is None else lowers.keep(sha256, state)
     if told:
         warn(told)

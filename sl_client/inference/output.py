@@ -11,9 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from torch import Tensor
 
-from sl_client.inference.predictor import Answer
+from sl_client.inference.predictor import Prediction
 from sl_common.host.devices import described
-from sl_common.host.log import Level, Log, json_line
+from sl_common.host.log import CommandLog, Level, json_line
 from sl_common.host.progress import Beat
 from sl_common.host.text import MAX_OURS, printable
 
@@ -26,7 +26,7 @@ class Predictions:
     def __init__(self, *, as_json: bool, width: int, samples: int, level: Level = Level.INFO) -> None:
         self._json, self._width = as_json, width
         self._console = Console(highlight=False, soft_wrap=True)
-        self._log = Log("client", as_json=as_json, level=level, show=self._print)
+        self._log = CommandLog("client", as_json=as_json, level=level, show=self._print)
         self._beat = Beat(self._tick)
         self._total, self._done = samples, 0
         self._headed = False
@@ -75,7 +75,7 @@ class Predictions:
         else:
             self._beside(f"{self._done:,}{f' of {self._total:,}' if self._total else ''} samples answered")
 
-    def took(self, answer: Answer) -> None:
+    def took(self, answer: Prediction) -> None:
         """A batch was answered."""
         self._ms.append(1e3 * answer.seconds)
         self._done += len(answer.scores)
@@ -83,7 +83,7 @@ class Predictions:
             self._progress.start()
         self._progress.update(self._task, completed=self._done)
 
-    def show(self, names: list[str], answer: Answer) -> None:
+    def show(self, names: list[str], answer: Prediction) -> None:
         """The samples of a batch."""
         ms = 1e3 * answer.seconds
         best, classes = answer.scores.softmax(dim=1).max(dim=1)

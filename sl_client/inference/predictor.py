@@ -19,24 +19,24 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from sl_client.device.limits import Limits, device_for
+from sl_client.device.limits import DeviceLimits, device_for
 from sl_client.inference.lower_cache import Lowers, own_lower, shared_lower
 from sl_client.training.runner import Interrupted
 from sl_client.transport.access import PLAINTEXT, Access
-from sl_client.transport.stream import Carrier, GrpcCarrier, StreamBroken, no_of
+from sl_client.transport.stream import ClientStream, GrpcCarrier, StreamBroken, no_of
 from sl_client.transport.tries import Tries
 from sl_common import __version__
 from sl_common.codec import Link
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, Refused, WireError
 from sl_common.holdings import Inputs
-from sl_common.messages.inference import Answered, Asked, Fetch, Lower, Offer, Query, Scores
-from sl_common.network.builds import builds_of, difference, is_release
+from sl_common.messages.inference import Fetch, InferenceReply, InferenceRequest, Lower, Offer, Query, Scores
+from sl_common.network.builds import build_difference, builds_of, is_release
 from sl_common.network.network import Network, trained
-from sl_common.tensors import State
+from sl_common.tensors import StateDict
 from sl_common.wire import SLOW_S, Endpoint, Frame, Hello, Refusal, Timing, read_answer
 
-LONGEST_S = 2.0  # between two looks for a server
+LONGEST_QUERY_RETRY_S = 2.0  # between two looks for a server
 _FIRST_LIMIT = 1 << 20  # bytes of a message body before the run is known
 
 
@@ -52,7 +52,7 @@ class _Question:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Answer:
+class Prediction:
     """What the network says of one batch."""
 
     scores: Tensor  # (B, classes), before the softmax
@@ -76,7 +76,7 @@ class Predictor:
         retry_s: float = 10.0,
         warn: Callable[[str], None] = lambda _text: None,
         device: str | None = None,
-        connect: Callable[[str], Carrier] | None = None,
+        connect: Callable[[str], ClientStream] | None = None,
     ) -> None:
         """`shard`: whose head, where clients had their own. `lower`: a file, in place of the server's; `cache`: a folder for those.
 
@@ -88,12 +88,12 @@ class Predictor:
         self._hello = Hello(life=secrets.token_bytes(16), client=name, shard=shard, shards=shards, software=__version__)
         self._allowed, self._lower_file = allowed, lower
         self._lowers = None if cache is None else Lowers(cache)
-        self._tries, self._warn = Tries(server, retry_s, LONGEST_S), warn
+        self._tries, self._warn = Tries(server, retry_s, LONGEST_QUERY_RETRY_S), warn
         self._connect = connect or partial(GrpcCarrier, access=access, call="Infer")
-        self._carrier: Carrier | None = None
+        self._carrier: ClientStream | None = None
         self._slow = False  # the link was seen to be
         self._spoke = 0.0  # when one of the two last said something
-        self._words: deque[tuple[Answered, float]] = deque()  # heard while something was still going out
+        self._words: deque[tuple[InferenceReply, float]] = deque()  # heard while something was still going out
         self._endpoint: Endpoint
         self._stop = threading.Event()
         self._offer: Offer | None = None
@@ -142,7 +142,7 @@ class Predictor:
         if carrier is not None:
             carrier.cancel()
 
-    def ask(self, batches: Iterable[Tensor], window: int | None = None) -> Iterator[Answer]:
+    def ask(self, batches: Iterable[Tensor], window: int | None = None) -> Iterator[Prediction]:
         """Answers to normalised batches x (B, *input), B at most the run's batch size, in their order.
 
         `window` of them may be under way, by default and at most as many as the run allows. Raises as `open` does.
@@ -173,7 +173,7 @@ class Predictor:
         question.encode_s = question.sent - before
         self._asked += 1
 
-    def _hear(self) -> Answer:
+    def _hear(self) -> Prediction:
         while True:
             try:
                 message, heard = self._receive()
@@ -204,9 +204,9 @@ class Predictor:
             decode=now - heard,
             backward=0.0,
         )
-        return Answer(scores=message.scores, seconds=now - question.began)
+        return Prediction(scores=message.scores, seconds=now - question.began)
 
-    def _say(self, message: Asked, timing: Timing | None = None) -> None:
+    def _say(self, message: InferenceRequest, timing: Timing | None = None) -> None:
         assert self._carrier is not None, "open it first"
         for frame in self._endpoint.pack(message, timing=timing):
             self._send(frame)
@@ -221,11 +221,11 @@ class Predictor:
         self.bytes_up += sum(nbytes for _, nbytes in frame.tally)
         self._carrier.send(frame)
 
-    def _receive(self) -> tuple[Answered, float]:
+    def _receive(self) -> tuple[InferenceReply, float]:
         """The next message, and when its last frame came."""
         return self._words.popleft() if self._words else self._next()
 
-    def _next(self) -> tuple[Answered, float]:
+    def _next(self) -> tuple[InferenceReply, float]:
         assert self._carrier is not None, "open it first"
         while True:
             self._heed_stop()
@@ -268,7 +268,7 @@ class Predictor:
                     self._tries.went_well()
                 self._stop.wait(self._tries.failed(str(error)))
 
-    def _greet(self, carrier: Carrier) -> None:
+    def _greet(self, carrier: ClientStream) -> None:
         first, none = _FIRST_LIMIT, 0
         self._endpoint = Endpoint("client", link=Link(), limit_bytes=first, limit_tensors=none, call="infer")
         self._endpoint.resend(0, slow=self._slow)
@@ -302,7 +302,7 @@ class Predictor:
         if len(offer.lower_sha256) not in (0, 32):
             raise WireError(f"the server offers a lower segment by a digest of {len(offer.lower_sha256)} bytes, not 32")
         self.device = device_for(self._config, self._owners_device, self._warn)
-        limits = Limits()
+        limits = DeviceLimits()
         limits.check_asking(self._config)
         fits = partial(limits.check_auxiliary, self._config)
         network = Network.build(self._config, self._allowed, parts=("lower",), fits=fits)
@@ -319,7 +319,7 @@ class Predictor:
             return
         (ours,) = builds_of(self._config, network, ("lower",), contextlib.nullcontext())
         same_torch = is_release(offer.torch, torch.__version__)
-        found = difference(ours, offer.build, same_torch=same_torch, dtype=network.cut_dtype)
+        found = build_difference(ours, offer.build, same_torch=same_torch, dtype=network.cut_dtype)
         if not found:
             return
         name, accepted = self._config.model.name, self._config.model.differs == "accept"
@@ -328,12 +328,12 @@ class Predictor:
             raise ConfigError(f"{text}; use one file of code everywhere")
         self._warn(f"{text}; taken all the same: model.differs = 'accept'")
 
-    def _weights(self, network: Network, sha256: bytes) -> State:
+    def _weights(self, network: Network, sha256: bytes) -> StateDict:
         if self._lower_file is not None:
             return own_lower(self._lower_file, network, sha256, self._warn)
         return shared_lower(sha256, self._lowers, self._fetch, self._warn)
 
-    def _fetch(self) -> State:
+    def _fetch(self) -> StateDict:
         self._say(Fetch())
         message, _ = self._receive()
         if not isinstance(message, Lower) or message.weights.keys() != {"lower"}:

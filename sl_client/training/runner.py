@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from sl_client.console.progress import Counted
-from sl_client.console.show import Show
-from sl_client.device.limits import NO_LIMITS, Limits, device_for
-from sl_client.device.pages import give_back_code
+from sl_client.console.show import ClientConsole
+from sl_client.device.limits import NO_LIMITS, DeviceLimits, device_for
+from sl_client.device.pages import drop_clean_pages
 from sl_client.training.seat import take_seat
 from sl_client.training.snapshots_on_disk import Past
-from sl_client.transport.stream import Carrier, GrpcCarrier, StreamBroken
+from sl_client.transport.stream import ClientStream, GrpcCarrier, StreamBroken
 from sl_client.transport.tries import Tries
 from sl_common import __version__
 from sl_common.client.orders import check_welcome
@@ -51,7 +51,7 @@ from sl_common.wire.endpoint import GRPC_PREFIX
 
 ALIVE_EVERY_S = 5.0
 UNHEARD = 16  # messages that the server has not acknowledged: more of them say nothing that these do not
-LONGEST_S = 5.0  # between two looks for a server
+LONGEST_RETRY_S = 5.0  # between two looks for a server
 LIVED_S = 1.0  # a stream that was there for so long was one
 SOON_S = 0.5  # at most, between two looks for a server that was there
 LEAVE_S = 3.0  # for telling the server that we go
@@ -135,11 +135,11 @@ class Runner:
         data: Path | None = None,
         allowed: Collection[str] = (),
         retry_s: float = 60.0,
-        show: Show,
-        connect: Callable[[str], Carrier] = GrpcCarrier,
+        show: ClientConsole,
+        connect: Callable[[str], ClientStream] = GrpcCarrier,
         state: Path | None = None,
         device: str | None = None,
-        limits: Limits = NO_LIMITS,
+        limits: DeviceLimits = NO_LIMITS,
     ) -> None:
         """`state`: a folder in which snapshots outlive this process; `device` and `limits`: what its owner says, and allows."""
         self._past_on_disk = Past(state)
@@ -151,11 +151,11 @@ class Runner:
         self._data, self._allowed = data, allowed
         self._show = show
         self._connect = connect
-        self._carrier: Carrier | None = None
+        self._carrier: ClientStream | None = None
         self._stop = threading.Event()
         self.seat: Seat | None = None
         self._was_greeted = False  # in any life
-        self._tries = Tries(server, retry_s, LONGEST_S)
+        self._tries = Tries(server, retry_s, LONGEST_RETRY_S)
         self._opened_at = 0.0
         self._brought = False  # this stream brought more than a Welcome
         self._slow = False  # the link was seen to be
@@ -181,7 +181,7 @@ class Runner:
         check_welcome(welcome)
         config = RunConfig.from_json(welcome.config)
         self._limits.set_threads(config)
-        give_back_code()  # that the start has read
+        drop_clean_pages()  # that the start has read
         seat = take_seat(
             welcome,
             data=self._data,
@@ -195,7 +195,7 @@ class Runner:
         draw, most = config.draw_of(welcome.shard), seat.limit_bytes
         window, tensors = config.client.window, seat.limit_tensors
         self._endpoint.agree(config.codec, most, draw, seat.residuals, window, limit_tensors=tensors)
-        give_back_code()  # that building has read
+        drop_clean_pages()  # that building has read
         seat = replace(seat, data=Counted(seat.data, self._show.batch))
         self.seat = seat
         self._show.seated(welcome, seat)
@@ -285,12 +285,12 @@ class Runner:
                 self._stop.wait(self._tries.fruitless(str(error)))
             except StreamBroken as error:
                 self._close()
-                pause = self._tries.failed(str(error), SOON_S if self._was_greeted else LONGEST_S)
+                pause = self._tries.failed(str(error), SOON_S if self._was_greeted else LONGEST_RETRY_S)
                 self._heed_stop()
                 self._show.waiting(self._server, str(error))
                 self._stop.wait(pause)
 
-    def _greet(self, carrier: Carrier) -> None:
+    def _greet(self, carrier: ClientStream) -> None:
         hello = Hello(
             life=self._life,
             client=self._name,

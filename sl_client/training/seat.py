@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from sl_client.data import Data, load
+from sl_client.data import Data, load_data
 from sl_client.data.identity import data_set_of, looked_at
 from sl_client.data.loader import Loader, make_loader, share
-from sl_client.device.limits import NO_LIMITS, Limits
+from sl_client.device.limits import NO_LIMITS, DeviceLimits
 from sl_common.client.program import Seat
 from sl_common.client.snapshots import Snapshots
 from sl_common.config.run_config import RunConfig
@@ -24,7 +24,7 @@ from sl_common.messages.training import Welcome
 from sl_common.network.builds import builds_of
 from sl_common.network.network import Network
 from sl_common.partition import Indices, Labels
-from sl_common.training.segment import Bank, Segment, Span, no_span
+from sl_common.training.segment import Bank, Segment, SpanFactory, no_span
 
 
 def take_seat(
@@ -32,9 +32,9 @@ def take_seat(
     *,
     data: Path | None,
     allowed: Collection[str] | None,
-    span: Span = no_span,
+    span: SpanFactory = no_span,
     snapshots: Snapshots | None = None,
-    limits: Limits = NO_LIMITS,
+    limits: DeviceLimits = NO_LIMITS,
     sole: bool = False,
     device: str = "cpu",
 ) -> Seat:
@@ -90,7 +90,7 @@ def _batches(
         whole.append(labels)
         return np.union1d(mine(labels), looked_at(labels))
 
-    found = load(config.data.name, data, allowed, pick if sole else None)
+    found = load_data(config.data.name, data, allowed, pick if sole else None)
     _check(found, config)
     labels = found.train[1].numpy() if found.held is None else whole[0]
     data_set = data_set_of(found, labels, own=not config.sharded)
@@ -112,7 +112,7 @@ def _batches(
 
 
 def _modules(
-    config: RunConfig, welcome: Welcome, allowed: Collection[str] | None, limits: Limits
+    config: RunConfig, welcome: Welcome, allowed: Collection[str] | None, limits: DeviceLimits
 ) -> tuple[dict[str, nn.Module], Network]:
     """The parts that this client holds, if they fit, and the network, which without the rest still knows the run's largest message."""
     limits.check(config)

@@ -17,7 +17,7 @@ _LAST = 0  # in place of a checkpoint's number: after the last wave
 _SNAPSHOTS = "snapshot-*.tree"
 _HASH = 16  # characters
 _RUN = f"{'?' * _HASH}-{'?' * _HASH}"  # folders of runs: whose, and which
-RUNS = 16  # of one client, whose folders are kept
+KEPT_RUNS = 16  # of one client, whose folders are kept
 FOLDERS = 256  # of runs, in all: a server may give other names, too
 
 
@@ -56,7 +56,9 @@ class Past:
             if removed and not self._told:
                 self._told = True
                 runs = "run that was" if removed == 1 else "runs that were"
-                warn(f"--state {self._folder}: removed {removed} {runs} used longest ago; {RUNS} of a client are kept")
+                warn(
+                    f"--state {self._folder}: removed {removed} {runs} used longest ago; {KEPT_RUNS} of a client are kept"
+                )
         return find_past(self._folder, run, client, warn)
 
     def forget(self, run: str) -> None:
@@ -92,7 +94,7 @@ def _make_room(folder: Path, current: Path) -> int:
     used_at = {where: _used_at(where) for where in folder.glob(_RUN) if where != current}
     newest_first = sorted(used_at, key=lambda where: used_at[where], reverse=True)
     own = [where for where in newest_first if where.name[:_HASH] == current.name[:_HASH]]
-    return sum(_remove(where) for where in {*own[RUNS - 1 :], *newest_first[FOLDERS - 1 :]})
+    return sum(_remove(where) for where in {*own[KEPT_RUNS - 1 :], *newest_first[FOLDERS - 1 :]})
 
 
 def _used_at(where: Path) -> int:

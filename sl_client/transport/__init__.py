@@ -9,7 +9,7 @@ __getattr__, __all__ = lazy_exports(
     __name__,
     access="Access PLAINTEXT make_access",
     doctor="examine",
-    expiry="watch",
-    stream="Carrier GrpcCarrier StreamBroken no_of",
+    expiry="watch_expiry",
+    stream="ClientStream GrpcCarrier StreamBroken no_of",
     tries="Tries",
 )

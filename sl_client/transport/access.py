@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 
-from sl_client.transport.proxy import Proxy, Unusable, channel_options, find, ways_around
+from sl_client.transport.proxy import Proxy, Unusable, channel_options, find_proxy, ways_around
 from sl_client.transport.tls import Tls, speaks_tls
 from sl_common.errors import ConfigError, Refused
 from sl_common.exits import is_loopback
@@ -91,7 +91,7 @@ def make_access(
 def _proxy(server: str, environment: Mapping[str, str]) -> tuple[Proxy | None, tuple[str, ...]]:
     """The proxy that the environment asks for, and what to say of one that cannot be used."""
     try:
-        return find(server, environment), ()
+        return find_proxy(server, environment), ()
     except Unusable as error:
         return None, (f"{error}; {server} is reached directly",)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from sl_client.transport.access import Access
-from sl_client.transport.stream import OPTIONS
+from sl_client.transport.stream import CHANNEL_OPTIONS
 from sl_client.transport.tls import Tls, own_certificate
 from sl_common import __version__
 from sl_common.errors import CutlayerError, PeerLost, Refused, WireError
@@ -53,7 +53,7 @@ def examine(server: str, access: Access, *, as_json: bool) -> None:
         found["proxy"] = f"{access.proxy} of {access.proxy.variable}"
     if access.cautions:
         found["caution"] = " ".join(access.cautions)
-    with access.channel(server, OPTIONS) as channel:
+    with access.channel(server, CHANNEL_OPTIONS) as channel:
         try:
             _measure(channel, access, found)
         except grpc.RpcError as error:
@@ -132,6 +132,6 @@ def _pings(channel: grpc.Channel, access: Access, sizes: list[tuple[int, int]]) 
         answer = next(answers, None)
         if answer is None:
             raise WireError("the server ended the probe before it had answered every ping")
-        pong = probe.read(answer)
+        pong = probe.read_pong(answer)
         yield pong, time.perf_counter() - started
     asks.put(None)

@@ -34,7 +34,7 @@ def of_server(server: str, tls: Tls, now: float) -> list[str]:
     return [f"the certificate of {server} {left_in_words(seen[0].ends, now)}: its operator has to renew it"]
 
 
-def watch(server: str, tls: Tls, warn: Callable[[str], None], joined: Callable[[], bool]) -> threading.Thread:
+def watch_expiry(server: str, tls: Tls, warn: Callable[[str], None], joined: Callable[[], bool]) -> threading.Thread:
     """Warn of the files now, of the server when this client has joined, and of all of them each day, from a thread."""
     for text in of_files(tls, time.time()):
         warn(text)

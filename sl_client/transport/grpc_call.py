@@ -27,7 +27,7 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 Metadata = tuple[tuple[str, str], ...]
 
 
-class Call(Protocol):
+class ClientCall(Protocol):
     """One thread sends and takes; any thread may cancel."""
 
     outgoing: Outgoing  # frames that were sent and wait for the transport
@@ -53,15 +53,15 @@ class Call(Protocol):
         ...
 
 
-def open_call(channel: grpc.Channel, method: str, metadata: Metadata) -> Call:
+def open_call(channel: grpc.Channel, method: str, metadata: Metadata) -> ClientCall:
     """A new stream of messages that are bytes."""
     try:
-        return PolledCall(channel, method, metadata)
+        return DirectCall(channel, method, metadata)
     except (AttributeError, TypeError):  # other names, or other arguments
-        return SpunCall(channel, method, metadata)
+        return ThreadedCall(channel, method, metadata)
 
 
-class SpunCall:
+class ThreadedCall:
     """The public way: grpcio's threads carry messages in and out."""
 
     def __init__(self, channel: grpc.Channel, method: str, metadata: Metadata) -> None:
@@ -117,7 +117,7 @@ class CallEnded(grpc.RpcError):  # type: ignore[misc]
         return self._status.trailing_metadata()
 
 
-class PolledCall:
+class DirectCall:
     """The direct way. Whoever holds the turn waits for the call's events: the thread that takes frames, or, while frames lie behind one that
     is still on its way and nobody takes any, a helper."""
 

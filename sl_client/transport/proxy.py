@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 from sl_common.addresses import joined
 from sl_common.exits import is_loopback
 
-VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # HTTP_PROXY and ALL_PROXY are not gRPC's
+PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # HTTP_PROXY and ALL_PROXY are not gRPC's
 EXEMPTIONS = ("no_grpc_proxy", "no_proxy", "NO_PROXY")  # the last is not gRPC's, but goes around a proxy, which is safe
 DIRECT = (("grpc.enable_http_proxy", 0), ("grpc.address_http_proxy_enabled_addresses", ""))  # options of a channel
 _DEFAULT_PORT = 443  # of a proxy, in gRPC
@@ -76,9 +76,9 @@ class Proxy:
         return line
 
 
-def find(server: str, environment: Mapping[str, str]) -> Proxy | None:
+def find_proxy(server: str, environment: Mapping[str, str]) -> Proxy | None:
     """The proxy through which a connection to `server` (HOST:PORT) goes. Raises Unusable if the one that is named cannot be used."""
-    variable = next((name for name in VARIABLES if name in environment), None)
+    variable = next((name for name in PROXY_VARIABLES if name in environment), None)
     if variable is None or not environment[variable].strip():  # set to nothing: none, whatever the next one says
         return None
     host, _, port = server.rpartition(":")

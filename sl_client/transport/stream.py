@@ -13,9 +13,9 @@ from sl_common.errors import AGAIN, Refused
 from sl_common.wire.endpoint import MAX_CHUNK
 from sl_common.wire.greeting import REFUSED_BY
 
-SERVICE = "/sl.v1.SplitLearning"
+SERVICE_PATH = "/sl.v1.SplitLearning"
 MAX_MESSAGE = 2 * MAX_CHUNK
-OPTIONS = (
+CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
     ("grpc.http2.max_frame_size", 1 << 21),  # a chunk in one HTTP/2 frame
@@ -41,7 +41,7 @@ class RefusedForNow(StreamBroken):
         self.code = code
 
 
-class Carrier(Protocol):
+class ClientStream(Protocol):
     """One stream. A broken one raises StreamBroken from `receive`; `send` never blocks. Opening one may raise ConfigError."""
 
     def send(self, frame: SupportsBytes) -> None:
@@ -75,9 +75,9 @@ class GrpcCarrier:
     def __init__(self, server: str, access: Access = PLAINTEXT, *, call: Literal["Train", "Infer"] = "Train") -> None:
         self._server = server
         self._access = access
-        self._channel = access.channel(server, OPTIONS)
+        self._channel = access.channel(server, CHANNEL_OPTIONS)
         self._answered = False
-        self._call = open_call(self._channel, f"{SERVICE}/{call}", access.metadata)
+        self._call = open_call(self._channel, f"{SERVICE_PATH}/{call}", access.metadata)
 
     def send(self, frame: SupportsBytes) -> None:
         """Hand a frame to the stream."""

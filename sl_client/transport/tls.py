@@ -19,7 +19,7 @@ import grpc
 
 from sl_client.transport.proxy import Proxy, open_line
 from sl_common.errors import ConfigError
-from sl_common.host.files import MAX_KEY, MAX_PAPER, read_bounded
+from sl_common.host.files import MAX_KEY_FILE, MAX_PAPER, read_bounded
 
 _TIMEOUT_S = 3.0
 _CONFIRM_S = 0.5  # a server that is just going down closes connections too: only twice is no accident
@@ -206,7 +206,7 @@ def _date(seconds: float) -> str:
 
 def _read(option: str, path: Path) -> bytes:
     try:
-        return read_bounded(path, MAX_KEY if option == "--key" else MAX_PAPER).removeprefix(BOM_UTF8)
+        return read_bounded(path, MAX_KEY_FILE if option == "--key" else MAX_PAPER).removeprefix(BOM_UTF8)
     except OSError as error:
         raise ConfigError(f"{option} {path}: {error.strerror or error}") from error
 

@@ -40,12 +40,12 @@ from sl_common.messages.training import (
     ToServer,
     Welcome,
 )
-from sl_common.protocol import Await, AwaitAligned, Draws, Tally
+from sl_common.protocol import Await, AwaitAligned, Draws, WaveTally
 from sl_common.training.segment import Bank, Tree
 
 
 @dataclass(frozen=True, slots=True)
-class Next:
+class AwaitServer:
     """Wait for the server's next word that is not a reply to a batch."""
 
 
@@ -60,8 +60,8 @@ class Window:
     batches: int
 
 
-Wish = Smashed | Await | AwaitAligned | Alive  # what happens within a wave
-Life = Generator[ToServer | Await | AwaitAligned | Next | Window, Any, None]
+WaveYield = Smashed | Await | AwaitAligned | Alive  # what happens within a wave
+ClientProgram = Generator[ToServer | Await | AwaitAligned | AwaitServer | Window, Any, None]
 
 
 class Batches(Protocol):
@@ -148,7 +148,7 @@ class Seat:
         if begin.checkpoint:
             self.snapshots.keep(begin.checkpoint, self.snapshot)
 
-    def wave(self, begin: Begin) -> Generator[Wish, Any, Done]:
+    def wave(self, begin: Begin) -> Generator[WaveYield, Any, Done]:
         """One wave, from its weights to its Done."""
         self._heed_checkpoints(begin)
         self.load(begin)
@@ -161,7 +161,7 @@ class Seat:
         for part, state in begin.weights.items():
             self.bank.get(part).load(state, part)
 
-    def done(self, begin: Begin, tally: Tally) -> Done:
+    def done(self, begin: Begin, tally: WaveTally) -> Done:
         """What is said after a wave."""
         return Done(
             round=begin.round,
@@ -173,7 +173,7 @@ class Seat:
             digests={} if begin.evaluate else {part: self.bank.get(part).digest() for part in self.bank.parts},
         )
 
-    def _train(self, begin: Begin) -> Generator[Wish, Any, Tally]:
+    def _train(self, begin: Begin) -> Generator[WaveYield, Any, WaveTally]:
         client = self.config.client
         for part in self.bank.parts:
             own = client.aux_optimizer if part == "aux" else None
@@ -183,7 +183,7 @@ class Seat:
         exchange = self.config.protocol.learner.train(self.bank, batches, begin.directive, draws)
         return (yield from _placed(exchange, begin))
 
-    def _evaluate(self, begin: Begin) -> Generator[Smashed, Any, Tally]:
+    def _evaluate(self, begin: Begin) -> Generator[Smashed, Any, WaveTally]:
         lower = self.bank.get("lower")
         steps = samples = 0
         for batch in self.data.evaluate(begin.slice, begin.slices, begin.samples):
@@ -198,17 +198,17 @@ class Seat:
                 needs_grad=False,
             )
             steps, samples = steps + 1, samples + len(batch.y)
-        return Tally(steps=steps, samples=samples)
+        return WaveTally(steps=steps, samples=samples)
 
 
-def _placed(exchange: Generator[Wish, Any, Tally], begin: Begin) -> Generator[Wish, Any, Tally]:
+def _placed(exchange: Generator[WaveYield, Any, WaveTally], begin: Begin) -> Generator[WaveYield, Any, WaveTally]:
     """A learner does not know in which round it is; its batches do."""
     answer: Any = None
     while True:
         try:
             op = exchange.send(answer)
         except StopIteration as stop:
-            tally: Tally = stop.value
+            tally: WaveTally = stop.value
             return tally
         if isinstance(op, Smashed):
             op = Smashed(
@@ -223,14 +223,14 @@ def _placed(exchange: Generator[Wish, Any, Tally], begin: Begin) -> Generator[Wi
         answer = yield op
 
 
-def participate(take_seat: Callable[[Welcome], Seat]) -> Life:
+def participate(take_seat: Callable[[Welcome], Seat]) -> ClientProgram:
     """Everything a client does, from Welcome until the server says Bye."""
-    seat = take_seat(check_welcome((yield Next())))
+    seat = take_seat(check_welcome((yield AwaitServer())))
     yield Window(seat.config.client.window)
     ready = seat.ready
     yield ready
     while True:
-        begin = check_begin((yield Next()), seat.config, ready, seat.bank.parts)
+        begin = check_begin((yield AwaitServer()), seat.config, ready, seat.bank.parts)
         try:
             done = yield from seat.wave(begin)
         except TooLate:
@@ -241,9 +241,9 @@ def participate(take_seat: Callable[[Welcome], Seat]) -> Life:
 class Flow:
     """Runs a life: out come messages until it must wait, in go the server's. One reply for each batch, by its step."""
 
-    def __init__(self, life: Life) -> None:
+    def __init__(self, life: ClientProgram) -> None:
         self._life = life
-        self._op: ToServer | Await | AwaitAligned | Next | Window = next(life)
+        self._op: ToServer | Await | AwaitAligned | AwaitServer | Window = next(life)
         self._window = 1
         self._words: deque[ToClient] = deque()
         self._under_way: dict[int, Expected] = {}  # step -> what the reply must be
@@ -259,7 +259,7 @@ class Flow:
             match self._op:
                 case Await(ticket) if ticket in self._replies:
                     self._go_on(self._replies.pop(ticket))
-                case Next() if self._words:
+                case AwaitServer() if self._words:
                     word = self._words.popleft()
                     self._go_on(word)
                     if isinstance(word, Begin):
@@ -268,7 +268,7 @@ class Flow:
                 case AwaitAligned() if self._aligned is not None:
                     aligned, self._aligned = self._aligned, None
                     self._go_on(aligned)
-                case Await() | AwaitAligned() | Next():
+                case Await() | AwaitAligned() | AwaitServer():
                     return
                 case Window(batches):
                     self._window = batches
@@ -323,7 +323,7 @@ class Flow:
         if self._wave not in self._late:
             return
         self._late.clear()
-        if not isinstance(self._op, Next):
+        if not isinstance(self._op, AwaitServer):
             self._op = self._life.throw(TooLate())
         self._under_way.clear()
         self._replies.clear()

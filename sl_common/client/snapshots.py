@@ -11,7 +11,7 @@ from collections.abc import Callable
 from sl_common.errors import WireError
 from sl_common.training.segment import Tree
 
-KEPT = 2  # the newest, and the one before it, in case the server's newest is damaged
+KEPT_SNAPSHOTS = 2  # the newest, and the one before it, in case the server's newest is damaged
 
 
 class Snapshots:
@@ -43,7 +43,7 @@ class Snapshots:
             return
         self._kept[number] = snapshot()
         self._save(number, self._kept[number])
-        for old in self.numbers[:-KEPT]:
+        for old in self.numbers[:-KEPT_SNAPSHOTS]:
             self._forget(old)
 
     def wave_over(self, snapshot: Callable[[], Tree]) -> None:

@@ -15,7 +15,7 @@ from sl_common.codec.identity import Identity
 from sl_common.codec.kinds import AnyLossy
 from sl_common.codec.mask import Mask
 from sl_common.codec.masked import Masked
-from sl_common.codec.packed import Coding, Direction, Layout, Packed, Scheme
+from sl_common.codec.packed import Coding, Layout, LinkRole, Packed, Scheme
 from sl_common.codec.randtopk import RandTopK
 from sl_common.codec.topk import TopK
 from sl_common.codec.uniform import Uniform
@@ -29,13 +29,13 @@ __all__ = [
     "Codec",
     "Coding",
     "Deflate",
-    "Direction",
     "Feedback",
     "Float8",
     "Float16",
     "Identity",
     "Layout",
     "Link",
+    "LinkRole",
     "Mask",
     "Masked",
     "Packed",
@@ -79,7 +79,7 @@ class Link(Value):
             raise ValueError("kind 'feedback' is for down and state: activations are of other samples each time")
         return codec
 
-    def agreed(self, direction: Direction, layout: Layout) -> Scheme:
+    def agreed(self, direction: LinkRole, layout: Layout) -> Scheme:
         """The codec for a received tensor; raises WireError if the peer used another one than this run says."""
         scheme: Scheme = getattr(self, direction) if is_real(layout.dtype) else _EXACT
         if direction == "state" and layout.codec == _EXACT.kind:
@@ -89,7 +89,7 @@ class Link(Value):
         scheme.check(layout)
         return scheme
 
-    def chosen(self, direction: Direction, x: Tensor) -> Scheme:
+    def chosen(self, direction: LinkRole, x: Tensor) -> Scheme:
         """The codec for a tensor that is to be sent."""
         scheme: Scheme = getattr(self, direction)
         if not is_real(x.dtype) or (direction == "state" and scheme.kind != _EXACT.kind and not is_within(x, SANE)):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Bytes = NDArray[np.uint8]
+ByteArray = NDArray[np.uint8]
 BLOCK = 1 << 16  # codes worked on at a time, so that what lies between two passes stays in the cache
 
 
@@ -17,7 +17,7 @@ def packed_nbytes(count: int, bits: int) -> int:
     return (count * bits + 7) // 8
 
 
-def pack(codes: Bytes, bits: int) -> Bytes:
+def pack(codes: ByteArray, bits: int) -> ByteArray:
     """(n,) codes below 2^bits -> ⌈n·bits/8⌉ bytes; the bits beyond the last code are 0."""
     if bits == 8:
         return codes
@@ -36,7 +36,7 @@ def pack(codes: Bytes, bits: int) -> Bytes:
     return out
 
 
-def _fold(codes: Bytes, bits: int) -> Bytes:
+def _fold(codes: ByteArray, bits: int) -> ByteArray:
     """(8·n,) codes -> (n, bits) bytes: neighbours move together, two, then four, then all eight of a 64-bit word."""
     if bits == 2:  # four codes meet in the highest byte of a product
         return (codes.view("<u4") * np.uint32(0x01041040)).view(np.uint8)[3::4].reshape(-1, bits)
@@ -66,7 +66,7 @@ def _codes_of_byte(bits: int) -> NDArray[np.unsignedinteger[Any]]:
     return codes.astype(np.uint8).view("<u4" if bits == 2 else "<u2").reshape(-1)
 
 
-def unpack(data: Bytes, bits: int, count: int) -> Bytes:
+def unpack(data: ByteArray, bits: int, count: int) -> ByteArray:
     """The first `count` codes that `pack` packed; there may be more bytes."""
     data = data[: packed_nbytes(count, bits)]
     if bits == 8:

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sl_common.codec.bits import BLOCK, Bytes
+from sl_common.codec.bits import BLOCK, ByteArray
 from sl_common.codec.float8_search import search, widest_bias
 from sl_common.codec.numbers import Floats, checked, extremes, flat, look_up, table_of
 from sl_common.codec.packed import Coding, Layout, Packed, make_layout
@@ -119,7 +119,7 @@ def _values(bits: int, bias: int) -> NDArray[np.float64]:
 # --- codes
 
 
-def _codes(values: Floats, bits: int, bias: int, top: int) -> Bytes:
+def _codes(values: Floats, bits: int, bias: int, top: int) -> ByteArray:
     """The codes of finite values; from a table by the upper half of each float32 where that is exact and worth it."""
     normal = 1 - bias - (7 - bits) >= -126 - 5  # upper halves resolve the format's smallest steps
     if values.dtype != np.float32 or len(values) < _TABLE_FROM or not normal:
@@ -139,14 +139,14 @@ def _codes(values: Floats, bits: int, bias: int, top: int) -> Bytes:
 
 
 @lru_cache(maxsize=128)
-def _encoding(bits: int, bias: int, top: int) -> Bytes:
+def _encoding(bits: int, bias: int, top: int) -> ByteArray:
     """The code of each float32 by its upper 16 bits: sign, exponent, 7 bits, of which 5 + 2 suffice to round to odd and then right."""
     halves = np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)
     finite = np.nan_to_num(halves.view(np.float32), nan=0.0)
     return _rounded(finite.astype(np.float64), bits, bias, top)
 
 
-def _rounded(values: NDArray[np.float64], bits: int, bias: int, top: int) -> Bytes:
+def _rounded(values: NDArray[np.float64], bits: int, bias: int, top: int) -> ByteArray:
     """The codes by arithmetic."""
     magnitudes = np.abs(values)
     mantissa_bits = 7 - bits

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from sl_common.codec.bits import BLOCK, Bytes, pack, packed_nbytes, unpack
+from sl_common.codec.bits import BLOCK, ByteArray, pack, packed_nbytes, unpack
 from sl_common.codec.numbers import checked, extremes, flat32, from_float32
 from sl_common.codec.packed import Coding, Layout, Packed, make_layout
 from sl_common.codec.select import Positions, Scope, kept_of, largest, rows_of
@@ -77,7 +77,7 @@ class Mask(Value):
         layout = make_layout(self.kind, x, len(body), _PARAMS.pack(k, signed))
         return Packed(layout=layout, data=body.data)
 
-    def _codes(self, magnitudes: NDArray[np.float32], smallest: NDArray[np.float32]) -> Bytes:
+    def _codes(self, magnitudes: NDArray[np.float32], smallest: NDArray[np.float32]) -> ByteArray:
         """(R, d), (R,) -> (R·d,) codes below L."""
         rows, width = magnitudes.shape
         codes = np.empty((rows, width), np.uint8)
@@ -130,7 +130,7 @@ class Mask(Value):
             np.negative(out, out=out, where=negative.view(np.bool_))
         return from_float32(out, layout)
 
-    def _wide(self, codes: Bytes, smallest: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    def _wide(self, codes: ByteArray, smallest: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """(R, d) codes, (R,) thresholds -> (R, d) values, one row after another."""
         table = np.zeros(256, np.float32)
         for row in range(len(codes)):
@@ -139,7 +139,7 @@ class Mask(Value):
                 here = np.s_[row, start : start + BLOCK]
                 np.take(table, codes[here], out=out[here], mode="clip")
 
-    def _narrow(self, codes: Bytes, smallest: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    def _narrow(self, codes: ByteArray, smallest: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """The same where rows are many and short: as many at once as the cache holds, since a peer chooses how many there are."""
         step = max(1, BLOCK >> max(self.b, 3))
         for top in range(0, len(codes), step):
@@ -154,7 +154,7 @@ class Mask(Value):
         tables[:, :highest] = np.arange(highest) * smallest.astype(np.float64)[:, None] / highest
         return tables
 
-    def _marked(self, codes: Bytes, rows: int, width: int, k: int) -> Positions:
+    def _marked(self, codes: ByteArray, rows: int, width: int, k: int) -> Positions:
         at = np.flatnonzero(codes == (1 << self.b) - 1)
         if len(at) != rows * k or (at.reshape(rows, k) // width != np.arange(rows)[:, None]).any():
             raise WireError(

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sl_common.codec.bits import Bytes, unpack
+from sl_common.codec.bits import ByteArray, unpack
 from sl_common.codec.packed import Buffer, Layout
 from sl_common.errors import Diverged, WireError
 from sl_common.kinds import is_real
@@ -65,14 +65,14 @@ def look_up(table: Tensor, data: Buffer, bits: int, layout: Layout) -> Tensor:
     return torch.frombuffer(out, dtype=layout.dtype).view(layout.shape)
 
 
-def _gather(entries: Words, codes: Bytes, out: Words) -> None:
+def _gather(entries: Words, codes: ByteArray, out: Words) -> None:
     full = np.zeros(256, entries.dtype)
     full[: len(entries)] = entries
     for start in range(0, len(codes), _BLOCK):
         np.take(full, codes[start : start + _BLOCK], out=out[start : start + _BLOCK], mode="clip")
 
 
-def _gather_pairs(entries: Words, codes: Bytes, out: Words) -> None:
+def _gather_pairs(entries: Words, codes: ByteArray, out: Words) -> None:
     """Two codes at a time: half as many look-ups, in a table that fits the second-level cache."""
     wide = _WORDS[2 * entries.itemsize]
     pairs = np.empty((256, 256, 2), entries.dtype)  # [second code, first code]

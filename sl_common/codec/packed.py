@@ -104,7 +104,7 @@ class Scheme(Protocol):
         ...
 
 
-Direction = Literal["up", "down", "state"]
+LinkRole = Literal["up", "down", "state"]
 
 
 def make_layout(kind: str, x: Tensor, nbytes: int, params: bytes = b"") -> Layout:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sl_common.codec.bits import Bytes, packed_nbytes
+from sl_common.codec.bits import ByteArray, packed_nbytes
 from sl_common.codec.numbers import checked, from_float32
 from sl_common.codec.packed import Layout, Packed, make_layout
 from sl_common.codec.select import Positions
@@ -29,7 +29,7 @@ def value_nbytes(precision: Precision) -> int:
     return 4 if precision == "float32" else 2
 
 
-def write_values(values: NDArray[np.float32], precision: Precision) -> tuple[Bytes, NDArray[np.float32]]:
+def write_values(values: NDArray[np.float32], precision: Precision) -> tuple[ByteArray, NDArray[np.float32]]:
     """The bytes of values, and the values as they will arrive."""
     if precision == "float32":
         return np.ascontiguousarray(values).view(np.uint8), values
@@ -37,7 +37,7 @@ def write_values(values: NDArray[np.float32], precision: Precision) -> tuple[Byt
     return half.view(np.uint8), half.astype(np.float32)
 
 
-def read_values(kind: str, body: Bytes, count: int, precision: Precision) -> tuple[NDArray[np.float32], Bytes]:
+def read_values(kind: str, body: ByteArray, count: int, precision: Precision) -> tuple[NDArray[np.float32], ByteArray]:
     """(`count` values, the bytes after them). Raises WireError if one is not finite."""
     end = count * value_nbytes(precision)
     values = body[:end].view("<f4" if precision == "float32" else "<f2").astype(np.float32, copy=False)
@@ -60,7 +60,7 @@ def _is_bitmap(rows: int, width: int, k: int) -> bool:
     return packed_nbytes(rows * width, 1) <= packed_nbytes(rows * k, index_bits(width))
 
 
-def write_positions(at: Positions, rows: int, width: int, k: int) -> Bytes:
+def write_positions(at: Positions, rows: int, width: int, k: int) -> ByteArray:
     """Ascending positions in the flattened rows, k in each."""
     if _is_bitmap(rows, width, k):
         plane = np.zeros(rows * width, np.uint8)
@@ -71,7 +71,7 @@ def write_positions(at: Positions, rows: int, width: int, k: int) -> Bytes:
     return np.packbits(bits.reshape(-1), bitorder="little")
 
 
-def _read_indices(data: Bytes, count: int, bits: int) -> Positions:
+def _read_indices(data: ByteArray, count: int, bits: int) -> Positions:
     """(count,) numbers of so many bits each; some at a time, since 64 bytes of scratch go with each."""
     found = np.empty(count, np.intp)
     for start in range(0, count, _AT_ONCE):
@@ -84,7 +84,7 @@ def _read_indices(data: Bytes, count: int, bits: int) -> Positions:
     return found
 
 
-def read_positions(kind: str, data: Bytes, rows: int, width: int, k: int) -> Positions:
+def read_positions(kind: str, data: ByteArray, rows: int, width: int, k: int) -> Positions:
     """The positions again. Raises WireError unless there are k in each row, ascending and inside it."""
     if _is_bitmap(rows, width, k):
         at = np.flatnonzero(np.unpackbits(data, count=rows * width, bitorder="little"))

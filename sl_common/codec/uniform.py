@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sl_common.codec.bits import BLOCK, Bytes, pack, packed_nbytes
+from sl_common.codec.bits import BLOCK, ByteArray, pack, packed_nbytes
 from sl_common.codec.numbers import Floats, checked, extremes, flat, largest_of, look_up, table_of
 from sl_common.codec.packed import Coding, Layout, Packed, make_layout
 from sl_common.errors import WireError
@@ -49,7 +49,7 @@ class Uniform(Value):
         layout = make_layout(self.kind, x, len(data), _params(x.dtype).pack(low, high))
         return Packed(layout=layout, data=data.data)
 
-    def _codes(self, values: Floats, low: float, high: float, coding: Coding) -> Bytes:
+    def _codes(self, values: Floats, low: float, high: float, coding: Coding) -> ByteArray:
         steps = (1 << self.bits) - (1 if self.point == "ends" else 0)
         draw = numpy_generator(*coding.draw) if self.rounding == "stochastic" else None
         if values.dtype == np.float32 and max(-low, high) < _SANE and high - low > 1 / _SANE:
@@ -58,7 +58,7 @@ class Uniform(Value):
         wide, low, high = values.astype(np.float64) * half, low * half, high * half
         return self._levels((wide - low) / (high - low), np.float64(0), 1.0, np.float64(steps), draw)
 
-    def _levels(self, values: Floats, low: Any, high: float, scale: Any, draw: np.random.Generator | None) -> Bytes:
+    def _levels(self, values: Floats, low: Any, high: float, scale: Any, draw: np.random.Generator | None) -> ByteArray:
         """(x − low)·scale, made whole."""
         codes = np.empty(len(values), np.uint8)
         scratch = np.empty(min(BLOCK, len(values)), values.dtype)

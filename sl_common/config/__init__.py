@@ -9,5 +9,5 @@ __getattr__, __all__ = lazy_exports(
     __name__,
     overrides="split_overrides",
     presets="PRESETS",
-    run_config="Budget Guard KNOWN_DATA KnownData MAX_CLIENTS RunConfig Wave check_device",
+    run_config="Budget Guard KNOWN_DATA KnownData MAX_CLIENTS RunConfig WaveConfig check_device",
 )

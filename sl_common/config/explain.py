@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 Path = Sequence[str | int]
 MAX_TOLD = 20  # keys that are explained; a configuration with more of them wrong has something else wrong
-MAX_KEY = 80  # characters
+MAX_SHOWN_KEY = 80  # characters
 _WORD = 64  # characters of a word that is compared with those that are known
 
 
@@ -91,7 +91,7 @@ def _written(path: Path, raw: object) -> list[str]:
 def _key(part: str | int) -> str:
     """A key as text; quoted, and cut, where it is none that a person would write: the file may be another machine's."""
     text = str(part)
-    return text if text.isprintable() and len(text) <= MAX_KEY else f"{text!r:.{MAX_KEY}}"
+    return text if text.isprintable() and len(text) <= MAX_SHOWN_KEY else f"{text!r:.{MAX_SHOWN_KEY}}"
 
 
 @cache

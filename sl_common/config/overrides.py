@@ -14,14 +14,14 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from sl_common.bounded import check, load_toml
+from sl_common.bounded import check_bounds, load_toml
 from sl_common.errors import ConfigError
 
-Table = Mapping[str, Any]
+TomlTable = Mapping[str, Any]
 _CLOSING = {"{": "}", "[": "]", '"': '"', "'": "'"}
 
 
-def deep_merge(base: Table, over: Table) -> dict[str, Any]:
+def deep_merge(base: TomlTable, over: TomlTable) -> dict[str, Any]:
     """`over` wins key by key; a table with another `kind` replaces the one below it instead of merging into it."""
     merged = dict(base)
     for key, value in over.items():
@@ -33,14 +33,14 @@ def deep_merge(base: Table, over: Table) -> dict[str, Any]:
     return merged
 
 
-def _merges(below: Table, over: Table) -> bool:
+def _merges(below: TomlTable, over: TomlTable) -> bool:
     return "kind" not in below or "kind" not in over or below["kind"] == over["kind"]
 
 
 # --- unions: fields whose table has a `kind`
 
 
-def spell_out(raw: Table, *models: type[BaseModel]) -> dict[str, Any]:
+def spell_out(raw: TomlTable, *models: type[BaseModel]) -> dict[str, Any]:
     """Put the table where a word stands for it: `up = "float8"` becomes `up = { kind = "float8" }`.
 
     `models`: what the table may be, of which its `kind` is not known yet.
@@ -56,7 +56,7 @@ def spell_out(raw: Table, *models: type[BaseModel]) -> dict[str, Any]:
     return done
 
 
-def complete(raw: Table, model: type[BaseModel]) -> dict[str, Any]:
+def complete(raw: TomlTable, model: type[BaseModel]) -> dict[str, Any]:
     """Lay a union's table without a `kind` over the default of its field, where that has one."""
     done = dict(raw)
     for name, value in raw.items():
@@ -65,7 +65,7 @@ def complete(raw: Table, model: type[BaseModel]) -> dict[str, Any]:
             continue
         members = _members(field)
         kinds = {kind: member for member in members for kind in _kinds(member)}
-        table: Table = value
+        table: TomlTable = value
         default = field.get_default(call_default_factory=True)
         if kinds and "kind" not in table and isinstance(default, BaseModel):
             table = deep_merge(default.model_dump(mode="json"), table)
@@ -119,7 +119,7 @@ def parse_override(text: str) -> dict[str, Any]:
             parsed = load_toml(f"{key} = {json.dumps(value)}")  # a bare word is a string
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"--set {text[:200]!r}: {str(error)[:200]}") from error
-    check(parsed)
+    check_bounds(parsed)
     if not _is_one_key(key, parsed):
         raise ConfigError(f"--set {text[:200]!r}: sets another key than {key.strip()!r}; write it as key.subkey=value")
     return parsed

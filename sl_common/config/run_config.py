@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from sl_common.bounded import check, read_json, read_toml
+from sl_common.bounded import check_bounds, read_json, read_toml
 from sl_common.codec import Link
 from sl_common.config.explain import did_you_mean, explain
 from sl_common.config.overrides import complete, deep_merge, parse_override, spell_out
@@ -17,12 +17,12 @@ from sl_common.config.presets import PRESETS
 from sl_common.dealing import Deal, LastBatch
 from sl_common.errors import ConfigError
 from sl_common.imports import is_user_code
-from sl_common.limits import Limits
-from sl_common.partition import Iid, Own, Partition
+from sl_common.limits import PeerLimits
+from sl_common.partition import Iid, OwnData, Partition
 from sl_common.protocol import Average, Averaged, Keep, Protocol
 from sl_common.protocol.align import Alignment
 from sl_common.seeds import Draw
-from sl_common.training.optim import Optimizer, Training
+from sl_common.training.optim import Optimizer, TrainingConfig
 from sl_common.value import Value
 
 Natural = Annotated[int, Field(ge=0)]
@@ -99,7 +99,7 @@ class Model(Value):
         return input
 
 
-class Data(Value):
+class DataConfig(Value):
     """What is trained on, and how it is dealt to the clients."""
 
     name: str = "digits"  # digits, fashion-mnist, or the user's own: "package.module:function" on the client
@@ -116,7 +116,7 @@ class Data(Value):
     max_samples: PositiveInt | None = None
 
 
-class Wave(Value):
+class WaveConfig(Value):
     """How much a client trains in one wave: so many epochs of its data, or so many batches."""
 
     epochs: PositiveInt | None = None
@@ -141,14 +141,14 @@ def check_device(device: str) -> str:
 
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
-Device = Annotated[str, AfterValidator(check_device)]  # auto: a GPU if there is one, on the machine that computes
+DeviceName = Annotated[str, AfterValidator(check_device)]  # auto: a GPU if there is one, on the machine that computes
 
 
-class Client(Training):
+class ClientConfig(TrainingConfig):
     """The clients' segments."""
 
-    device: Device = "auto"  # of every client; the owner of a device has the last word (sl-client run --device)
-    wave: Wave = Wave()
+    device: DeviceName = "auto"  # of every client; the owner of a device has the last word (sl-client run --device)
+    wave: WaveConfig = WaveConfig()
     initial: Literal["shared", "own"] = "shared"  # own: every client's lower segment begins with other weights
     window: Annotated[int, Field(gt=0, le=1024)] = (
         4  # batches that a client may have under way; each of them lies in the server's memory
@@ -180,14 +180,14 @@ class Guard(Value):
         return None if limit == "off" else limit
 
 
-class Server(Training):
+class ServerConfig(TrainingConfig):
     """The head."""
 
     recordings: Budget = Budget()
     guard: Guard = Guard()
-    limits: Limits = Limits()
+    limits: PeerLimits = PeerLimits()
     alignment: Alignment = Alignment()  # of auxiliary networks that the server trains
-    device: Device = "auto"  # of the head: a GPU if there is one; bits are equal only on equal devices
+    device: DeviceName = "auto"  # of the head: a GPU if there is one; bits are equal only on equal devices
     channels_last: bool = False  # the head's images in memory: faster convolutions on most machines, other last bits
     reply_first: bool = True  # before the gradients of the head's large layers are computed; false takes less memory
 
@@ -201,7 +201,7 @@ class Eval(Value):
     )
 
 
-class Metrics(Value):
+class MetricsConfig(Value):
     """What Prometheus is told of a run."""
 
     clients: Natural = 200  # that get series of their own; the others share one
@@ -215,13 +215,13 @@ class RunConfig(Value):
 
     run: Run = Run()
     model: Model = Model()
-    data: Data = Data()
+    data: DataConfig = DataConfig()
     protocol: Protocol = Protocol()
     codec: Link = Link()
-    client: Client = Client()
-    server: Server = Server()
+    client: ClientConfig = ClientConfig()
+    server: ServerConfig = ServerConfig()
     eval: Eval = Eval()
-    metrics: Metrics = Metrics()
+    metrics: MetricsConfig = MetricsConfig()
     preset: str | None = None  # which preset `protocol` started from, for people; [protocol] preset in a file
 
     @model_validator(mode="after")
@@ -302,7 +302,7 @@ class RunConfig(Value):
     @property
     def sharded(self) -> bool:
         """False where every client brings data of its own."""
-        return not isinstance(self.data.partition, Own)
+        return not isinstance(self.data.partition, OwnData)
 
     @property
     def shards(self) -> int:
@@ -367,7 +367,7 @@ class RunConfig(Value):
         for override in overrides:  # first among themselves: a kind and its keys may come in any order
             over = deep_merge(over, spell_out(parse_override(override), cls))
         raw = deep_merge(raw, over)
-        check(raw)
+        check_bounds(raw)
         return _validate(complete(_with_preset(raw), cls))
 
 

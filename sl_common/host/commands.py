@@ -61,7 +61,7 @@ def _told(text: str, code: int, **fields: Any) -> int:
     as_json = wants_json(sys.argv[1:], os.environ)
     if as_json:
         line = log.json_line("error", "error", {"text": text, "code": code} | fields)
-        stream = sys.stderr if sys.stdout is None or "stdout" in output.losses() else sys.stdout
+        stream = sys.stderr if sys.stdout is None or "stdout" in output.dropped_output() else sys.stdout
         with contextlib.suppress(output.OutputFailed):
             stream.write(line + "\n")
     if not as_json or (sys.stderr is not None and sys.stderr.isatty() and not sys.stdout.isatty()):
@@ -69,7 +69,7 @@ def _told(text: str, code: int, **fields: Any) -> int:
     return code
 
 
-def run(app: Callable[..., Any]) -> NoReturn:
+def run_command(app: Callable[..., Any]) -> NoReturn:
     """Run a Typer application as this process."""
     output.hold_descriptors()
     output.install()

@@ -20,7 +20,7 @@ WAYS_OUT = (
     "/etc/security/limits.conf for a user"
 )
 SPENT = (errno.EMFILE, errno.ENFILE)
-AGAIN_S = 600.0  # without a free descriptor it is said again after so long, and not before
+REPEAT_WARNING_S = 600.0  # without a free descriptor it is said again after so long, and not before
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +78,7 @@ class Shortage:
     def met(self) -> None:
         """One was asked for, and there was none."""
         now = self._clock()
-        if self._told is not None and now - self._told < AGAIN_S:
+        if self._told is not None and now - self._told < REPEAT_WARNING_S:
             return
         self._told = now
         self._warn(

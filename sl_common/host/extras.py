@@ -16,7 +16,7 @@ from importlib.metadata import distribution, distributions
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-NAME = "cutlayer"
+DISTRIBUTION = "cutlayer"
 
 
 def how_to_install(extra: str) -> str:
@@ -46,7 +46,7 @@ def _what(extra: str) -> list[str]:
 def _checkout() -> tuple[Path | None, bool]:
     try:
         told = (
-            one.read_text("direct_url.json") for one in distributions(name=NAME)
+            one.read_text("direct_url.json") for one in distributions(name=DISTRIBUTION)
         )  # a clone holds one of its own, without
         url = json.loads(next((text for text in told if text), "{}"))
         folder = Path(unquote(urlsplit(url["url"]).path))
@@ -58,7 +58,7 @@ def _checkout() -> tuple[Path | None, bool]:
 
 def _packages(extra: str) -> list[str]:
     """As the metadata of this installation have them: `pillow>=10; extra == "images"`."""
-    found = [line.partition(";") for line in distribution(NAME).requires or ()]
+    found = [line.partition(";") for line in distribution(DISTRIBUTION).requires or ()]
     wanted = re.compile(rf"""extra\s*==\s*["']{re.escape(extra)}["']""")
     return [requirement.strip() for requirement, _, marker in found if wanted.search(marker)]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 PART = ".part"  # how the name of a file that is not whole yet ends
 MAX_PAPER = 4 << 20  # bytes of certificates, tokens or lists of revoked ones
 # Bytes of a private key: RSA of 16,384 bits has 13,000, and what is longer takes a library long to refuse.
-MAX_KEY = 32 << 10
+MAX_KEY_FILE = 32 << 10
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:

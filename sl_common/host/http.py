@@ -24,16 +24,16 @@ from urllib.parse import urlsplit
 WHOLE_S = 10.0  # as long as a Prometheus waits by default: for a request to come, its answer to be taken and the connection to end
 CONNECTIONS = 32  # at most; one more ends the oldest
 MAX_HEAD = 8192  # bytes of a request's line and headers; a body is not read
-MAX_LINE = 2048  # of them, in the request's line
+MAX_REQUEST_LINE = 2048  # of them, in the request's line
 MAX_REST = 1 << 16  # bytes that are read and thrown away after the answer, so that it is not lost to a reset
 CLOSE_S = 1.0  # for a page that is being made when the server is closed
-AGAIN_S = 0.1  # without new connections, after one could not be taken
+ACCEPT_RETRY_S = 0.1  # without new connections, after one could not be taken
 PLAIN = "text/plain; charset=utf-8"
 _HEAD_ENDS = (b"\r\n\r\n", b"\n\n")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
+class HttpAnswer:
     """A page as it is now. `taken` is called once a peer that asked for it by GET has all of it, as far as the kernel tells."""
 
     body: bytes
@@ -42,7 +42,7 @@ class Answer:
     taken: Callable[[], None] | None = None
 
 
-Page = Callable[[Mapping[str, str]], Answer]  # from the request's headers, whose names are in lower case
+Page = Callable[[Mapping[str, str]], HttpAnswer]  # from the request's headers, whose names are in lower case
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -139,7 +139,7 @@ class HttpServer:
             return
         except OSError:  # no file descriptor is free
             self._selector.unregister(self._listener)
-            self._deaf_until = time.monotonic() + AGAIN_S
+            self._deaf_until = time.monotonic() + ACCEPT_RETRY_S
             return
         if len(self._here) >= self._most:
             self._end(next(iter(self._here)))
@@ -198,10 +198,10 @@ class HttpServer:
 
     # --- what is asked
 
-    def _asked(self, data: bytes) -> tuple[Answer, bool]:
+    def _asked(self, data: bytes) -> tuple[HttpAnswer, bool]:
         """The answer to a request, and whether its body is wanted."""
         line, _, rest = data.partition(b"\n")
-        if len(line) > MAX_LINE:
+        if len(line) > MAX_REQUEST_LINE:
             return _refusal(HTTPStatus.REQUEST_URI_TOO_LONG), True
         if len(data) > MAX_HEAD or not any(end in data for end in _HEAD_ENDS):
             return _refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE), True
@@ -216,7 +216,7 @@ class HttpServer:
         asked = {name.lower(): value for name, value in headers.items()}
         return self._page(method, path, asked), method != "HEAD"
 
-    def _page(self, method: str, path: str, headers: Mapping[str, str]) -> Answer:
+    def _page(self, method: str, path: str, headers: Mapping[str, str]) -> HttpAnswer:
         page = self._pages.get(path)
         if page is None:
             return _refusal(HTTPStatus.NOT_FOUND, f"no such page here; there are {', '.join(self._pages)}")
@@ -229,11 +229,11 @@ class HttpServer:
             return _refusal(HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
-def _refusal(status: HTTPStatus, text: str = "") -> Answer:
-    return Answer(status=status, body=f"{text or status.phrase}\n".encode())
+def _refusal(status: HTTPStatus, text: str = "") -> HttpAnswer:
+    return HttpAnswer(status=status, body=f"{text or status.phrase}\n".encode())
 
 
-def _head(answer: Answer) -> bytes:
+def _head(answer: HttpAnswer) -> bytes:
     lines = [f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}", f"Date: {formatdate(usegmt=True)}"]
     lines += [f"Content-Type: {answer.type}", f"Content-Length: {len(answer.body)}", "Connection: close"]
     if answer.status == HTTPStatus.METHOD_NOT_ALLOWED:

@@ -44,7 +44,7 @@ class _Context:
     host = platform.node()
 
 
-def of_run(name: str | None) -> None:
+def name_run(name: str | None) -> None:
     """Name the run that this process is about, once it is known."""
     _Context.run = name
 
@@ -92,7 +92,7 @@ def _write(line: str) -> None:
         sys.stdout.flush()
 
 
-class Log:
+class CommandLog:
     """One command's records. The newest Log of a process decides how they are shown."""
 
     def __init__(
@@ -124,10 +124,10 @@ def keep_going(*, as_json: bool) -> None:
         if other is not None:
             other.write(line + "\n")
 
-    output.keep_going(tell)
+    output.keep_output_going(tell)
 
 
 def lost_output() -> str | None:
     """Say in words what of this process's output was dropped; None if nothing was."""
-    lost = output.losses()
+    lost = output.dropped_output()
     return "; ".join(f"{name}: {count} lines lost ({why})" for name, (count, why) in lost.items()) or None

@@ -20,9 +20,9 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-MAX_WAITING = 1 << 20  # bytes that wait for a reader that is slow
+MAX_WAITING_OUTPUT = 1 << 20  # bytes that wait for a reader that is slow
 LAST_S = 2.0  # how long the end of a process waits for a reader that takes nothing
-AGAIN_S = 0.5  # a stream that was full or refused is tried again after so long
+WRITE_RETRY_S = 0.5  # a stream that was full or refused is tried again after so long
 ERRORS = "cutlayer.plain"
 STUCK = "nobody reads it"
 _PLAIN = str.maketrans(
@@ -130,7 +130,7 @@ class Output(io.TextIOBase):
                 self._torn = left[count - 1] != ord("\n")
                 left = left[count:]
             except BlockingIOError:  # whoever shares this pipe or terminal made it non-blocking
-                select.select([], [self._handle], [], AGAIN_S)
+                select.select([], [self._handle], [], WRITE_RETRY_S)
 
     # --- of a run
 
@@ -144,7 +144,7 @@ class Output(io.TextIOBase):
                 atexit.register(self.drain)
 
     def _queue(self, data: bytes) -> None:
-        if self._nbytes + len(data) > MAX_WAITING:
+        if self._nbytes + len(data) > MAX_WAITING_OUTPUT:
             self._drop(STUCK)
             return
         self._waiting.append(data)
@@ -221,7 +221,7 @@ def install() -> None:
         setattr(sys, name, _ours[name])
 
 
-def keep_going(tell: Callable[[str, str], None]) -> None:
+def keep_output_going(tell: Callable[[str, str], None]) -> None:
     """Let a run go on whatever becomes of its output; `tell` gets the name of a stream that lost something first, and why."""
     for name, stream in _ours.items():
         stream.keep_going(partial(tell, name))
@@ -233,7 +233,7 @@ def drain() -> None:
         stream.drain()
 
 
-def losses() -> dict[str, tuple[int, str]]:
+def dropped_output() -> dict[str, tuple[int, str]]:
     """Pieces that each stream has dropped and why, for those that dropped any."""
     return {name: (stream.lost, stream.trouble or "") for name, stream in _ours.items() if stream.lost}
 

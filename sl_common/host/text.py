@@ -6,12 +6,12 @@ import os
 
 from sl_common.errors import ConfigError
 
-MAX_LINE = 500  # characters of what a peer wrote
+MAX_PEER_TEXT = 500  # characters of what a peer wrote
 MAX_OURS = 4_000  # characters of a line of our own, which may quote a peer and a path
 MAX_LINES = 200  # of one text
 
 
-def printable(text: object, most: int = MAX_LINE) -> str:
+def printable(text: object, most: int = MAX_PEER_TEXT) -> str:
     """One line without control characters, escape sequences or characters that change the direction of text.
 
     A character that is not printable becomes a space. Beyond `most` characters the text is cut, which an ellipsis says.

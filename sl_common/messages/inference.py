@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sl_common.holdings import Build, Inputs
-from sl_common.tensors import State
+from sl_common.tensors import StateDict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +31,7 @@ class Fetch:
 class Lower:
     """The lower segment."""
 
-    weights: Mapping[str, State]  # {"lower": …}
+    weights: Mapping[str, StateDict]  # {"lower": …}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -50,5 +50,5 @@ class Scores:
     scores: Tensor  # (B, classes), before the softmax
 
 
-Asked = Fetch | Query  # by a client
-Answered = Offer | Lower | Scores  # by the server
+InferenceRequest = Fetch | Query  # by a client
+InferenceReply = Offer | Lower | Scores  # by the server

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sl_common.codec.packed import Packed
 from sl_common.holdings import Build, DataSet
-from sl_common.messages.inference import Answered, Asked, Lower, Query, Scores
-from sl_common.tensors import State
+from sl_common.messages.inference import InferenceReply, InferenceRequest, Lower, Query, Scores
+from sl_common.tensors import StateDict
 
 MOST_LATE = 8  # waves that may go on without a client before it is heard of again; their words wait for it
 WireKind = Literal["smashed", "labels", "gradient", "weights", "eval", "infer", "control"]
@@ -83,7 +83,7 @@ class Done:
     steps: int
     samples: int
     loss_sum: float = 0.0  # over `samples`, where the client computed the loss itself
-    weights: Mapping[str, State] = field(default_factory=dict)
+    weights: Mapping[str, StateDict] = field(default_factory=dict)
     digests: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -127,7 +127,7 @@ class Begin:
     steps: int = 0
     first: int = 0  # number of the wave's first batch since the run began
     lr: float = 0.0
-    weights: Mapping[str, State] = field(default_factory=dict)
+    weights: Mapping[str, StateDict] = field(default_factory=dict)
     upload: tuple[str, ...] = ()
     directive: Directive = Directive()
     slice: int = 0
@@ -154,7 +154,7 @@ class Aligned:
 
     round: int
     wave: int
-    weights: Mapping[str, State]
+    weights: Mapping[str, StateDict]
     before: float  # mean squared error per sample of the estimated cut gradient, in the first epoch
     after: float  # in the last one
 
@@ -250,7 +250,7 @@ class Failed:
 
 ToServer = Ready | Smashed | Done | Alive | Leave
 ToClient = Welcome | Begin | Gradient | Aligned | Late | Bye
-Message = ToServer | ToClient | Asked | Answered
+Message = ToServer | ToClient | InferenceRequest | InferenceReply
 Event = ToServer | Joined | Left | Tick | Aligned | Saved
 Logged = Event | Advanced | Restored | Stopped | Failed
 

@@ -137,7 +137,7 @@ def cut_index(blocks: Sequence[Block], cut: int | str) -> int:
     return cut
 
 
-def split(blocks: Sequence[Block], cut: int | str) -> tuple[nn.Sequential, nn.Sequential]:
+def split_blocks(blocks: Sequence[Block], cut: int | str) -> tuple[nn.Sequential, nn.Sequential]:
     """(lower, head): the modules before and after the cut. Raises ConfigError if the cut is outside the model."""
     index = cut_index(blocks, cut)
     return join(blocks[:index]), join(blocks[index:])

@@ -7,7 +7,7 @@ from sl_common.lazy_exports import lazy_exports
 
 __getattr__, __all__ = lazy_exports(
     __name__,
-    builds="builds_of difference is_release",
+    builds="build_difference builds_of is_release",
     contents="Tie copies ties_of",
     footprint="FACTOR Footprint at_rest footprint_of kept_by nbytes_of trial_of weights_below",
     network="Network auxiliary_fit message_limit trained",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sl_common.config.run_config import RunConfig
-from sl_common.holdings import CLOSE, MAX_PROBE, MAX_TEXT, Build, apart
+from sl_common.holdings import CLOSE, MAX_LAYOUT, MAX_PROBE, Build, apart
 from sl_common.network.network import Network
 from sl_common.seeds import numpy_generator
 from sl_common.training.segment import Alone, buffers_untouched, seeded
@@ -43,9 +43,9 @@ def _build(part: str, module: nn.Module, x: Tensor, alone: Alone) -> Build:
     return Build(
         part=part,
         layout_sha256=hashlib.sha256(layout.encode()).digest(),
-        layout=layout[:MAX_TEXT],
+        layout=layout[:MAX_LAYOUT],
         modules_sha256=hashlib.sha256(modules.encode()).digest(),
-        modules=modules[:MAX_TEXT],
+        modules=modules[:MAX_LAYOUT],
         probe=probe,
     )
 
@@ -115,7 +115,7 @@ def _drawn(name: str, p: Tensor) -> Tensor:
     return numbers.float().mul_(scale).view(p.shape).to(p.dtype)
 
 
-def difference(theirs: Build, ours: Build, *, same_torch: bool, dtype: torch.dtype) -> str:
+def build_difference(theirs: Build, ours: Build, *, same_torch: bool, dtype: torch.dtype) -> str:
     """In what a client's build differs from the server's, in words; nothing if it does not.
 
     Another version of torch may write a module differently: then the outputs decide alone. `dtype`: of the cut.
@@ -142,7 +142,7 @@ def _first_line(theirs: str, ours: str) -> str:
     for one, other in zip_longest(theirs.split("\n"), ours.split("\n")):
         if one != other:
             return f"it has {_shown(one)}, the server's has {_shown(other)}"
-    return f"they differ beyond the first {MAX_TEXT} characters of their descriptions"
+    return f"they differ beyond the first {MAX_LAYOUT} characters of their descriptions"
 
 
 def _shown(line: str | None) -> str:

@@ -21,11 +21,11 @@ from sl_common.network.contents import Tie, check_contents, settle_memory, ties_
 from sl_common.network.trial import initialise, reason_against_halves, try_out, untrained_without_gradient
 from sl_common.protocol.mix import Unmixed
 from sl_common.seeds import seed_of
-from sl_common.tensors import State, all_finite, check_state, constants_of
+from sl_common.tensors import StateDict, all_finite, check_state, constants_of
 from sl_common.training.segment import buffers_untouched, seeded
 
 PARTS = ("lower", "head", "aux")
-SLACK = 1 << 16  # bytes that an encoding may add to a message body
+BODY_SLACK = 1 << 16  # bytes that an encoding may add to a message body
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -167,10 +167,10 @@ def message_limit(z: Tensor, classes: int, weights: int) -> int:
     """The largest body of a message where z (B, *cut) is the largest batch at the cut, and all weights have so many bytes."""
     count = len(z)
     scores = 4 * count * classes  # of a network that is asked
-    return max(z.numel() * z.element_size() + 8 * count, scores, weights) + SLACK
+    return max(z.numel() * z.element_size() + 8 * count, scores, weights) + BODY_SLACK
 
 
-def trained(module: nn.Module, state: State, what: str) -> nn.Module:
+def trained(module: nn.Module, state: StateDict, what: str) -> nn.Module:
     """The module, as it was made, with these weights, in evaluation mode and without gradients. Raises WireError if they do not fit."""
     own = module.state_dict()
     check_state(state, {name: (t.dtype, tuple(t.shape)) for name, t in own.items()}, what, constants_of(own))

@@ -20,7 +20,7 @@ from sl_common.protocol.learner import (
     LocalLoss,
     Split,
     SplitWithLocalLoss,
-    Tally,
+    WaveTally,
 )
 from sl_common.protocol.merge import Average, Handoff, Keep, Merge, Record
 from sl_common.protocol.mix import Arrived, Mixup
@@ -56,8 +56,8 @@ __all__ = [
     "Sequential",
     "Split",
     "SplitWithLocalLoss",
-    "Tally",
     "WaitUntil",
+    "WaveTally",
     "Without",
 ]
 

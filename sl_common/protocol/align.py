@@ -27,7 +27,7 @@ from sl_common.value import Value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Memory:
+class AlignmentSamples:
     """Stored samples of one client, on one device."""
 
     z: Tensor  # (N, *cut)
@@ -65,7 +65,7 @@ class Alignment(Value):
         """The learning rate of a round."""
         return self.optimizer.lr * self.schedule.factor(round, rounds)
 
-    def run(self, aux: Segment, memory: Memory, draw: Draw) -> tuple[float, float]:
+    def run(self, aux: Segment, memory: AlignmentSamples, draw: Draw) -> tuple[float, float]:
         """Train aux; mean squared error per sample over the first epoch and over the last. Leaves aux's buffers as they are.
 
         Raises WireError if the first error is not finite, before anything was learnt: the samples are to blame. Diverged if a later one is not,
@@ -90,20 +90,22 @@ class Alignment(Value):
         finally:
             aux.set_eps(self.optimizer.eps)
 
-    def _least(self, aux: Segment, memory: Memory) -> int:
+    def _least(self, aux: Segment, memory: AlignmentSamples) -> int:
         """Samples of the smallest batch: two where there would be one of a single sample, and the network cannot train on that."""
         alone = self.batch_size == 1 or len(memory.y) % self.batch_size == 1
         takes_one = not alone or reason_against_one(aux.module, memory.z[0]) is None
         return 1 if takes_one else 2
 
-    def _epoch(self, aux: Segment, memory: Memory, draw: Draw, least: int) -> float:
+    def _epoch(self, aux: Segment, memory: AlignmentSamples, draw: Draw, least: int) -> float:
         count = len(memory.y)
         order = torch.randperm(count, generator=torch_generator(*draw))
         total = 0.0
         for step, chosen in enumerate(_batches(order, max(self.batch_size, least), least)):
             chosen = chosen.to(memory.z.device)
             error = squared_error(
-                aux, Memory(z=memory.z[chosen], y=memory.y[chosen], targets=memory.targets[chosen]), (*draw, step)
+                aux,
+                AlignmentSamples(z=memory.z[chosen], y=memory.y[chosen], targets=memory.targets[chosen]),
+                (*draw, step),
             )
             total += error.item()
             if not total < float("inf"):
@@ -125,7 +127,7 @@ def _batches(order: Tensor, size: int, least: int) -> list[Tensor]:
     return batches
 
 
-def squared_error(aux: Segment, memory: Memory, draw: Draw) -> Tensor:
+def squared_error(aux: Segment, memory: AlignmentSamples, draw: Draw) -> Tensor:
     """Σ over samples of ‖estimated − target cut gradient‖², with the graph that aux's own gradient needs."""
     z = memory.z.detach().requires_grad_()
     logits = aux.forward(z, draw, keep_buffers=True)

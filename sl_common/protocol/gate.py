@@ -15,8 +15,8 @@ from sl_common.messages.training import Directive, Epoch, Newest
 from sl_common.protocol.at import At
 from sl_common.value import Value
 
-State = Literal["A", "B", "C"]
-DIRECTIVES: dict[State, Directive] = {
+GateState = Literal["A", "B", "C"]
+DIRECTIVES: dict[GateState, Directive] = {
     "A": Directive(),
     "B": Directive(update=False, record=Epoch()),
     "C": Directive(send=False, update=False),
@@ -62,13 +62,13 @@ class LossGate(Value):
         """A function of all losses so far: nothing is remembered elsewhere."""
         return DIRECTIVES[self.states(losses)[-1]]
 
-    def states(self, losses: Sequence[float]) -> list[State]:
+    def states(self, losses: Sequence[float]) -> list[GateState]:
         """The state of every round that is over, and of the one that comes."""
-        states: list[State] = ["A"]
+        states: list[GateState] = ["A"]
         reference: float | None = None
         for loss in losses:
             moved = reference is None or abs(reference - loss) >= self.threshold
-            follows: State = "A" if moved else "B" if states[-1] == "A" else "C"
+            follows: GateState = "A" if moved else "B" if states[-1] == "A" else "C"
             if reference is None or follows == "A" or self.reference == "previous":
                 reference = loss
             states.append(follows)

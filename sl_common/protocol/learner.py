@@ -36,7 +36,7 @@ class AwaitAligned:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tally:
+class WaveTally:
     """What a client's wave came to."""
 
     steps: int = 0
@@ -45,7 +45,7 @@ class Tally:
 
 
 Exchanged = Literal["gradient", "activation", "nothing"]  # what crosses the cut in training: both ways, up alone, none
-Exchange = Generator[Smashed | Await | AwaitAligned | Alive, Any, Tally]
+Exchange = Generator[Smashed | Await | AwaitAligned | Alive, Any, WaveTally]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +116,7 @@ class Split(Value):
                 lower.step()
             steps, samples = steps + 1, samples + len(batch.y)
             batch = following
-        return Tally(steps=steps, samples=samples)
+        return WaveTally(steps=steps, samples=samples)
 
 
 class Local(Value):
@@ -148,7 +148,7 @@ class Local(Value):
             loss_sum += loss.item() * len(batch.y)
             steps, samples = steps + 1, samples + len(batch.y)
             yield Alive(samples=samples)
-        return Tally(steps=steps, samples=samples, loss_sum=loss_sum)
+        return WaveTally(steps=steps, samples=samples, loss_sum=loss_sum)
 
 
 class SplitWithLocalLoss(Value):
@@ -189,7 +189,7 @@ class SplitWithLocalLoss(Value):
                 lower.backward(z, dz + self.mu * zd.grad if self.mu else dz)
                 lower.step()
             steps, samples = steps + 1, samples + len(batch.y)
-        return Tally(steps=steps, samples=samples)
+        return WaveTally(steps=steps, samples=samples)
 
 
 class LocalLoss(Value):
@@ -248,7 +248,7 @@ class LocalLoss(Value):
                 lower.step()
             steps, samples = steps + 1, samples + len(batch.y)
             yield Alive(samples=samples)
-        return Tally(steps=steps, samples=samples)
+        return WaveTally(steps=steps, samples=samples)
 
     def _marked(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
         """Each batch, and whether it is sent. As few are made ahead as tell that: with `first` and `skip` the rest of a group, otherwise one."""

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from sl_common.protocol.at import At
-from sl_common.tensors import State, weighted_mean
+from sl_common.tensors import StateDict, weighted_mean
 from sl_common.value import Value
 
-Merged = Mapping[str, State]
+Merged = Mapping[str, StateDict]
 KEEP: Merged = {}
 
 
@@ -22,7 +22,7 @@ class Record:
 
     at: At
     samples: Mapping[int, int]  # training samples of each client, |Dᵢ|
-    weights: Mapping[str, Mapping[int, State]]  # part -> client -> its weights
+    weights: Mapping[str, Mapping[int, StateDict]]  # part -> client -> its weights
 
 
 class Keep(Value):

@@ -218,7 +218,7 @@ class Adam(Value):
 Optimizer = Annotated[Sgd | Adam, Field(discriminator="kind")]
 
 
-class Training(Value):
+class TrainingConfig(Value):
     """How one side's segments learn."""
 
     optimizer: Optimizer = Sgd(lr=0.05, momentum=0.9)

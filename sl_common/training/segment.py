@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from sl_common.errors import ConfigError, WireError, first_line
 from sl_common.kinds import bits
 from sl_common.seeds import Draw, seed_of
-from sl_common.tensors import State, all_finite, check_state, constants_of, copy_state, digest
+from sl_common.tensors import StateDict, all_finite, check_state, constants_of, copy_state, state_digest
 from sl_common.training.backward import backward_from, backward_to, has_large_products
 from sl_common.training.optim import Optimizer
 
 Tree = Any  # what sl_common.tree can write: dicts, lists and tuples of plain values, bytes and tensors
-Span = Callable[[str], AbstractContextManager[object]]
+SpanFactory = Callable[[str], AbstractContextManager[object]]
 Alone = AbstractContextManager[object]
 _NOBODY: Alone = contextlib.nullcontext()
 _Result = TypeVar("_Result")
@@ -81,7 +81,7 @@ class Segment:
         optimizer: Optimizer,
         *,
         device: torch.device | str = "cpu",
-        span: Span = no_span,
+        span: SpanFactory = no_span,
         alone: Alone = _NOBODY,
         halves: bool = True,
         channels_last: bool = False,
@@ -213,9 +213,9 @@ class Segment:
     def digest(self) -> bytes:
         """Fingerprint of parameters and buffers."""
         self.settle()
-        return digest(self.module.state_dict())
+        return state_digest(self.module.state_dict())
 
-    def load(self, state: State, what: str = "a segment") -> None:
+    def load(self, state: StateDict, what: str = "a segment") -> None:
         """Copy weights in place; the optimiser's state stays. Raises WireError if they do not fit or are not finite where the module was when
         this segment was made."""
         self.settle()
@@ -308,7 +308,7 @@ class Bank:
         """True if every client has a copy of this part here."""
         return part in self._per_client
 
-    def load(self, part: str, state: State) -> None:
+    def load(self, part: str, state: StateDict) -> None:
         """Load weights into a part, every copy of it included."""
         for segment in [self._shared[part], *self.copies(part).values()]:
             segment.load(state, part)

@@ -24,9 +24,9 @@ from sl_common.seeds import Draw
 from sl_common.wire import translate
 from sl_common.wire.assembly import Assembly, Plan
 from sl_common.wire.causes import WORDS, Causes
-from sl_common.wire.fields import begun, check_entries, split
+from sl_common.wire.fields import begun, check_entries, split_frame
 from sl_common.wire.greeting import refused
-from sl_common.wire.pace import Pace
+from sl_common.wire.pace import LinkPace
 from sl_common.wire.timing import Timing
 
 CHUNK_BYTES = 1 << 20  # Python gRPC moves 1 MiB messages four times faster than one of 16 MiB
@@ -41,7 +41,7 @@ _KEPT = (
     1 << 18
 )  # bytes of a body whose memory is kept for the next one: filling larger ones costs more than getting memory
 _OF_INFER = frozenset({"fetch", "query", "offer", "lower", "scores"})
-Call = Literal["train", "infer"]
+CallKind = Literal["train", "infer"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -88,7 +88,7 @@ class Endpoint:
         limit_tensors: int = translate.MAX_TENSORS,
         draw: Draw = (),
         chunk_bytes: int = CHUNK_BYTES,
-        call: Call = "train",
+        call: CallKind = "train",
         window: int | None = None,
     ) -> None:
         """`call`: what is being done, and so what may be heard. `limit_bytes` and `limit_tensors` bound the tensors of a message that the peer may send: no header
@@ -103,7 +103,7 @@ class Endpoint:
         self._call = call
         self.agree(link, limit_bytes, draw, window=window, limit_tensors=limit_tensors)
         self._chunk_bytes = chunk_bytes
-        self._pace = Pace(self._out, chunk_bytes)
+        self._pace = LinkPace(self._out, chunk_bytes)
         self.sent = 0  # number of the last frame that could go out
         self.said = self.heard = 0  # messages that we packed; of those, whole with the peer as far as it has said
         self.received = 0  # number of the last frame we got in order
@@ -286,7 +286,7 @@ class Endpoint:
 
         Raises Refused if the server says no.
         """
-        head, chunk = split(data)
+        head, chunk = split_frame(data)
         check_entries(head, self._limit_tensors + translate.MAX_OTHERS)
         try:
             frame = self._in.FromString(head)

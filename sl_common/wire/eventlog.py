@@ -37,7 +37,7 @@ from sl_common.wire import translate
 from sl_common.wire.fields import check_entries
 
 LOG_VERSION = 2  # version 1 (cutlayer 0.1.0 before November 2026) held events alone, without checksums and digests
-MAX_HEADER = 64 << 20  # bytes of one record without its tensors
+MAX_RECORD = 64 << 20  # bytes of one record without its tensors
 _LENGTHS = struct.Struct("<III")  # bytes of the client's name, of the header, and how many tensors follow
 _CHECKS = struct.Struct("<II")  # of what follows before the tensors, and of the lengths
 _TENSOR = struct.Struct("<QI")  # bytes of a tensor, and their CRC-32
@@ -119,8 +119,8 @@ class LogReader:
         if zlib.crc32(lengths) != lengths_sum:
             raise WireError(f"damaged: the checksum of its lengths is {zlib.crc32(lengths):08x}, not {lengths_sum:08x}")
         head_length = name_length + header_length + count * _TENSOR.size
-        if head_length > MAX_HEADER:
-            raise WireError(f"a header of {head_length} bytes, at most {MAX_HEADER} are possible")
+        if head_length > MAX_RECORD:
+            raise WireError(f"a header of {head_length} bytes, at most {MAX_RECORD} are possible")
         head = self._take(head_length, room - size)
         if zlib.crc32(head) != head_sum:
             raise WireError(f"damaged: the checksum of its header is {zlib.crc32(head):08x}, not {head_sum:08x}")
@@ -162,7 +162,7 @@ class LogReader:
         return data
 
 
-def load(data: bytes) -> Iterator[tuple[str, Logged]]:
+def load_events(data: bytes) -> Iterator[tuple[str, Logged]]:
     """The events of a log, in order. A last event that was cut short is left out. Raises WireError on garbage."""
     for entry in LogReader(io.BytesIO(data).read, len(data)):
         yield entry.client, entry.event

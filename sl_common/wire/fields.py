@@ -33,7 +33,7 @@ def begun(head: bytes, nbytes: int) -> bytes:
     return b"".join([head, bytes([_CHUNK_TAG]), varint(nbytes)]) if nbytes else head
 
 
-def split(data: bytes) -> tuple[bytes, memoryview]:
+def split_frame(data: bytes) -> tuple[bytes, memoryview]:
     """A frame without its chunk, and the chunk where it lies: parsing it whole would copy the tensor twice.
 
     Anything but a chunk at the very end is left to the parser, which then finds the chunk, or what is wrong. Raises WireError on a header

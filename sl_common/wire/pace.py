@@ -20,10 +20,10 @@ LEAST = 256  # the smallest frame is so much smaller than an ordinary one: 4 KiB
 FRAMES_AHEAD = 4  # under way at most, unless a message is one frame by itself
 FRAME_S = 0.5  # that a frame takes, if its size is right for the link
 
-Tally = tuple[tuple[WireKind, int], ...]
+FrameTally = tuple[tuple[WireKind, int], ...]
 
 
-class Cut(Protocol):
+class CutFrame(Protocol):
     """A frame as it was made."""
 
     @property
@@ -32,7 +32,7 @@ class Cut(Protocol):
         ...
 
     @property
-    def tally(self) -> Tally:
+    def tally(self) -> FrameTally:
         """What its bytes are spent on."""
         ...
 
@@ -72,7 +72,7 @@ class Piece:
     ends: bool  # its message
 
 
-class Pace:
+class LinkPace:
     """How one side sends on one link. While the link is not slow, nothing here is asked for but `on`."""
 
     def __init__(self, frame: type, full: int) -> None:
@@ -106,11 +106,11 @@ class Pace:
         """The link was seen to be slow: begin with the smallest frames."""
         self.size, self.on = self._least, self._least < self._full
 
-    def hold(self, frames: Iterable[Cut]) -> None:
+    def hold(self, frames: Iterable[CutFrame]) -> None:
         """What has been packed goes out after what is held."""
         self._rests.extend(self._rests_of(frames))
 
-    def begin_anew(self, lost: Iterable[Cut]) -> None:
+    def begin_anew(self, lost: Iterable[CutFrame]) -> None:
         """There is a new stream, and the peer does not have these frames: they are taken apart, before what is held."""
         self._ahead.clear()
         self._under_way, self._mark = 0, None
@@ -122,7 +122,7 @@ class Pace:
             rests.append(last)
         self._rests = rests + self._rests
 
-    def _rests_of(self, frames: Iterable[Cut]) -> Iterator[Rest]:
+    def _rests_of(self, frames: Iterable[CutFrame]) -> Iterator[Rest]:
         rest: Rest | None = None
         for cut in frames:
             frame = self._frame.FromString(cut.data)  # type: ignore[attr-defined]

@@ -46,7 +46,7 @@ def answer(data: bytes) -> bytes:
     return pb.Ping(payload=bytes(asked.reply_bytes), software=__version__, version=WIRE_VERSION).SerializeToString()
 
 
-def read(data: bytes) -> Pong:
+def read_pong(data: bytes) -> Pong:
     """The client's side. Raises WireError if it is no answer."""
     if len(data) > MAX_PING:
         raise WireError(f"an answer to a ping of {len(data)} bytes, at most {MAX_PING} are allowed")

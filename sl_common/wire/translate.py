@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor
 from torch import Tensor
 
-from sl_common.codec import Coding, Direction, Layout, Link, Packed, Scheme
+from sl_common.codec import Coding, Layout, Link, LinkRole, Packed, Scheme
 from sl_common.codec.packed import DTYPES, fits
 from sl_common.errors import WireError
 from sl_common.holdings import MAX_BUILDS, MAX_MEANS, MAX_PROBE, MAX_SCALES, Build, DataSet, Inputs
@@ -32,7 +32,7 @@ from sl_common.messages.training import (
 )
 from sl_common.names import is_name
 from sl_common.proto import split_pb2 as pb
-from sl_common.tensors import State
+from sl_common.tensors import StateDict
 
 _DTYPE_NUMBER = {dtype: number for number, dtype in enumerate(DTYPES, start=1)}
 _WITH_WEIGHTS = ("begin", "done", "aligned", "lower")
@@ -57,10 +57,10 @@ _REPEATED = {
 _ASKED = ("send", "update", "align", "warm")  # of a directive, on the wire
 
 
-_DIRECTIONS: dict[str, Direction] = {"smashed": "up", "query": "up", "gradient": "down", "scores": "down"}
+_DIRECTIONS: dict[str, LinkRole] = {"smashed": "up", "query": "up", "gradient": "down", "scores": "down"}
 
 
-def direction_of(name: str) -> Direction:
+def direction_of(name: str) -> LinkRole:
     """Which codec of the Link a header's floating-point tensors travel in."""
     return _DIRECTIONS.get(name, "state")
 
@@ -83,7 +83,7 @@ def encode(message: Message, link: Link, coding: Coding) -> tuple[str, Any, list
     return name, header, packed
 
 
-def _encode(tensor: Tensor, link: Link, direction: Direction, coding: Coding) -> Packed:
+def _encode(tensor: Tensor, link: Link, direction: LinkRole, coding: Coding) -> Packed:
     return link.chosen(direction, tensor).encode(tensor.resolve_neg(), coding)
 
 
@@ -115,7 +115,7 @@ def _slots(name: str, header: Any) -> list[pb.Tensor]:
             return []
 
 
-def _flatten(weights: Mapping[str, State], header: Any) -> list[Tensor]:
+def _flatten(weights: Mapping[str, StateDict], header: Any) -> list[Tensor]:
     header.parts.extend(weights)
     for part, state in weights.items():
         for name in state:

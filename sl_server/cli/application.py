@@ -15,21 +15,21 @@ from sl_common.errors import ConfigError, CutlayerError
 from sl_common.exits import INTERRUPTED
 from sl_common.host import commands
 from sl_common.host.commands import LogLevel, Quiet, fail, level_of
-from sl_common.host.log import Level, Log, keep_going, of_run
+from sl_common.host.log import CommandLog, Level, keep_going, name_run
 from sl_server.cli.certs import certs
 from sl_server.cli.options import (
-    Cert,
     ClientCa,
     ConfigFile,
-    Json,
-    Key,
+    JsonOption,
     Listen,
-    Metrics,
+    MetricsOption,
     Overrides,
     Plaintext,
-    Revoked,
-    TensorBoard,
-    Tokens,
+    RevokedOption,
+    ServerCertOption,
+    ServerKeyOption,
+    TensorBoardOption,
+    TokensOption,
     host_port,
 )
 from sl_server.cli.replay import replay
@@ -90,14 +90,14 @@ def run(
         ),
     ] = None,
     listen: Listen = "127.0.0.1:50051",
-    metrics: Metrics = None,
+    metrics: MetricsOption = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; by default runs/NAME-TIME.", envvar="SL_OUT")] = None,
     overrides: Overrides = None,
-    cert: Cert = None,
-    key: Key = None,
+    cert: ServerCertOption = None,
+    key: ServerKeyOption = None,
     client_ca: ClientCa = None,
-    revoked: Revoked = None,
-    tokens: Tokens = None,
+    revoked: RevokedOption = None,
+    tokens: TokensOption = None,
     insecure: Plaintext = False,
     record: Annotated[
         bool,
@@ -107,8 +107,8 @@ def run(
             envvar="SL_RECORD",
         ),
     ] = False,
-    tensorboard: TensorBoard = False,
-    as_json: Json = False,
+    tensorboard: TensorBoardOption = False,
+    as_json: JsonOption = False,
     log_level: LogLevel = Level.INFO,
     quiet: Quiet = False,
 ) -> None:
@@ -123,8 +123,8 @@ def run(
     with held_run(config_file, resume, out, overrides, record=record) as (config, where, stage):
         if stage is Stage.OVER:
             text = f"nothing to do: the run in {where} is over; {outcome(where)}"
-            of_run(config.run.name)
-            Log("server", as_json=as_json, level=level_of(log_level, quiet=quiet)).say(
+            name_run(config.run.name)
+            CommandLog("server", as_json=as_json, level=level_of(log_level, quiet=quiet)).say(
                 "over", text, Level.INFO, {"text": text}
             )
             return
@@ -164,8 +164,8 @@ def simulate(
             envvar="SL_STACKED",
         ),
     ] = Stacking.OFF,
-    tensorboard: TensorBoard = False,
-    as_json: Json = False,
+    tensorboard: TensorBoardOption = False,
+    as_json: JsonOption = False,
     log_level: LogLevel = Level.INFO,
     quiet: Quiet = False,
 ) -> None:
@@ -174,7 +174,7 @@ def simulate(
 
     keep_going(as_json=as_json)
     config = read_config(config_file, overrides)
-    of_run(config.run.name)
+    name_run(config.run.name)
     where = out or new_directory(config.run.name, "-simulated")
     with sole_writer(where, "--out"):
         level = level_of(log_level, quiet=quiet)
@@ -192,15 +192,15 @@ def _simulate(
     level: Level,
 ) -> None:
     from sl_common.host.devices import pick_device
-    from sl_server.console.show import make_show
+    from sl_server.console.show import make_server_console
     from sl_server.simulation.choice import simulation_of
     from sl_server.storage.run_directory import RunDirectory
     from sl_server.storage.tensorboard import open_board
     from sl_server.telemetry.ledger import Ledger
-    from sl_server.training.process import Scribe
+    from sl_server.training.process import RunRecorder
 
     ledger = Ledger()
-    show = make_show(ledger, config.run.rounds, clients=config.run.clients, as_json=as_json, level=level)
+    show = make_server_console(ledger, config.run.rounds, clients=config.run.clients, as_json=as_json, level=level)
     device = pick_device(config.server.device, "server.device", show.warn)
     clients = pick_device(config.client.device, "client.device", show.warn)
     simulation, told = simulation_of(
@@ -208,7 +208,7 @@ def _simulate(
     )
     directory = RunDirectory(where, config, ledger, board=open_board(where) if tensorboard else None)
     show.device(device, config.server.device)
-    scribe = Scribe(simulation.coordinator, directory, show)
+    scribe = RunRecorder(simulation.coordinator, directory, show)
     if told is not None:
         directory.notes["stacking"] = told
         show.say("stacking", told, text=told)
@@ -243,7 +243,7 @@ def check(
     resolved: Annotated[
         bool, typer.Option("--resolved", help="Also print every key with its value.", envvar="SL_RESOLVED")
     ] = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check a configuration without running it: shapes at every cut, bytes of a step each way, memory on the client."""
     from sl_server.preflight.check import inspect
@@ -257,7 +257,7 @@ def check(
 
 
 @app.command()
-def presets(as_json: Json = False) -> None:
+def presets(as_json: JsonOption = False) -> None:
     """The published algorithms that a configuration can name."""
     from sl_server.preflight import presets as catalogue
 
@@ -278,7 +278,7 @@ def codecs(
     ] = "activation",
     data: Annotated[Path | None, typer.Option(help="Where data sets lie.", envvar="SL_DATA")] = None,
     overrides: Overrides = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """What each codec makes of a real tensor of a run: bytes, ratio, error, time. → marks the configured one."""
     from sl_common.config.run_config import RunConfig
@@ -332,4 +332,4 @@ app.command()(replay)
 
 def main() -> None:
     """Entry point."""
-    commands.run(app)
+    commands.run_command(app)

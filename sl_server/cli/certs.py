@@ -12,7 +12,7 @@ from sl_common.addresses import USUAL_PORT, joined
 from sl_common.errors import ConfigError
 from sl_common.host.extras import how_to_install
 from sl_common.host.text import given
-from sl_server.cli.options import Json
+from sl_server.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from sl_server.security.certificates import Folder, Written
@@ -87,7 +87,7 @@ def certs(
             envvar="SL_DROP_CA",
         ),
     ] = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Make certificates for TLS: a CA, the server's, and one for each client whose name in it is the client's id."""
     wanted = [given("--name", name) for name in names or []] or [f"c{number}" for number in range(clients or 0)]

@@ -37,14 +37,16 @@ Overrides = Annotated[
         callback=_overrides,
     ),
 ]
-Cert = Annotated[
+ServerCertOption = Annotated[
     Path | None,
     typer.Option(
         help="Turn TLS on: this server's certificate in PEM form (sl-server certs makes one). Read again when it changes.",
         envvar="SL_CERT",
     ),
 ]
-Key = Annotated[Path | None, typer.Option(help="The private key of --cert, without a passphrase.", envvar="SL_KEY")]
+ServerKeyOption = Annotated[
+    Path | None, typer.Option(help="The private key of --cert, without a passphrase.", envvar="SL_KEY")
+]
 ClientCa = Annotated[
     Path | None,
     typer.Option(
@@ -53,7 +55,7 @@ ClientCa = Annotated[
         envvar="SL_CLIENT_CA",
     ),
 ]
-Revoked = Annotated[
+RevokedOption = Annotated[
     Path | None,
     typer.Option(
         help="A list of revoked certificates (a CRL in PEM form) of --client-ca: whoever is on it is locked out, at once. Read "
@@ -61,7 +63,7 @@ Revoked = Annotated[
         envvar="SL_REVOKED",
     ),
 ]
-Tokens = Annotated[
+TokensOption = Annotated[
     Path | None,
     typer.Option(
         help='Ask clients for tokens: a file with a line id = "token" for each. Read again when it changes. Needs TLS '
@@ -69,7 +71,7 @@ Tokens = Annotated[
         envvar="SL_TOKENS",
     ),
 ]
-TensorBoard = Annotated[
+TensorBoardOption = Annotated[
     bool,
     typer.Option(
         "--tensorboard",
@@ -83,7 +85,7 @@ Listen = Annotated[
         help="Where clients connect: HOST:PORT, [::1]:PORT for IPv6; port 0 takes a free one.", envvar="SL_LISTEN"
     ),
 ]
-Metrics = Annotated[
+MetricsOption = Annotated[
     str | None, typer.Option(help="Prometheus metrics at HOST:PORT (9464 is usual).", envvar="SL_METRICS")
 ]
 Plaintext = Annotated[
@@ -95,7 +97,7 @@ Plaintext = Annotated[
         envvar="SL_INSECURE",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.", envvar="SL_JSON")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.", envvar="SL_JSON")]
 
 
 def host_port(text: str, option: str) -> tuple[str, int]:

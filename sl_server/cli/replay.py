@@ -13,7 +13,7 @@ import typer
 from sl_common.errors import ConfigError
 from sl_common.host.log import json_line
 from sl_common.host.text import printable_lines
-from sl_server.cli.options import Json
+from sl_server.cli.options import JsonOption
 
 if TYPE_CHECKING:  # what imports torch is imported when it is needed, not for --help
     from sl_common.messages.training import Logged
@@ -45,7 +45,7 @@ def replay(
         str | None,
         typer.Option(help="Compute here in place of the device that the run's server used.", envvar="SL_DEVICE"),
     ] = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Replay a run that was recorded (run --record), and compare all messages and weights with its event log.
 
@@ -54,13 +54,13 @@ def replay(
     """
     from sl_common.host.devices import pick_device
     from sl_server.simulation.replay import replay_log
-    from sl_server.storage.eventlog import NAME, Recorded, opened_log
+    from sl_server.storage.eventlog import EVENT_LOG, Recorded, opened_log
 
     if first is not None and until is not None and first > until:
         raise ConfigError(f"--from {first} comes after --until {until}")
-    path = run_directory / NAME if run_directory.is_dir() else run_directory
+    path = run_directory / EVENT_LOG if run_directory.is_dir() else run_directory
     if run_directory.is_dir() and not path.exists():
-        raise ConfigError(f"{run_directory}: holds no {NAME}: a run writes one with sl-server run --record")
+        raise ConfigError(f"{run_directory}: holds no {EVENT_LOG}: a run writes one with sl-server run --record")
     with opened_log(path) as (recorded, reader):
         size = reader.length
     where = pick_device(device or recorded.device, "--device")

@@ -10,14 +10,25 @@ import typer
 from sl_common.errors import CutlayerError
 from sl_common.exits import INTERRUPTED
 from sl_common.host.commands import LogLevel, Quiet, level_of
-from sl_common.host.log import Level, keep_going, of_run
-from sl_server.cli.options import Cert, ClientCa, Json, Key, Listen, Metrics, Plaintext, Revoked, Tokens, host_port
+from sl_common.host.log import Level, keep_going, name_run
+from sl_server.cli.options import (
+    ClientCa,
+    JsonOption,
+    Listen,
+    MetricsOption,
+    Plaintext,
+    RevokedOption,
+    ServerCertOption,
+    ServerKeyOption,
+    TokensOption,
+    host_port,
+)
 
 
 def serve(
     run_directory: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUNDIR")],
     listen: Listen = "127.0.0.1:50051",
-    metrics: Metrics = None,
+    metrics: MetricsOption = None,
     max_wait: Annotated[
         float,
         typer.Option(
@@ -37,13 +48,13 @@ def serve(
             help="cpu, cuda, cuda:N, or auto for a GPU if there is one; by default as in the run.", envvar="SL_DEVICE"
         ),
     ] = None,
-    cert: Cert = None,
-    key: Key = None,
+    cert: ServerCertOption = None,
+    key: ServerKeyOption = None,
     client_ca: ClientCa = None,
-    revoked: Revoked = None,
-    tokens: Tokens = None,
+    revoked: RevokedOption = None,
+    tokens: TokensOption = None,
     insecure: Plaintext = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
     log_level: LogLevel = Level.INFO,
     quiet: Quiet = False,
 ) -> None:
@@ -56,19 +67,19 @@ def serve(
     papers = {"cert": cert, "key": key, "client_ca": client_ca, "revoked": revoked, "tokens": tokens}
     door = make_door(f"{host}:{port}", **papers, insecure=insecure)
     from sl_common.host.devices import pick_device
-    from sl_server.console.show import Show
+    from sl_server.console.show import ServerConsole
     from sl_server.inference.microbatch import MicroBatching
     from sl_server.inference.process import serve_trained
-    from sl_server.storage.trained import config_of, read_run
+    from sl_server.storage.trained import config_of, read_trained_run
     from sl_server.telemetry.ledger import Ledger
 
     ledger = Ledger()
-    show = Show(ledger, 0, as_json=as_json, level=level_of(log_level, quiet=quiet))
+    show = ServerConsole(ledger, 0, as_json=as_json, level=level_of(log_level, quiet=quiet))
     config = config_of(run_directory)
-    of_run(config.run.name)
+    name_run(config.run.name)
     asked = device or config.server.device
     picked = pick_device(asked, "server.device" if device is None else "--device", show.warn)
-    trained = read_run(run_directory, show.warn, picked)
+    trained = read_trained_run(run_directory, show.warn, picked)
     failure, interrupted = serve_trained(
         trained,
         MicroBatching(max_samples=max_batch, max_wait_s=max_wait / 1e3),

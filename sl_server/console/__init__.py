@@ -7,5 +7,5 @@ from sl_common.lazy_exports import lazy_exports
 
 __getattr__, __all__ = lazy_exports(
     __name__,
-    show="Show make_show",
+    show="ServerConsole make_server_console",
 )

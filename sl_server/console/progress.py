@@ -23,7 +23,7 @@ from sl_common.messages.facts import (
 from sl_server.telemetry.ledger import Ledger
 
 
-class Progress:
+class RunProgress:
     """Takes facts in one thread and is asked from others. `clients`: how many the run waits for before it begins."""
 
     def __init__(self, ledger: Ledger, rounds: int, clients: int, clock: Callable[[], float] = time.monotonic) -> None:

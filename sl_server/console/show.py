@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sl_common.host.devices import described
-from sl_common.host.log import Level, Log
+from sl_common.host.log import CommandLog, Level
 from sl_common.host.progress import Beat, Seldom, make_bar, size, wants_bar
 from sl_common.host.text import MAX_OURS, printable
 from sl_common.messages.facts import (
@@ -30,11 +30,11 @@ from sl_common.messages.facts import (
     WaveBegun,
 )
 from sl_common.messages.training import WIRE_KINDS
-from sl_server.console.progress import Progress
+from sl_server.console.progress import RunProgress
 from sl_server.telemetry.ledger import Ledger
 
 
-class Show:
+class ServerConsole:
     """Lines; with `as_json`, one JSON object each."""
 
     def __init__(
@@ -51,8 +51,8 @@ class Show:
         self._rounds = rounds
         self._json = as_json
         self._console = Console(highlight=False, soft_wrap=True)
-        self._log = Log("server", as_json=as_json, level=level, show=self._print if self._is_bar else None)
-        self.progress = Progress(ledger, rounds, clients)
+        self._log = CommandLog("server", as_json=as_json, level=level, show=self._print if self._is_bar else None)
+        self.progress = RunProgress(ledger, rounds, clients)
         self._beat, self._seldom = Beat(self.tick), Seldom()
 
     _is_bar = False
@@ -173,7 +173,7 @@ class Show:
             self._console.print(Text(printable(f"everything is in {where}", MAX_OURS)))
 
 
-class Bar(Show):
+class RunBar(ServerConsole):
     """A progress bar for the wave under way, and lines above it."""
 
     _is_bar = True
@@ -210,11 +210,13 @@ class Bar(Show):
         self._bar.stop()
 
 
-def make_show(ledger: Ledger, rounds: int, *, clients: int, as_json: bool, level: Level = Level.INFO) -> Show:
+def make_server_console(
+    ledger: Ledger, rounds: int, *, clients: int, as_json: bool, level: Level = Level.INFO
+) -> ServerConsole:
     """Make what fits where the output goes."""
     if wants_bar(level, as_json=as_json):
-        return Bar(ledger, rounds, clients=clients, level=level)
-    return Show(ledger, rounds, clients=clients, as_json=as_json, level=level)
+        return RunBar(ledger, rounds, clients=clients, level=level)
+    return ServerConsole(ledger, rounds, clients=clients, as_json=as_json, level=level)
 
 
 def _last_words(summary: dict[str, Any]) -> list[RenderableType]:

@@ -17,7 +17,7 @@ from sl_common.config.run_config import RunConfig
 from sl_common.errors import Refused, WireError
 from sl_common.holdings import Build, DataSet, Inputs, apart
 from sl_common.messages.training import Ready
-from sl_common.network.builds import builds_of, difference, is_release
+from sl_common.network.builds import build_difference, builds_of, is_release
 from sl_common.network.network import Network
 from sl_common.training.segment import Alone, Tree
 
@@ -95,7 +95,7 @@ class Agreement:
         same_torch = is_release(ready.torch, torch.__version__)
         dtype = self._network.cut_dtype
         for theirs in ready.builds:
-            found = difference(theirs, self._builds[theirs.part], same_torch=same_torch, dtype=dtype)
+            found = build_difference(theirs, self._builds[theirs.part], same_torch=same_torch, dtype=dtype)
             if found:
                 return [self._other_network(client, theirs.part, found)]
         return []

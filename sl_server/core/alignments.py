@@ -14,7 +14,7 @@ from sl_common.config.run_config import RunConfig
 from sl_common.errors import Diverged
 from sl_common.messages.training import Aligned, Directive, Newest, Smashed
 from sl_common.protocol import At
-from sl_common.protocol.align import Memory
+from sl_common.protocol.align import AlignmentSamples
 from sl_common.tensors import all_finite
 from sl_common.training.segment import Bank, Segment, Tree
 from sl_server.core.recordings import Recordings
@@ -85,7 +85,7 @@ class Alignments:
                 f"the targets of an alignment hold NaN or Inf in round {at.round + 1}: lower the learning rates"
             )
         device = aux.device
-        memory = Memory(z=z.to(device), y=y.to(device), targets=targets.to(device))
+        memory = AlignmentSamples(z=z.to(device), y=y.to(device), targets=targets.to(device))
         aux.set_lr(how.lr(at.round, at.rounds))
         self._aligned.add(shard)
 

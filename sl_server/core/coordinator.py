@@ -61,7 +61,7 @@ from sl_common.network.contents import copies
 from sl_common.network.network import Network
 from sl_common.protocol import Arrived, At, Record, WaitUntil, Without
 from sl_common.protocol.merge import Merged
-from sl_common.tensors import State, check_copies, check_state, checksum, constants_of
+from sl_common.tensors import StateDict, check_copies, check_state, checksum, constants_of
 from sl_common.training.segment import Alone, Bank, Segment, Tree
 from sl_server.core.agreement import Agreement
 from sl_server.core.alignments import Alignments, Job
@@ -506,7 +506,7 @@ class Coordinator:
             )
         )
 
-    def _news_for(self, member: Member) -> dict[str, State]:
+    def _news_for(self, member: Member) -> dict[str, StateDict]:
         """The weights that a client must hear of before it begins."""
         if not member.seen:
             self.bank.forget(member.shard)  # what a former life of this shard had trained
@@ -684,7 +684,7 @@ class Coordinator:
     def _record(self, waves: list[Wave]) -> Record:
         """What the clients that finished these waves brought; a part that lives here comes from the bank."""
         done = [(client, wave.done[client]) for wave in waves for client in sorted(wave.done)]
-        weights: dict[str, dict[int, State]] = {}
+        weights: dict[str, dict[int, StateDict]] = {}
         for client, said in done:
             for part, state in said.weights.items():
                 weights.setdefault(part, {})[client] = state
@@ -781,7 +781,7 @@ class Coordinator:
             wave.expect(m.shard, begin)
         self._begin(wave, members)
 
-    def weights(self) -> dict[str, State]:
+    def weights(self) -> dict[str, StateDict]:
         """What the server has: `lower` if all share it, `head`, or `head-<shard>` where copies differ."""
         return self._weights.on_server()
 

@@ -72,7 +72,7 @@ def tensor_digest(tensor: Tensor) -> str:
     return f"{str(own.dtype).removeprefix('torch.')}{list(own.shape)} {found}"
 
 
-def difference(logged: Mapping[str, str], found: Mapping[str, str]) -> str | None:
+def digest_difference(logged: Mapping[str, str], found: Mapping[str, str]) -> str | None:
     """The first name whose value differs, with both values; None if all agree."""
     for name in [*logged, *(name for name in found if name not in logged)]:
         one, other = logged.get(name, "not there"), found.get(name, "not there")

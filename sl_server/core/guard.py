@@ -15,7 +15,7 @@ from sl_common.config.run_config import Guard
 from sl_common.errors import WireError
 from sl_common.kinds import reals, strays
 from sl_common.messages.training import Smashed
-from sl_common.tensors import NO_CONSTANTS, State, is_within
+from sl_common.tensors import NO_CONSTANTS, StateDict, is_within
 
 
 def guarded_batch(batch: Smashed, guard: Guard) -> Smashed:
@@ -24,7 +24,7 @@ def guarded_batch(batch: Smashed, guard: Guard) -> Smashed:
     return batch if z is batch.z else replace(batch, z=z, packed=None)
 
 
-def guarded_state(state: State, guard: Guard, what: str, constants: State = NO_CONSTANTS) -> State:
+def guarded_state(state: StateDict, guard: Guard, what: str, constants: StateDict = NO_CONSTANTS) -> StateDict:
     """The weights, or clipped ones; numbers that are what the network began with are let through. Raises WireError where they are refused."""
     return {
         name: _guarded(tensor, guard.weights, guard, f"weights of {what}: {name}", constants.get(name))

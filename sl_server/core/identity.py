@@ -11,7 +11,7 @@ UNPROVEN = "this server takes a client's own token, and what came is not that: a
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Identity:
+class StreamIdentity:
     """What the transport of a stream proves of its client; None where the server does not ask.
 
     `certificate`: the names in its verified certificate, the common name first. `bearer`: whose token it carries, () if nobody's.
@@ -23,7 +23,7 @@ class Identity:
     revoked: bool = False
 
 
-def admit(client: str, identity: Identity) -> str:
+def admit(client: str, identity: StreamIdentity) -> str:
     """The name of a client that calls itself `client`, or nothing: then what it proves, or "" if nobody asked for a proof.
 
     Raises Refused. It does not tell an unknown name from a wrong token.

@@ -8,14 +8,14 @@ from types import MappingProxyType
 from sl_common.errors import Diverged
 from sl_common.protocol import Record
 from sl_common.protocol.merge import Merged
-from sl_common.tensors import State, is_within
+from sl_common.tensors import StateDict, is_within
 
-Limits = Mapping[str, float | None]  # part -> the largest number of weights; any finite one, if there is none
-Constants = Mapping[str, State]  # part -> what it began with and the limit does not allow
+WeightLimits = Mapping[str, float | None]  # part -> the largest number of weights; any finite one, if there is none
+Constants = Mapping[str, StateDict]  # part -> what it began with and the limit does not allow
 
 
 def checked_merge(
-    merge: Callable[[Record], Merged], record: Record, limits: Limits, constants: Constants = MappingProxyType({})
+    merge: Callable[[Record], Merged], record: Record, limits: WeightLimits, constants: Constants = MappingProxyType({})
 ) -> tuple[Merged, dict[int, str]]:
     """What the merge gives, without those clients whose weights made it one that a guard would refuse; they and the reasons.
 
@@ -32,17 +32,17 @@ def checked_merge(
     return merged, guilty
 
 
-def _bad(merged: Merged, limits: Limits, constants: Constants) -> str | None:
+def _bad(merged: Merged, limits: WeightLimits, constants: Constants) -> str | None:
     """The first part that may not be handed on."""
     return next((part for part, state in merged.items() if _wrong(part, state, limits, constants)), None)
 
 
-def _wrong(part: str, state: State, limits: Limits, constants: Constants) -> str | None:
+def _wrong(part: str, state: StateDict, limits: WeightLimits, constants: Constants) -> str | None:
     limit, given = limits.get(part), constants.get(part, {})
     return next((name for name, tensor in state.items() if not is_within(tensor, limit, given.get(name))), None)
 
 
-def _causes(record: Record, part: str, limits: Limits, constants: Constants) -> dict[int, str]:
+def _causes(record: Record, part: str, limits: WeightLimits, constants: Constants) -> dict[int, str]:
     states = record.weights[part]
     wrong = {client: _wrong(part, state, limits, constants) for client, state in states.items()}
     return {

@@ -13,7 +13,7 @@ import numpy as np
 from sl_common.config.run_config import KNOWN_DATA, KnownData, RunConfig
 from sl_common.errors import ConfigError
 from sl_common.network.network import Network
-from sl_common.partition import Own, Partition
+from sl_common.partition import OwnData, Partition
 from sl_server.core.claims import sends_nothing
 from sl_server.core.singles import Singles, drawn_together
 
@@ -43,9 +43,11 @@ def preflight(config: RunConfig, network: Network) -> None:
 def shard_sizes(config: RunConfig) -> list[int]:
     """Training samples of each client that the run begins with, where its data ship. Raises ConfigError if there are too few for them."""
     known = KNOWN_DATA[config.data.name]
-    shards = 1 if isinstance(config.data.partition, Own) else config.shards
+    shards = 1 if isinstance(config.data.partition, OwnData) else config.shards
     sizes = _sizes(config.data.partition, known.labels, shards, config.run.seed)
-    return [sizes[0]] * config.run.clients if isinstance(config.data.partition, Own) else sizes[: config.run.clients]
+    return (
+        [sizes[0]] * config.run.clients if isinstance(config.data.partition, OwnData) else sizes[: config.run.clients]
+    )
 
 
 @lru_cache(maxsize=8)

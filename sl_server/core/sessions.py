@@ -32,9 +32,9 @@ from sl_common.training.segment import Tree
 from sl_common.wire import Endpoint, Frame, Greeting, Hello, Received
 from sl_server.core.coordinator import Coordinator, Said
 from sl_server.core.digests import AdvanceDigests
-from sl_server.core.identity import Identity, admit
+from sl_server.core.identity import StreamIdentity, admit
 
-NOBODY_ASKS = Identity()
+NOBODY_ASKS = StreamIdentity()
 
 
 @dataclass(kw_only=True, eq=False)
@@ -59,7 +59,7 @@ class Opened:
     replaces: Session | None  # the life that had this name before
 
 
-class Log(Protocol):
+class EventSink(Protocol):
     """Where events are written down."""
 
     def append(self, entry: tuple[str, Logged], /) -> None:
@@ -74,11 +74,11 @@ class Sessions:
         self.coordinator = coordinator
         self.incarnation = incarnation
         self.by_client: dict[str, Session] = {}
-        self.log: Log | None = None  # if set, every event is written down here
+        self.log: EventSink | None = None  # if set, every event is written down here
         self._digests = AdvanceDigests(coordinator)
         self._residuals: dict[str, dict[str, Tensor]] = {}  # of endpoints whose clients are not back after a restart
 
-    def open(self, hello: Hello, identity: Identity = NOBODY_ASKS) -> Opened:
+    def open(self, hello: Hello, identity: StreamIdentity = NOBODY_ASKS) -> Opened:
         """Resume the session of this life or begin a new one. Raises Refused or WireError; nobody else is disturbed.
 
         Where clients prove who they are, a session goes on only with the one who opened it: knowing its life is not enough.

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping
 
 from sl_common.network.network import Network
-from sl_common.tensors import State, digest
+from sl_common.tensors import StateDict, state_digest
 from sl_common.training.segment import Bank, Tree
 from sl_server.core.roster import Member
 
@@ -18,10 +18,10 @@ class Weights:
         """`own`: parts of which every client begins with weights of its own."""
         self._own = own
         self._bank = bank
-        self._shared: dict[str, State] = {
+        self._shared: dict[str, StateDict] = {
             part: {name: t.detach().clone() for name, t in network.part(part).state_dict().items()} for part in parts
         }
-        self._digests = {part: digest(state) for part, state in self._shared.items()}
+        self._digests = {part: state_digest(state) for part, state in self._shared.items()}
         self._merges = dict.fromkeys([*self._shared, "head"], 0)  # part -> how often it was merged
         self._private: set[str] = set()  # parts that were trained since they were last merged
 
@@ -29,7 +29,7 @@ class Weights:
         """Clients have trained: until the next merge everybody's weights differ."""
         self._private |= self._merges.keys()
 
-    def merge(self, merged: Mapping[str, State]) -> None:
+    def merge(self, merged: Mapping[str, StateDict]) -> None:
         """From now on all go on with these."""
         for part, state in merged.items():
             self._merges[part] += 1
@@ -38,13 +38,13 @@ class Weights:
                 self._bank.load(part, state)
             if part in self._shared:
                 self._shared[part] = state
-                self._digests[part] = digest(state)
+                self._digests[part] = state_digest(state)
 
     def is_shared(self, part: str) -> bool:
         """True if every client goes on with the same weights of this part."""
         return self._merges[part] > 0 and part not in self._private
 
-    def news_for(self, member: Member) -> dict[str, State]:
+    def news_for(self, member: Member) -> dict[str, StateDict]:
         """The parts that were merged since this client last heard, unless it holds just these weights already."""
         news = {}
         for part, state in self._shared.items():
@@ -65,11 +65,11 @@ class Weights:
     def restore(self, tree: Tree) -> None:
         """Go back to a snapshot."""
         self._shared, self._merges, self._private = dict(tree["shared"]), dict(tree["merges"]), set(tree["private"])
-        self._digests = {part: digest(state) for part, state in self._shared.items()}
+        self._digests = {part: state_digest(state) for part, state in self._shared.items()}
 
-    def on_server(self) -> dict[str, State]:
+    def on_server(self) -> dict[str, StateDict]:
         """What the server has: `lower` if all share it, `head`, or `head-<shard>` where copies differ."""
-        states: dict[str, State] = {"lower": self._shared["lower"]} if self.is_shared("lower") else {}
+        states: dict[str, StateDict] = {"lower": self._shared["lower"]} if self.is_shared("lower") else {}
         copies = self._bank.copies("head")
         if copies and not self.is_shared("head"):
             return states | {f"head-{client}": segment.state() for client, segment in copies.items()}
@@ -78,7 +78,7 @@ class Weights:
     def sha256(self, members: Collection[Member]) -> str:
         """One fingerprint of all weights of the run, the private ones by the digests that their clients reported."""
         sha = hashlib.sha256()
-        digests = {name: digest(state) for name, state in self.on_server().items()}
+        digests = {name: state_digest(state) for name, state in self.on_server().items()}
         for part in self._shared.keys() - {"head"}:
             if self.is_shared(part):
                 digests[part] = self._digests[part]

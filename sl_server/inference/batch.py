@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from sl_common.messages.inference import Query
-from sl_server.inference.clients import Asker
+from sl_server.inference.clients import InferenceClient
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Waiting:
+class WaitingQuery:
     """A query that is to be answered; times are of this process's clock."""
 
-    asker: Asker
+    asker: InferenceClient
     query: Query
     arrived: float  # when its last frame came
     decode_s: float
@@ -33,7 +33,7 @@ class Waiting:
         return len(self.query.z)
 
 
-def compute(heads: Mapping[int | None, nn.Module], chosen: Sequence[Waiting]) -> Sequence[Tensor]:
+def compute(heads: Mapping[int | None, nn.Module], chosen: Sequence[WaitingQuery]) -> Sequence[Tensor]:
     """Scores of each query, (B, classes), on the CPU; all are for the same head."""
     head = heads[chosen[0].head]
     device = next((p.device for p in head.parameters()), torch.device("cpu"))

@@ -14,23 +14,23 @@ from sl_common import __version__
 from sl_common.errors import Refused
 from sl_common.messages.inference import Fetch, Lower, Offer, Query
 from sl_common.wire import Endpoint, Greeting, Hello
-from sl_server.core.identity import Identity, admit
-from sl_server.inference.meter import KEPT, Spent
-from sl_server.storage.trained import Trained
+from sl_server.core.identity import StreamIdentity, admit
+from sl_server.inference.meter import KEPT_QUERIES, Spent
+from sl_server.storage.trained import TrainedRun
 from sl_server.training.engine import Stream
-from sl_server.transport.deadlines import Patience, look_every_s
+from sl_server.transport.deadlines import Deadlines, look_every_s
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class Asker:
+class InferenceClient:
     """One client on one stream; with the stream it is forgotten."""
 
     client: str  # its name; may be empty where nobody asks for a proof
     head: int | None  # which one answers it
-    trained: Trained
+    trained: TrainedRun
     stream: Stream
     endpoint: Endpoint
-    patience: Patience
+    patience: Deadlines
     waiting: int = 0  # queries that are to be answered
     unheard: deque[int] = field(default_factory=deque)  # which of our messages are answers that it has not acknowledged
     fetched: bool = False
@@ -48,7 +48,7 @@ class Asker:
         if self.waiting + len(self.unheard) >= window:
             raise Refused("limit", f"more than client.window = {window} queries under way")
 
-    def prove(self, identity: Identity) -> None:
+    def prove(self, identity: StreamIdentity) -> None:
         """What its stream proves has changed. Raises Refused if it is not let in any more."""
         try:
             admit(self.client, identity)
@@ -61,7 +61,7 @@ class Asker:
         self.waiting -= 1
         self.unheard.append(self.endpoint.said)
         self.spent[step] = spent
-        if len(self.spent) > KEPT:
+        if len(self.spent) > KEPT_QUERIES:
             del self.spent[next(iter(self.spent))]
 
     def greeting(self, incarnation: int) -> Greeting:
@@ -78,19 +78,19 @@ class Asker:
         return Lower(weights={"lower": self.trained.lower})
 
 
-class Askers:
+class InferenceClients:
     """All who are here, by their streams."""
 
-    def __init__(self, trained: Trained) -> None:
+    def __init__(self, trained: TrainedRun) -> None:
         self._trained = trained
         self._limits = trained.config.server.limits
-        self._here: dict[Stream, Asker] = {}
+        self._here: dict[Stream, InferenceClient] = {}
         self._next_look = 0.0
 
-    def __iter__(self) -> Iterator[Asker]:
+    def __iter__(self) -> Iterator[InferenceClient]:
         return iter(self._here.values())
 
-    def let_in(self, stream: Stream, hello: Hello, identity: Identity, now: float) -> Asker:
+    def let_in(self, stream: Stream, hello: Hello, identity: StreamIdentity, now: float) -> InferenceClient:
         """Whom a stream is from, as far as its transport proves it. Raises Refused."""
         hello.check_version()
         name, trained, most = admit(hello.client, identity), self._trained, self._limits.sessions
@@ -101,16 +101,18 @@ class Askers:
         window = trained.config.client.window
         endpoint = Endpoint("server", link=codec, limit_bytes=limit_bytes, limit_tensors=0, call="infer", window=window)
         endpoint.resend(0, slow=hello.slow)
-        patience = Patience(self._limits, now)
-        asker = Asker(client=name, head=head, trained=trained, stream=stream, endpoint=endpoint, patience=patience)
+        patience = Deadlines(self._limits, now)
+        asker = InferenceClient(
+            client=name, head=head, trained=trained, stream=stream, endpoint=endpoint, patience=patience
+        )
         self._here[stream] = asker
         return asker
 
-    def of(self, stream: Stream) -> Asker | None:
+    def of(self, stream: Stream) -> InferenceClient | None:
         """Who asks on it."""
         return self._here.get(stream)
 
-    def leave(self, stream: Stream) -> Asker | None:
+    def leave(self, stream: Stream) -> InferenceClient | None:
         """Who asked on it, and is forgotten now."""
         return self._here.pop(stream, None)
 
@@ -122,7 +124,7 @@ class Askers:
         """Until the next look at who is overdue; None if there is nobody."""
         return max(0.0, self._next_look - now) if self._here else None
 
-    def overdue(self, now: float) -> list[tuple[Asker, Refused]]:
+    def overdue(self, now: float) -> list[tuple[InferenceClient, Refused]]:
         """Who is waited for no longer, and why; whom no answer is due is the one to speak. Looks now and then."""
         if now < self._next_look:
             return []
@@ -139,7 +141,7 @@ class Askers:
         return found
 
 
-def offer_of(trained: Trained) -> Offer:
+def offer_of(trained: TrainedRun) -> Offer:
     """What every client is told first."""
     return Offer(
         config=trained.config.to_json(),

@@ -17,18 +17,18 @@ from collections.abc import Callable, Sequence
 import torch
 
 from sl_common.errors import CutlayerError, Refused, WireError
-from sl_common.limits import Limits
-from sl_common.messages.inference import Answered, Fetch, Query, Scores
+from sl_common.limits import PeerLimits
+from sl_common.messages.inference import Fetch, InferenceReply, Query, Scores
 from sl_common.pauses import PauseClock
 from sl_common.protocol import WaitUntil
 from sl_common.wire import Hello, Refusal
-from sl_server.core.identity import Identity
-from sl_server.inference.batch import Waiting, compute
-from sl_server.inference.clients import Asker, Askers, offer_of
+from sl_server.core.identity import StreamIdentity
+from sl_server.inference.batch import WaitingQuery, compute
+from sl_server.inference.clients import InferenceClient, InferenceClients, offer_of
 from sl_server.inference.meter import InferMeter, Spent
 from sl_server.inference.metrics import InferMetrics
 from sl_server.inference.microbatch import MicroBatching
-from sl_server.storage.trained import Trained
+from sl_server.storage.trained import TrainedRun
 from sl_server.telemetry.health import Health
 from sl_server.telemetry.ledger import Ledger
 from sl_server.training.engine import FRAME_COSTS, UNREAD, Stream
@@ -42,7 +42,7 @@ class Inference:
 
     def __init__(
         self,
-        trained: Trained,
+        trained: TrainedRun,
         batching: MicroBatching,
         *,
         ledger: Ledger,
@@ -59,9 +59,9 @@ class Inference:
         self._refusals = Refusals(metrics, warn)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._posted = self._taken = 0  # bytes; the event loop counts the first, our loop the second
-        self._askers = Askers(trained)
+        self._askers = InferenceClients(trained)
         self._clock = PauseClock(time.monotonic())  # of all deadlines; only the loop reads it
-        self._waiting: list[Waiting] = []
+        self._waiting: list[WaitingQuery] = []
         self._incarnation = secrets.randbits(63)
         self._draining = False
         self.failure: str | None = None
@@ -74,12 +74,12 @@ class Inference:
         """Begin to answer."""
         self._thread.start()
 
-    def opened(self, stream: Stream, hello: bytes, identity: Identity) -> None:
+    def opened(self, stream: Stream, hello: bytes, identity: StreamIdentity) -> None:
         """A stream brought its first frame; `identity` is what its transport proves."""
         self._inbox.put(lambda: self._open(stream, hello, identity))
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> PeerLimits:
         """What one peer may cost."""
         return self._trained.config.server.limits
 
@@ -103,7 +103,7 @@ class Inference:
         """Somebody was sent away at the door."""
         self._inbox.put(lambda: self._refusals.note(who, error))
 
-    def proven(self, stream: Stream, identity: Identity) -> None:
+    def proven(self, stream: Stream, identity: StreamIdentity) -> None:
         """What an open stream proves has changed."""
         self._inbox.put(lambda: self._prove(stream, identity))
 
@@ -160,7 +160,7 @@ class Inference:
         self._answer(chosen)
         return 0.0 if self._waiting else None
 
-    def _answer(self, chosen: Sequence[Waiting]) -> None:
+    def _answer(self, chosen: Sequence[WaitingQuery]) -> None:
         started = time.perf_counter()
         scores = compute(self._trained.heads, chosen)
         computed = before = time.perf_counter()
@@ -174,14 +174,14 @@ class Inference:
             before = after
         self._meter.computed(len(chosen), sum(one.samples for one in chosen), computed - started)
 
-    def _say(self, asker: Asker, message: Answered) -> None:
+    def _say(self, asker: InferenceClient, message: InferenceReply) -> None:
         frames = asker.endpoint.pack(message)
         asker.stream.send(frames)
         self._meter.said(message, frames)
 
     # --- streams
 
-    def _open(self, stream: Stream, data: bytes, identity: Identity) -> None:
+    def _open(self, stream: Stream, data: bytes, identity: StreamIdentity) -> None:
         client = next(iter(identity.certificate or ()), "")
         try:
             hello = Hello.from_frame(data)
@@ -205,7 +205,7 @@ class Inference:
         except (Refused, WireError) as error:
             self._expel(asker, error)
 
-    def _take(self, asker: Asker, data: bytes, arrived: float) -> None:
+    def _take(self, asker: InferenceClient, data: bytes, arrived: float) -> None:
         fed = time.perf_counter()
         asker.patience.heard(self._now())
         received = asker.endpoint.feed(data)
@@ -218,7 +218,7 @@ class Inference:
             case Query() as query:
                 asker.check(query)
                 asker.waiting += 1
-                self._waiting.append(Waiting(asker=asker, query=query, arrived=arrived, decode_s=decode_s))
+                self._waiting.append(WaitingQuery(asker=asker, query=query, arrived=arrived, decode_s=decode_s))
             case Fetch() as fetch:
                 self._say(asker, asker.hand_out(fetch))
         due = asker.endpoint.due(fed) if asker.stream.waiting < UNREAD else ()
@@ -226,7 +226,7 @@ class Inference:
             asker.stream.send(due)
             self._meter.sent(due)
 
-    def _prove(self, stream: Stream, identity: Identity) -> None:
+    def _prove(self, stream: Stream, identity: StreamIdentity) -> None:
         asker = self._askers.of(stream)
         if asker is None:
             return
@@ -246,7 +246,7 @@ class Inference:
         look_s = self._askers.look_s(now)
         return min((s for s in (wait_s, look_s) if s is not None), default=None)
 
-    def _expel(self, asker: Asker, why: Refused | WireError) -> None:
+    def _expel(self, asker: InferenceClient, why: Refused | WireError) -> None:
         self._lose(asker.stream)
         self._refuse(asker.stream, asker.client, why)
 

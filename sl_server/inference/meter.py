@@ -14,7 +14,7 @@ from sl_common.wire import Frame, Received, Timing
 from sl_server.inference.metrics import InferMetrics
 from sl_server.telemetry.ledger import Ledger
 
-KEPT = 64  # queries of a client whose own measures may still come
+KEPT_QUERIES = 64  # queries of a client whose own measures may still come
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

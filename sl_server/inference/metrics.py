@@ -12,7 +12,7 @@ from sl_server.telemetry.metrics import REASONS
 from sl_server.telemetry.run_series import LedgerCollector
 from sl_server.telemetry.scrapes import Scrapes
 
-PHASES = ("client_forward", "encode", "wire", "decode", "queue_wait", "server_compute")
+QUERY_PHASES = ("client_forward", "encode", "wire", "decode", "queue_wait", "server_compute")
 _BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1, 2, 4, 8)
 
 
@@ -31,7 +31,7 @@ class InferMetrics:
             buckets=_BUCKETS,
             registry=self.registry,
         )
-        self._phases = {phase: seconds.labels(phase) for phase in PHASES}
+        self._phases = {phase: seconds.labels(phase) for phase in QUERY_PHASES}
         self.batch_size = Histogram(
             "sl_infer_batch_size",
             "Samples that went through the head at once",

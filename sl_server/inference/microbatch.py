@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from sl_common.protocol import WaitUntil
 
 
-class Waiting(Protocol):
+class QueuedQuery(Protocol):
     """A query that was not answered yet."""
 
     @property
@@ -28,7 +28,7 @@ class Waiting(Protocol):
         ...
 
 
-W = TypeVar("W", bound=Waiting)
+W = TypeVar("W", bound=QueuedQuery)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,14 +12,14 @@ from sl_common.exits import HAND_OVER_S
 from sl_common.host.descriptors import Shortage
 from sl_common.host.progress import Beat, size
 from sl_common.host.signals import hang_up
-from sl_server.console.show import Show
+from sl_server.console.show import ServerConsole
 from sl_server.inference.loop import Inference
 from sl_server.inference.metrics import InferMetrics
 from sl_server.inference.microbatch import MicroBatching
 from sl_server.security import handshakes
-from sl_server.security.credentials import Door
+from sl_server.security.credentials import Credentials
 from sl_server.security.expiry import Expiry, expose
-from sl_server.storage.trained import Trained
+from sl_server.storage.trained import TrainedRun
 from sl_server.telemetry.ledger import Ledger
 from sl_server.training import descriptors
 from sl_server.training.process import say_room
@@ -27,13 +27,13 @@ from sl_server.transport import service
 
 
 def serve_trained(
-    trained: Trained,
+    trained: TrainedRun,
     batching: MicroBatching,
     *,
     listen: str,
-    door: Door,
+    door: Credentials,
     metrics: tuple[str, int] | None,
-    show: Show,
+    show: ServerConsole,
     ledger: Ledger,
     device: tuple[str, str] = ("cpu", "cpu"),
 ) -> tuple[str | None, bool]:
@@ -46,12 +46,12 @@ def serve_trained(
 
 
 async def _serve(
-    trained: Trained,
+    trained: TrainedRun,
     batching: MicroBatching,
     listen: str,
-    door: Door,
+    door: Credentials,
     metrics_at: tuple[str, int] | None,
-    show: Show,
+    show: ServerConsole,
     ledger: Ledger,
     device: tuple[str, str],
 ) -> tuple[str | None, bool]:
@@ -64,14 +64,14 @@ async def _serve(
         warn=show.warn,
         on_end=lambda: _ring(loop, over),
     )
-    say_room(show, descriptors.of_answers(trained.config))
+    say_room(show, descriptors.descriptors_for_inference(trained.config))
     server = None
     with contextlib.ExitStack() as stack:
         stack.callback(metrics.scrapes.close)
         shortage = Shortage(show.warn)
         stack.enter_context(handshakes.heard(inference.refused, shortage.met))
         expose(metrics.registry, door.certificates)
-        for one in (descriptors.watch(shortage), Expiry(door.certificates, show.warn).watch()):
+        for one in (descriptors.watch_descriptors(shortage), Expiry(door.certificates, show.warn).watch()):
             stack.callback(asyncio.create_task(one).cancel)
         try:
             interrupted = _on_signals(loop, inference, show)  # before anybody can know of this process
@@ -92,7 +92,7 @@ async def _serve(
                 await server.stop(grace=0)
 
 
-def _announce(show: Show, address: str, door: Door, trained: Trained) -> None:
+def _announce(show: ServerConsole, address: str, door: Credentials, trained: TrainedRun) -> None:
     config, sha256 = trained.config, trained.lower_sha256.hex()
     lower = "its clients' own" if not sha256 else f"sent to clients that have it not yet (sha256 {sha256[:16]}…)"
     show.say(
@@ -112,7 +112,7 @@ def _ring(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
     loop.call_soon_threadsafe(event.set)
 
 
-def _on_signals(loop: asyncio.AbstractEventLoop, inference: Inference, show: Show) -> asyncio.Event:
+def _on_signals(loop: asyncio.AbstractEventLoop, inference: Inference, show: ServerConsole) -> asyncio.Event:
     """Any of these answers what is waiting and ends; a second one leaves at once."""
     interrupted, told = asyncio.Event(), asyncio.Event()
 
@@ -131,7 +131,7 @@ def _on_signals(loop: asyncio.AbstractEventLoop, inference: Inference, show: Sho
 
 
 @contextlib.contextmanager
-def _beating(show: Show, metrics: InferMetrics, ledger: Ledger) -> Iterator[None]:
+def _beating(show: ServerConsole, metrics: InferMetrics, ledger: Ledger) -> Iterator[None]:
     """Say every few seconds how much was answered, while there is something new to say."""
     said = [0.0]
 
@@ -149,7 +149,7 @@ def _beating(show: Show, metrics: InferMetrics, ledger: Ledger) -> Iterator[None
         beat.stop()
 
 
-def _say_answered(show: Show, event: str, metrics: InferMetrics, ledger: Ledger) -> None:
+def _say_answered(show: ServerConsole, event: str, metrics: InferMetrics, ledger: Ledger) -> None:
     value = metrics.registry.get_sample_value
     requests = int(value("sl_infer_requests_total") or 0)
     samples = int(value("sl_infer_samples_total") or 0)

@@ -32,7 +32,7 @@ from sl_common.network.contents import Tie, ties_of
 from sl_common.network.footprint import Footprint, kept_by, nbytes_of
 from sl_common.network.network import Network, auxiliary_fit, message_limit
 from sl_common.protocol import At, Averaged, LocalLoss
-from sl_common.protocol.align import Memory
+from sl_common.protocol.align import AlignmentSamples
 from sl_common.seeds import torch_generator
 from sl_common.training.segment import Segment
 from sl_common.wire import Endpoint, Frame
@@ -63,7 +63,7 @@ class Traffic:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cut:
+class CutOption:
     """One place where the network could be cut."""
 
     cut: int
@@ -96,7 +96,7 @@ class Report:
     """What `sl-server check` says."""
 
     config: RunConfig
-    cuts: list[Cut]
+    cuts: list[CutOption]
     chosen: int
     head_bytes: int
     device: str  # of the head on this machine, or why there is none such here
@@ -188,7 +188,7 @@ def _broadcast(scatter: Averaged, down: int, clients: int) -> str:
     )
 
 
-def _traffic_table(cut: Cut) -> Table:
+def _traffic_table(cut: CutOption) -> Table:
     table = Table(title=Text("one step's traffic at this cut, bytes"))
     for column in ("", "codec", "as float32", "encoded", "ratio", "on the wire"):
         table.add_column(column, justify="left" if column in ("", "codec") else "right")
@@ -247,7 +247,7 @@ def _aligning(config: RunConfig, network: Network) -> Aligning:
     assert isinstance(record, Newest)
     count = min(how.batch_size, record.samples, MEASURED)
     z = torch.randn(count, *network.cut_shape, generator=torch_generator(run.seed, "check", "align"))
-    memory = Memory(z=z, y=torch.zeros(count, dtype=torch.int64), targets=torch.zeros_like(z))
+    memory = AlignmentSamples(z=z, y=torch.zeros(count, dtype=torch.int64), targets=torch.zeros_like(z))
     aux = Segment(copy.deepcopy(network.part("aux")), how.optimizer)
     took = 0.0
     for _ in range(2):
@@ -260,7 +260,7 @@ def _aligning(config: RunConfig, network: Network) -> Aligning:
     return Aligning(samples=record.samples, times=times, seconds=seconds, aux_bytes=aux.nbytes)
 
 
-def _tried(network: Network, cut: int, config: RunConfig) -> Cut | None:
+def _tried(network: Network, cut: int, config: RunConfig) -> CutOption | None:
     """None at another place than the configured one that the network, or what goes with it, cannot be cut at."""
     try:
         return _cut(list(network.blocks), cut, config, network.weights_nbytes)
@@ -270,7 +270,7 @@ def _tried(network: Network, cut: int, config: RunConfig) -> Cut | None:
         return None
 
 
-def _cut(blocks: list[Block], cut: int, config: RunConfig, weights: int) -> Cut | None:
+def _cut(blocks: list[Block], cut: int, config: RunConfig, weights: int) -> CutOption | None:
     """None where more than one tensor passes from block to block, or one without gradients, or where the sides would share what is trained:
     no cut there."""
     lower = join(blocks[:cut])
@@ -295,7 +295,7 @@ def _cut(blocks: list[Block], cut: int, config: RunConfig, weights: int) -> Cut 
             return None
         kept = kept_by(aux, z.clone().requires_grad_())[1]
         memory += Footprint.of(aux, client.aux_optimizer or client.optimizer, kept)
-    return Cut(
+    return CutOption(
         cut=cut,
         after=blocks[cut - 1][0],
         shape=tuple(z.shape[1:]),

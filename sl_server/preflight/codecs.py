@@ -64,7 +64,7 @@ SHOWN: tuple[Codec, ...] = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class CodecRow:
     """One codec on one tensor."""
 
     codec: str
@@ -84,7 +84,7 @@ class Comparison:
     on: On
     shape: tuple[int, ...]
     zeros: float  # share of the elements
-    rows: list[Row]
+    rows: list[CodecRow]
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
@@ -140,11 +140,11 @@ def _tensors(config: RunConfig, data: Path | None, allowed: Collection[str] | No
     return z.detach(), leaf.grad
 
 
-def _row(codec: Codec, x: Tensor, coding: Coding, *, configured: bool) -> Row:
+def _row(codec: Codec, x: Tensor, coding: Coding, *, configured: bool) -> CodecRow:
     packed = codec.encode(x, coding)
     back = _received(codec, packed, coding)
     norm = float(x.double().norm())
-    return Row(
+    return CodecRow(
         codec=words(codec),
         config=codec.model_dump(mode="json"),
         configured=configured,

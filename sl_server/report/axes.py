@@ -13,7 +13,7 @@ from sl_common.host.progress import size
 
 PANEL = (4.8, 3.1)  # inches; one column of a page, and a phone's whole width
 BARS = 6.6  # half a page
-ROWS = 11.5  # a whole page
+PAGE_ROWS = 11.5  # a whole page
 _GAP = 0.075  # between two names, of the axes' height
 
 

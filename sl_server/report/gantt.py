@@ -13,9 +13,9 @@ from matplotlib.patches import Patch
 from sl_server.report import axes as ax
 from sl_server.report import svg
 from sl_server.report.plots import Plot, Shown, finished
-from sl_server.report.timeline import Course, Doing, Span, timeline
+from sl_server.report.timeline import ClientTimeline, Doing, TimelineSpan, timeline
 
-ROWS = 40  # at most; those to whom something happened come first
+MAX_GANTT_ROWS = 40  # at most; those to whom something happened come first
 FINE = 600  # spans that lie closer than the run's time divided by this cannot be told apart, and are drawn as one
 
 
@@ -28,7 +28,7 @@ def clients(shown: Sequence[Shown]) -> Iterator[Plot]:
             continue
         factor, unit = ax.seconds_unit(found.end)
         with mpl.rc_context(svg.STYLE):
-            figure, axes = ax.panel(ax.ROWS, 0.95 + 0.24 * len(rows))
+            figure, axes = ax.panel(ax.PAGE_ROWS, 0.95 + 0.24 * len(rows))
             for y, course in enumerate(rows):
                 _row(axes, y, course, s.color, factor, found.end)
             for moment in found.back:
@@ -44,8 +44,8 @@ def clients(shown: Sequence[Shown]) -> Iterator[Plot]:
             yield finished(figure, f"clients-{s.number}", caption, "rows", of=s)
 
 
-def _chosen(courses: Sequence[Course]) -> list[Course]:
-    first = sorted(courses, key=lambda course: not (course.left or course.late))[:ROWS]
+def _chosen(courses: Sequence[ClientTimeline]) -> list[ClientTimeline]:
+    first = sorted(courses, key=lambda course: not (course.left or course.late))[:MAX_GANTT_ROWS]
     names = {course.client for course in first}
     return [course for course in courses if course.client in names]
 
@@ -64,7 +64,7 @@ _LOOKS: dict[Doing, dict[str, Any]] = {
 _MARKS = {"back again": ">", "left": "X", "too slow": "v"}
 
 
-def _row(axes: Axes, y: int, course: Course, color: str, factor: float, end: float) -> None:
+def _row(axes: Axes, y: int, course: ClientTimeline, color: str, factor: float, end: float) -> None:
     for doing, look in _LOOKS.items():
         spans = list(_joined((span for span in course.spans if span.doing == doing), end / FINE))
         style = {"color": color, "linewidth": 0} | look if doing in ("train", "eval") else look
@@ -86,12 +86,12 @@ def _row(axes: Axes, y: int, course: Course, color: str, factor: float, end: flo
         )
 
 
-def _joined(spans: Iterable[Span], apart: float) -> Iterator[Span]:
+def _joined(spans: Iterable[TimelineSpan], apart: float) -> Iterator[TimelineSpan]:
     """The same at the picture's resolution."""
-    last: Span | None = None
+    last: TimelineSpan | None = None
     for span in sorted(spans, key=lambda span: span.start):
         if last is not None and span.start - last.end < apart and span.end - last.start < 4 * apart:
-            last = Span(doing=last.doing, start=last.start, end=max(last.end, span.end))
+            last = TimelineSpan(doing=last.doing, start=last.start, end=max(last.end, span.end))
             continue
         if last is not None:
             yield last
@@ -100,7 +100,7 @@ def _joined(spans: Iterable[Span], apart: float) -> Iterator[Span]:
         yield last
 
 
-def _legend(axes: Axes, color: str, rows: Sequence[Course], *, went_back: bool) -> None:
+def _legend(axes: Axes, color: str, rows: Sequence[ClientTimeline], *, went_back: bool) -> None:
     """What occurs, above the plot."""
     doings = {span.doing for course in rows for span in course.spans}
     bars = {"train": "trains", "eval": "evaluates", "lost": "wave not finished", "away": "stream broken"}

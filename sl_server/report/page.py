@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sl_common import __version__
 from sl_common.messages.training import WIRE_KINDS
 from sl_server.report import gantt, plots, svg, words
-from sl_server.report.past import read_run
+from sl_server.report.past import read_past_run
 from sl_server.report.plots import Plot, Shown
 from sl_server.report.timeline import timeline
 from sl_server.telemetry.metrics import PHASES
@@ -45,7 +45,7 @@ class Section:
 
 def make_page(paths: Sequence[Path]) -> str:
     """The HTML of these run directories, in this order. Raises ConfigError for one that is none."""
-    runs = [read_run(path) for path in paths]
+    runs = [read_past_run(path) for path in paths]
     letters = [chr(ord("A") + number) if number < 26 else str(number + 1) for number in range(len(runs))]
     shown = [
         Shown(run=run, letter=letter if len(runs) > 1 else "", number=n)
@@ -70,7 +70,7 @@ def make_page(paths: Sequence[Path]) -> str:
         rounds=words.rounds,
         resolved=lambda run: run.config.model_dump_json(indent=2),
         version=__version__,
-        colors=len(svg.RUNS),
+        colors=len(svg.RUN_COLORS),
     )
 
 
@@ -86,7 +86,7 @@ def _sections(shown: Sequence[Shown]) -> Iterator[Section]:
     yield Section(
         title="Loss",
         text="Solid: mean over a round's training batches. Dashed: on held-out data.",
-        plots=made(plots.losses(shown)),
+        plots=made(plots.loss_plots(shown)),
         without="no round is over",
     )
     yield Section(
@@ -122,7 +122,7 @@ def _sections(shown: Sequence[Shown]) -> Iterator[Section]:
 def _left_out(shown: Sequence[Shown]) -> str:
     clients = max((len(timeline(s.run.lines).courses) for s in shown), default=0)
     return (
-        f"Of {clients} clients {gantt.ROWS} are shown, first those that left or were too slow."
-        if clients > gantt.ROWS
+        f"Of {clients} clients {gantt.MAX_GANTT_ROWS} are shown, first those that left or were too slow."
+        if clients > gantt.MAX_GANTT_ROWS
         else ""
     )

@@ -16,7 +16,7 @@ from sl_common.errors import ConfigError
 from sl_server.storage.trained import config_of
 
 ByKind = Mapping[str, int]
-Bytes = Mapping[str, ByKind]  # {"up": {kind: bytes}, "down": …}
+BytesByKind = Mapping[str, ByKind]  # {"up": {kind: bytes}, "down": …}
 
 
 class _Line(BaseModel):
@@ -33,8 +33,8 @@ class RoundLine(_Line):
     loss: float | None
     samples: int
     clients: int
-    bytes: Bytes
-    payload_bytes: Bytes = {}
+    bytes: BytesByKind
+    payload_bytes: BytesByKind = {}
     timed_steps: int = 0
     phases: Mapping[str, float] = {}
 
@@ -50,8 +50,8 @@ class EvaluationLine(_Line):
     max: float
     loss: float
     samples: int
-    bytes: Bytes = {}
-    payload_bytes: Bytes = {}
+    bytes: BytesByKind = {}
+    payload_bytes: BytesByKind = {}
 
 
 class ClientLine(_Line):
@@ -78,8 +78,8 @@ class RunLine(_Line):
     reason: str = ""
 
 
-Line = RoundLine | EvaluationLine | ClientLine | WaveLine | RunLine
-_KNOWN: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="event")])
+FactLine = RoundLine | EvaluationLine | ClientLine | WaveLine | RunLine
+_KNOWN: TypeAdapter[FactLine] = TypeAdapter(Annotated[FactLine, Field(discriminator="event")])
 _EVENTS = {
     event
     for kind in (RoundLine, EvaluationLine, ClientLine, WaveLine, RunLine)
@@ -91,8 +91,8 @@ class _Summary(BaseModel):
     """The part of a summary that a report shows and computes with."""
 
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    bytes: Bytes
-    payload_bytes: Bytes
+    bytes: BytesByKind
+    payload_bytes: BytesByKind
     weights_sha256: str
     reason: str
     finished: bool
@@ -104,7 +104,7 @@ class PastRun:
 
     path: Path
     config: RunConfig
-    lines: tuple[Line, ...]
+    lines: tuple[FactLine, ...]
     summary: Mapping[str, Any] | None
     missing: tuple[str, ...]  # in words
 
@@ -125,10 +125,10 @@ class PastRun:
             return float(self.summary["seconds"])
         return max((line.seconds for line in self.lines), default=0.0)
 
-    def bytes(self, which: Literal["bytes", "payload_bytes"] = "bytes") -> Bytes:
+    def bytes(self, which: Literal["bytes", "payload_bytes"] = "bytes") -> BytesByKind:
         """In all, or so far."""
         if self.summary is not None:
-            found: Bytes = self.summary[which]
+            found: BytesByKind = self.summary[which]
             return found
         counted = [getattr(line, which) for line in self.lines if isinstance(line, RoundLine | EvaluationLine)]
         return next((counts for counts in reversed(counted) if counts), {})
@@ -149,7 +149,7 @@ class PastRun:
         return sum(n for kinds in counts.values() for kind, n in kinds.items() if kind != "eval")
 
 
-def read_run(path: Path) -> PastRun:
+def read_past_run(path: Path) -> PastRun:
     """Raises ConfigError if this is no run directory, or one that cannot be read."""
     config = config_of(path)
     missing: list[str] = []
@@ -162,7 +162,7 @@ def read_run(path: Path) -> PastRun:
     return PastRun(path=path, config=config, lines=lines, summary=summary, missing=tuple(missing))
 
 
-def _lines(path: Path, missing: list[str]) -> tuple[Line, ...]:
+def _lines(path: Path, missing: list[str]) -> tuple[FactLine, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -176,7 +176,7 @@ def _lines(path: Path, missing: list[str]) -> tuple[Line, ...]:
     return tuple(_parsed(path, whole))
 
 
-def _parsed(path: Path, text: str) -> Iterator[Line]:
+def _parsed(path: Path, text: str) -> Iterator[FactLine]:
     for number, row in enumerate(io.StringIO(text), 1):  # one at a time, and at line feeds alone
         try:
             found = json.loads(row)

@@ -47,7 +47,7 @@ class Shown:
     @property
     def color(self) -> str:
         """A stand-in."""
-        return svg.RUNS[self.number % len(svg.RUNS)]
+        return svg.RUN_COLORS[self.number % len(svg.RUN_COLORS)]
 
 
 def finished(figure: Figure, name: str, caption: str, form: Form = "panel", of: Shown | None = None) -> Plot:
@@ -112,7 +112,7 @@ def accuracies(shown: Sequence[Shown]) -> Iterator[Plot]:
             yield finished(figure, f"accuracy-{against.name}", f"Accuracy against {against.name}")
 
 
-def losses(shown: Sequence[Shown]) -> Iterator[Plot]:
+def loss_plots(shown: Sequence[Shown]) -> Iterator[Plot]:
     """Training loss, and loss on held-out data."""
     if not any(s.run.rounds for s in shown):
         return
@@ -216,7 +216,7 @@ def _bars(
             for number, part in enumerate(parts):
                 width = values.get(part, 0)
                 axes.barh(
-                    y, width, left=start, height=0.68, color=svg.PARTS[number], edgecolor=svg.PAPER, linewidth=0.6
+                    y, width, left=start, height=0.68, color=svg.PART_COLORS[number], edgecolor=svg.PAPER, linewidth=0.6
                 )
                 start += width
             axes.annotate(words(start), (start, y), (4, 0), textcoords="offset points", va="center", fontweight="bold")
@@ -239,7 +239,9 @@ def phases(shown: Sequence[Shown]) -> Iterator[Plot]:
         with mpl.rc_context(svg.STYLE):
             figure, axes = ax.panel()
             layers = [[1000 * r.phases.get(phase, 0.0) for r in rounds] for phase in PHASES]
-            axes.stackplot([r.round for r in rounds], layers, colors=svg.PARTS, edgecolor=svg.PAPER, linewidth=0.4)
+            axes.stackplot(
+                [r.round for r in rounds], layers, colors=svg.PART_COLORS, edgecolor=svg.PAPER, linewidth=0.4
+            )
             axes.set_ylim(bottom=0)
             axes.margins(x=0)
             axes.set_xlabel("round")

@@ -13,12 +13,12 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"  # stand-ins
-RUNS = tuple(f"#0101{number:02x}" for number in range(0x11, 0x19))  # one for each run, then from the beginning
-PARTS = tuple(f"#0102{number:02x}" for number in range(0x11, 0x18))  # kinds of bytes, phases of a step
+RUN_COLORS = tuple(f"#0101{number:02x}" for number in range(0x11, 0x19))  # one for each run, then from the beginning
+PART_COLORS = tuple(f"#0102{number:02x}" for number in range(0x11, 0x18))  # kinds of bytes, phases of a step
 BAD = "#010301"
-VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper", BAD: "bad"}
-VARIABLES |= {color: f"run{number}" for number, color in enumerate(RUNS)}
-VARIABLES |= {color: f"part{number}" for number, color in enumerate(PARTS)}
+CSS_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper", BAD: "bad"}
+CSS_VARIABLES |= {color: f"run{number}" for number, color in enumerate(RUN_COLORS)}
+CSS_VARIABLES |= {color: f"part{number}" for number, color in enumerate(PART_COLORS)}
 
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
@@ -64,7 +64,7 @@ def inline(figure: Figure, name: str, label: str) -> str:
     svg = re.sub(r'(?:xlink:)?href="#([^"]+)"', rf'href="#{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
     svg = re.sub(r"font-family: [^;\"]+;?", "", svg)
-    for color, variable in VARIABLES.items():
+    for color, variable in CSS_VARIABLES.items():
         svg = svg.replace(color, f"var(--{variable})")
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
     assert size is not None, "matplotlib writes a viewBox"

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sl_server.report.past import ClientLine, Line, RoundLine, RunLine, WaveLine
+from sl_server.report.past import ClientLine, FactLine, RoundLine, RunLine, WaveLine
 
 Doing = Literal["here", "train", "eval", "lost", "away"]  # lost: a wave that it began and did not finish
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Span:
+class TimelineSpan:
     """Seconds since the first wave began."""
 
     doing: Doing
@@ -21,12 +21,12 @@ class Span:
 
 
 @dataclass(kw_only=True, slots=True)
-class Course:
+class ClientTimeline:
     """One client's run."""
 
     client: str
     shard: int
-    spans: list[Span] = field(default_factory=list)
+    spans: list[TimelineSpan] = field(default_factory=list)
     joined: list[float] = field(default_factory=list)
     left: list[float] = field(default_factory=list)
     late: list[float] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Course:
         """Until now, if it began; `said`: it turned out to be this."""
         start = self._open.pop(doing, None)
         if start is not None:
-            self.spans.append(Span(doing=said or doing, start=start, end=now))
+            self.spans.append(TimelineSpan(doing=said or doing, start=start, end=now))
 
     def leave(self, now: float) -> None:
         """Whatever it was doing is lost."""
@@ -63,17 +63,17 @@ class Course:
 class Timeline:
     """All clients, by shard, and when the run went back to a checkpoint."""
 
-    courses: dict[str, Course] = field(default_factory=dict)
+    courses: dict[str, ClientTimeline] = field(default_factory=dict)
     back: list[float] = field(default_factory=list)
     end: float = 0.0
 
     @property
-    def rows(self) -> list[Course]:
+    def rows(self) -> list[ClientTimeline]:
         """By shard."""
         return sorted(self.courses.values(), key=lambda course: (course.shard, course.client))
 
 
-def timeline(lines: Iterable[Line]) -> Timeline:
+def timeline(lines: Iterable[FactLine]) -> Timeline:
     """The facts of a run, in the order in which they were written."""
     found = Timeline()
     for line in lines:
@@ -98,8 +98,8 @@ def timeline(lines: Iterable[Line]) -> Timeline:
     return found
 
 
-def _course(found: Timeline, name: str) -> Course:
-    return found.courses.setdefault(name, Course(client=name, shard=len(found.courses)))
+def _course(found: Timeline, name: str) -> ClientTimeline:
+    return found.courses.setdefault(name, ClientTimeline(client=name, shard=len(found.courses)))
 
 
 def _client(found: Timeline, line: ClientLine) -> None:

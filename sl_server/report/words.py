@@ -10,11 +10,11 @@ from sl_common.codec.words import words
 from sl_common.host.progress import size
 from sl_server.report.past import PastRun
 
-NOTHING = "–"
+NO_VALUE = "–"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class ReportRow:
     """One line of a table: what, and a cell for each run."""
 
     name: str
@@ -38,12 +38,12 @@ def state_of(run: PastRun) -> str:
     return "finished" if run.summary["finished"] else f"ended early: {run.summary['reason']}"
 
 
-def results(runs: Sequence[PastRun]) -> list[Row]:
+def results(runs: Sequence[PastRun]) -> list[ReportRow]:
     """What came of them; beside bytes and seconds of later runs stands how many times the first one's they are."""
     return [
         _row("state", runs, state_of),
         _row("accuracy", runs, _accuracy),
-        _row("loss, held out", runs, lambda run: f"{run.evaluations[-1].loss:.4f}" if run.evaluations else NOTHING),
+        _row("loss, held out", runs, lambda run: f"{run.evaluations[-1].loss:.4f}" if run.evaluations else NO_VALUE),
         _row("loss, last round", runs, _loss),
         _compared("bytes up", runs, lambda run: sum(run.bytes().get("up", {}).values()), size),
         _compared("bytes down", runs, lambda run: sum(run.bytes().get("down", {}).values()), size),
@@ -51,11 +51,11 @@ def results(runs: Sequence[PastRun]) -> list[Row]:
         _compared("bytes without evaluation", runs, _trained, size),
         _compared("time", runs, lambda run: run.seconds, lambda s: f"{s:.1f} s"),
         _compared("mean time of a step", runs, lambda run: 1000 * sum(run.phases.values()), lambda ms: f"{ms:.1f} ms"),
-        _row("weights sha256", runs, lambda run: run.summary["weights_sha256"] if run.summary else NOTHING),
+        _row("weights sha256", runs, lambda run: run.summary["weights_sha256"] if run.summary else NO_VALUE),
     ]
 
 
-def settings(runs: Sequence[PastRun]) -> list[Row]:
+def settings(runs: Sequence[PastRun]) -> list[ReportRow]:
     """What they were, the usual suspects."""
     asked: list[tuple[str, Callable[[PastRun], str]]] = [
         ("protocol", lambda run: run.config.preset or "own"),
@@ -73,21 +73,21 @@ def settings(runs: Sequence[PastRun]) -> list[Row]:
         ("client's optimiser", lambda run: _optimizer(run.config.client.optimizer)),
         ("server's optimiser", lambda run: _optimizer(run.config.server.optimizer)),
         ("seed, threads", lambda run: f"{run.config.run.seed}, {run.config.run.threads}"),
-        ("device of the head", lambda run: str((run.summary or {}).get("device") or NOTHING)),
+        ("device of the head", lambda run: str((run.summary or {}).get("device") or NO_VALUE)),
         (
             "torch, cutlayer",
-            lambda run: f"{run.summary.get('torch')}, {run.summary.get('cutlayer')}" if run.summary else NOTHING,
+            lambda run: f"{run.summary.get('torch')}, {run.summary.get('cutlayer')}" if run.summary else NO_VALUE,
         ),
         ("directory", lambda run: str(run.path)),
     ]
     return [_row(name, runs, cell) for name, cell in asked]
 
 
-def differences(runs: Sequence[PastRun]) -> list[Row]:
+def differences(runs: Sequence[PastRun]) -> list[ReportRow]:
     """Every key of the configurations in which the runs differ."""
     flat = [dict(_leaves(run.config.model_dump(mode="json"))) for run in runs]
     keys = sorted(set().union(*flat) - {"run.name", "preset"})
-    rows = [Row(name=key, cells=tuple(str(one.get(key, NOTHING)) for one in flat)) for key in keys]
+    rows = [ReportRow(name=key, cells=tuple(str(one.get(key, NO_VALUE)) for one in flat)) for key in keys]
     return [row for row in rows if row.differs]
 
 
@@ -107,9 +107,9 @@ def rounds(run: PastRun) -> tuple[list[str], list[list[str]]]:
     body = [
         [
             str(r.round),
-            NOTHING if r.loss is None else f"{r.loss:.4f}",
-            f"{scores[r.round].accuracy:.2%}" if r.round in scores else NOTHING,
-            f"{scores[r.round].loss:.4f}" if r.round in scores else NOTHING,
+            NO_VALUE if r.loss is None else f"{r.loss:.4f}",
+            f"{scores[r.round].accuracy:.2%}" if r.round in scores else NO_VALUE,
+            f"{scores[r.round].loss:.4f}" if r.round in scores else NO_VALUE,
             f"{run.bytes_at(r):,}",
             f"{r.seconds:.3f}",
             f"{r.samples:,}",
@@ -120,20 +120,22 @@ def rounds(run: PastRun) -> tuple[list[str], list[list[str]]]:
     return head, body
 
 
-def _row(name: str, runs: Sequence[PastRun], cell: Callable[[PastRun], str]) -> Row:
-    return Row(name=name, cells=tuple(cell(run) for run in runs))
+def _row(name: str, runs: Sequence[PastRun], cell: Callable[[PastRun], str]) -> ReportRow:
+    return ReportRow(name=name, cells=tuple(cell(run) for run in runs))
 
 
-def _compared(name: str, runs: Sequence[PastRun], of: Callable[[PastRun], float], text: Callable[[float], str]) -> Row:
+def _compared(
+    name: str, runs: Sequence[PastRun], of: Callable[[PastRun], float], text: Callable[[float], str]
+) -> ReportRow:
     values = [of(run) for run in runs]
     first = values[0]
-    others = (f"{text(v)} ({v / first:.2f}×)" if v and first else text(v) if v else NOTHING for v in values[1:])
-    return Row(name=name, cells=(text(first) if first else NOTHING, *others))
+    others = (f"{text(v)} ({v / first:.2f}×)" if v and first else text(v) if v else NO_VALUE for v in values[1:])
+    return ReportRow(name=name, cells=(text(first) if first else NO_VALUE, *others))
 
 
 def _accuracy(run: PastRun) -> str:
     if not run.evaluations:
-        return NOTHING
+        return NO_VALUE
     last = run.evaluations[-1]
     spread = "" if last.shared else f" ({last.min:.2%} to {last.max:.2%} over clients)"
     return f"{last.accuracy:.2%}{spread}"
@@ -141,7 +143,7 @@ def _accuracy(run: PastRun) -> str:
 
 def _loss(run: PastRun) -> str:
     known = [r.loss for r in run.rounds if r.loss is not None]
-    return f"{known[-1]:.4f}" if known else NOTHING
+    return f"{known[-1]:.4f}" if known else NO_VALUE
 
 
 def _trained(run: PastRun) -> int:
@@ -150,7 +152,7 @@ def _trained(run: PastRun) -> int:
 
 def _saved(run: PastRun) -> str:
     wire, payload = (sum(sum(kinds.values()) for kinds in run.bytes(w).values()) for w in ("bytes", "payload_bytes"))
-    return f"{payload / wire:.2f}×" if wire and payload else NOTHING
+    return f"{payload / wire:.2f}×" if wire and payload else NO_VALUE
 
 
 def _optimizer(optimizer: Any) -> str:

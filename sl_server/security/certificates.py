@@ -25,7 +25,7 @@ from sl_common.errors import ConfigError
 from sl_common.host.files import create_atomically, remove_parts, write_atomically
 from sl_common.host.locks import sole_writer
 from sl_common.names import is_name
-from sl_server.security.crl import CA_DAYS, SLACK, make_list, read_lists
+from sl_server.security.crl import CA_DAYS, CLOCK_SLACK, make_list, read_lists
 
 UNREADABLE = (ValueError, TypeError, x509.InvalidVersion, x509.ExtensionNotFound, UnsupportedAlgorithm)
 RESERVED = ("ca", "server")
@@ -100,7 +100,7 @@ def _begin(
     return (
         x509.CertificateBuilder(subject_name=subject, issuer_name=issuer, public_key=key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - SLACK)
+        .not_valid_before(now - CLOCK_SLACK)
         .not_valid_after(now + timedelta(days=days))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), False)

@@ -10,17 +10,20 @@ import grpc
 
 from sl_common.errors import ConfigError
 from sl_common.exits import is_loopback
-from sl_server.core.identity import Identity
-from sl_server.security.revocation import Revoked
+from sl_server.core.identity import StreamIdentity
+from sl_server.security.revocation import RevocationList
 from sl_server.security.tls import CertificateFiles, Certificates
 from sl_server.security.tokens import Tokens
 
 
-class Door:
+class Credentials:
     """With certificates it speaks TLS and nothing else."""
 
     def __init__(
-        self, certificates: Certificates | None = None, tokens: Tokens | None = None, revoked: Revoked | None = None
+        self,
+        certificates: Certificates | None = None,
+        tokens: Tokens | None = None,
+        revoked: RevocationList | None = None,
     ) -> None:
         self.certificates = certificates
         self.tokens = tokens
@@ -62,7 +65,7 @@ class Door:
             return int(server.add_insecure_port(listen))
         return int(server.add_secure_port(listen, self.certificates.credentials()))
 
-    def identity(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> Identity:
+    def identity(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> StreamIdentity:
         """What this call's connection and metadata prove."""
         certificate, bearer, revoked = None, None, False
         if self.certificates is not None and self.certificates.files.client_ca is not None:
@@ -74,7 +77,7 @@ class Door:
         if self.tokens is not None:
             metadata = dict(context.invocation_metadata() or ())
             bearer = self.tokens.owner(str(metadata.get("authorization", "")))
-        return Identity(certificate=certificate, bearer=bearer, revoked=revoked)
+        return StreamIdentity(certificate=certificate, bearer=bearer, revoked=revoked)
 
 
 def peer_of(context: grpc.aio.ServicerContext[bytes, bytes]) -> str:
@@ -92,7 +95,7 @@ def make_door(
     revoked: Path | None = None,
     tokens: Path | None = None,
     insecure: bool = False,
-) -> Door:
+) -> Credentials:
     """From a person's options. Raises ConfigError for files that cannot be used and options that do not go together."""
     if (cert is None) != (key is None):
         raise ConfigError("--cert and --key belong together: the certificate and its private key")
@@ -116,5 +119,5 @@ def make_door(
     certificates = None
     if cert is not None and key is not None:
         certificates = Certificates(CertificateFiles(cert=cert, key=key, client_ca=client_ca))
-    listed = None if revoked is None or client_ca is None else Revoked(revoked, client_ca)
-    return Door(certificates, None if tokens is None else Tokens(tokens), listed)
+    listed = None if revoked is None or client_ca is None else RevocationList(revoked, client_ca)
+    return Credentials(certificates, None if tokens is None else Tokens(tokens), listed)

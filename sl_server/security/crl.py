@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 CA_DAYS = 3650  # the authority must outlive what it signs, so that a new certificate needs no new trust
-SLACK = timedelta(hours=1)  # clocks of devices differ
+CLOCK_SLACK = timedelta(hours=1)  # clocks of devices differ
 _END = b"-----END X509 CRL-----"
 
 
@@ -32,7 +32,7 @@ def make_list(
     now = datetime.now(UTC)
     entries = dict.fromkeys(more, now) | {one.serial_number: one.revocation_date_utc for one in old or ()}
     number = 0 if old is None else old.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number + 1
-    builder = x509.CertificateRevocationListBuilder().issuer_name(authority.subject).last_update(now - SLACK)
+    builder = x509.CertificateRevocationListBuilder().issuer_name(authority.subject).last_update(now - CLOCK_SLACK)
     builder = builder.next_update(now + timedelta(days=CA_DAYS)).add_extension(x509.CRLNumber(number), False)
     signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
     builder = builder.add_extension(signer, False)

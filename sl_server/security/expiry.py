@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from sl_common.host.certificates import DAY_S, WARN_S, left_in_words
 from sl_server.security.tls import Certificates
 
-LOOK_S = 60.0
+EXPIRY_LOOK_S = 60.0
 WHICH = {
     "server": ("--cert", "sl-server certs DIR --renew server gives it new dates, which are read without a restart"),
     "client_ca": ("--client-ca", "sl-server certs DIR --renew-ca makes another authority"),
@@ -61,4 +61,4 @@ class Expiry:
         """As long as the server runs."""
         while True:
             self.look()
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(EXPIRY_LOOK_S)

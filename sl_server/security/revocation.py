@@ -39,7 +39,7 @@ class _Listed:
             raise ConfigError(f"{what} has number {self.number} as the list before, and revokes other certificates")
 
 
-class Revoked:
+class RevocationList:
     """A file for --revoked: a list of each authority in --client-ca, or of some of them."""
 
     def __init__(self, path: Path, client_ca: Path) -> None:

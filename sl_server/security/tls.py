@@ -11,12 +11,12 @@ import grpc
 
 from sl_common.errors import ConfigError
 from sl_common.host.certificates import ends_of
-from sl_common.host.files import MAX_KEY
+from sl_common.host.files import MAX_KEY_FILE
 from sl_server.security.watched_files import Watched, caution, read_file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Loaded:
+class LoadedCertificate:
     """For gRPC, and when the first certificate of each file ends, in seconds since 1970."""
 
     shown: grpc.ServerCertificateConfiguration
@@ -36,9 +36,9 @@ class CertificateFiles:
         """All that there are."""
         return [path for path in (self.cert, self.key, self.client_ca) if path is not None]
 
-    def read(self) -> Loaded:
+    def read(self) -> LoadedCertificate:
         """Raises ConfigError naming the option and the file that gRPC could not use."""
-        cert, key = read_file("--cert", self.cert), read_file("--key", self.key, MAX_KEY)
+        cert, key = read_file("--cert", self.cert), read_file("--key", self.key, MAX_KEY_FILE)
         client_ca = read_file("--client-ca", self.client_ca) if self.client_ca else None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
@@ -56,7 +56,7 @@ class CertificateFiles:
                 raise ConfigError(f"--client-ca {self.client_ca}: {error.strerror or error}") from error
         shown = grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=client_ca)
         ends = {"server": _first_end(cert)} | ({} if client_ca is None else {"client_ca": _first_end(client_ca)})
-        return Loaded(shown=shown, ends=ends)
+        return LoadedCertificate(shown=shown, ends=ends)
 
     def _no_password(self) -> str:
         raise ConfigError(f"--key {self.key} is encrypted, the server needs it without a passphrase")

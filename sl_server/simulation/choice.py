@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from sl_common.config.run_config import RunConfig, Wave
+from sl_common.config.run_config import RunConfig, WaveConfig
 from sl_common.errors import ConfigError
 from sl_common.messages.facts import Fact, Trained
 from sl_common.network.network import Network
@@ -21,11 +21,11 @@ OTHER_BITS = "stacked: the last bits of the weights may differ from those of rea
 _WORTH_IT = 1.1  # times as fast: for less nobody wants other bits
 _CLIENTS, _PAIRS, _TRIAL_S = 32, 5, 5.0  # of a trial; with more clients the gain is larger still
 
-Asked = Literal["off", "auto", "on"]
+StackedOption = Literal["off", "auto", "on"]
 
 
 def simulation_of(
-    config: RunConfig, asked: Asked, *, data: Path | None, device: str, client_device: str, count: Count
+    config: RunConfig, asked: StackedOption, *, data: Path | None, device: str, client_device: str, count: Count
 ) -> tuple[Simulation, str | None]:
     """The simulation, and what its user should know of the choice. Raises ConfigError if it must be stacked and cannot be."""
     if asked == "off":
@@ -51,7 +51,7 @@ def measured_gain(
         update={
             "run": config.run.model_copy(update={"clients": clients}),
             "data": config.data.model_copy(update={"shards": config.shards}),  # batches are those of the whole run
-            "client": config.client.model_copy(update={"wave": Wave(steps=clients * (_PAIRS + 2))}),
+            "client": config.client.model_copy(update={"wave": WaveConfig(steps=clients * (_PAIRS + 2))}),
         }
     )
     plain, stacked = (

@@ -21,7 +21,7 @@ from sl_common.network.network import Network
 from sl_common.training.segment import Tree
 from sl_common.wire.eventlog import Entry, LogReader
 from sl_server.core.coordinator import Coordinator, Said
-from sl_server.core.digests import AdvanceDigests, difference, fields_of
+from sl_server.core.digests import AdvanceDigests, digest_difference, fields_of
 from sl_server.storage.eventlog import Recorded, opened_log
 from sl_server.storage.spill import DiskSpill
 
@@ -92,11 +92,11 @@ class Replay:
             what = f"message {number} of {len(event.said)}, {one.kind} to {one.client}"
             if (one.client, one.kind) != (other.client, other.kind):
                 raise self._departed(f"{what}, is {other.kind} to {other.client} in the replay")
-            if told := difference(one.fields, other.fields):
+            if told := digest_difference(one.fields, other.fields):
                 raise self._departed(f"{what}: {told}")
         if len(event.said) != len(found.said):
             raise self._departed(f"{len(found.said)} messages, the log has {len(event.said)}")
-        if told := difference(event.weights, found.weights):
+        if told := digest_difference(event.weights, found.weights):
             raise self._departed(f"weights after wave {self.coordinator.rests}: {told}")
         return said
 
@@ -109,7 +109,7 @@ class Replay:
 
     def _compare_aligned(self, client: str, event: Aligned) -> None:
         found = self._aligned.pop((client, event.round, event.wave), None)
-        if found is not None and (told := difference(dict(fields_of(event)), dict(fields_of(found)))):
+        if found is not None and (told := digest_difference(dict(fields_of(event)), dict(fields_of(found)))):
             raise self._departed(f"aligned for {client}: {told}")
 
     def _work(self) -> None:

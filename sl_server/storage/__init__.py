@@ -8,12 +8,12 @@ from sl_common.lazy_exports import lazy_exports
 __getattr__, __all__ = lazy_exports(
     __name__,
     checkpoint="Checkpoints",
-    eventlog="EventLog NAME Recorded opened_log",
+    eventlog="EVENT_LOG EventLog Recorded opened_log",
     export="export_run",
-    run_directory="NOTHING RunDirectory shorter",
+    run_directory="EMPTY_FILES RunDirectory shorter",
     run_selection="Stage held_run new_directory outcome read_config",
     spill="DiskSpill SEGMENT",
     table="Board",
     tensorboard="open_board",
-    trained="Trained config_of read_run",
+    trained="TrainedRun config_of read_trained_run",
 )

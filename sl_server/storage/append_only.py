@@ -9,7 +9,7 @@ import contextlib
 import os
 from pathlib import Path
 
-MAX_WAITING = 16 << 20  # bytes of one file that are kept in memory while they cannot be written
+MAX_WAITING_FILE = 16 << 20  # bytes of one file that are kept in memory while they cannot be written
 _ENOUGH = 64 << 10  # bytes that are written at once
 
 
@@ -48,7 +48,7 @@ class GrowingFile:
 
     def append(self, record: bytes) -> None:
         """Append a record; never fails. It is in the file after the next `flush` that succeeds, unless it is counted in `lost`."""
-        if self._waiting and len(self._waiting) + len(record) > MAX_WAITING:
+        if self._waiting and len(self._waiting) + len(record) > MAX_WAITING_FILE:
             with contextlib.suppress(OSError):
                 self.flush()
             if self._waiting:

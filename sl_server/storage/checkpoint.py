@@ -11,7 +11,7 @@ from sl_common.host.files import sync_folder, write_atomically
 from sl_common.training.segment import Tree
 from sl_common.tree import dumps, loads
 
-KEPT = 2
+KEPT_CHECKPOINTS = 2
 _NAME = "checkpoint-{:08d}.tree"
 
 
@@ -25,7 +25,7 @@ class Checkpoints:
     def save(self, number: int, tree: Tree) -> None:
         """Durable when it returns; then all but the newest few are removed. Raises OSError, with the older ones still there."""
         write_atomically(self._folder / _NAME.format(number), dumps(tree))
-        for old in self._found()[:-KEPT]:
+        for old in self._found()[:-KEPT_CHECKPOINTS]:
             with contextlib.suppress(OSError):
                 old.unlink()
 

@@ -24,7 +24,7 @@ from sl_common.wire import eventlog
 from sl_common.wire.eventlog import LOG_VERSION, LogReader
 from sl_server.storage.append_only import GrowingFile
 
-NAME = "events.log"  # in a run directory
+EVENT_LOG = "events.log"  # in a run directory
 MAX_PREFACE = 4 << 20  # bytes
 _MAGIC = b"SLEVENTS"
 _START = struct.Struct("<8sIII")

@@ -17,18 +17,18 @@ from sl_common.errors import ConfigError
 from sl_common.holdings import Inputs
 from sl_common.host.files import make_folder, remove_parts, sync_folder, write_atomically
 from sl_common.messages.facts import BatchEvaluated, Evaluated, Fact, RoundEnded, RunEnded, Trained, WaveBegun
-from sl_common.tensors import State
+from sl_common.tensors import StateDict
 from sl_server.core.coordinator import Coordinator
 from sl_server.storage import eventlog, schema
 from sl_server.storage.append_only import GrowingFile
 from sl_server.storage.inputs import inputs_of, write_inputs
-from sl_server.storage.table import Board, Table, row_of
+from sl_server.storage.table import Board, RoundTable, row_of
 from sl_server.storage.weight_set import put_in_place, write_weights
 from sl_server.telemetry.ledger import Ledger
 
 GROWING = ("metrics.jsonl", "metrics.csv", "digests.log")
 BOARD_FILES = "events.out.tfevents.*"  # TensorBoard's name for them
-NOTHING: Mapping[str, int] = dict.fromkeys(GROWING, 0)  # their bytes, when nothing is written
+EMPTY_FILES: Mapping[str, int] = dict.fromkeys(GROWING, 0)  # their bytes, when nothing is written
 
 
 class RunDirectory:
@@ -67,8 +67,8 @@ class RunDirectory:
                 write_atomically(path / "config.json", config.model_dump_json(indent=2).encode() + b"\n")
             remove_parts(path)
             put_in_place(path)
-            self._files = {name: GrowingFile(path / name, (resumed or NOTHING).get(name, 0)) for name in GROWING}
-            self._table = Table(self._files["metrics.csv"], board)
+            self._files = {name: GrowingFile(path / name, (resumed or EMPTY_FILES).get(name, 0)) for name in GROWING}
+            self._table = RoundTable(self._files["metrics.csv"], board)
             sync_folder(path)
         except (OSError, ValueError) as error:
             raise ConfigError(f"--out {path}: {getattr(error, 'strerror', None) or error}") from error
@@ -161,7 +161,7 @@ class RunDirectory:
     def _line(self, **fields: Any) -> None:
         self._files["metrics.jsonl"].write(json.dumps(fields) + "\n")
 
-    def save_weights(self, states: dict[str, State], inputs: Inputs | None = None) -> None:
+    def save_weights(self, states: dict[str, StateDict], inputs: Inputs | None = None) -> None:
         """`lower.safetensors` and `head.safetensors`, or `head-<shard>.safetensors` where copies differ, all at once; before them what they
         were trained on, if it has changed."""
         self._unwritten = True
@@ -180,7 +180,7 @@ class RunDirectory:
     def discard(self) -> None:
         """Leave nothing of a run that could not begin, so that its place can be taken again."""
         self.close()
-        begun = (self.path / name for name in ("config.json", schema.NAME, eventlog.NAME, *GROWING))
+        begun = (self.path / name for name in ("config.json", schema.RUN_FILE, eventlog.EVENT_LOG, *GROWING))
         for path in (*begun, *self.path.glob(BOARD_FILES)):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # there is something else in it

@@ -15,19 +15,19 @@ from sl_common.errors import ConfigError
 from sl_common.host.files import read_bounded, write_atomically
 
 SCHEMA = 2  # 1 had no run.json
-NAME = "run.json"
+RUN_FILE = "run.json"
 _MOST = 1 << 16  # bytes
 
 
 def write_schema(folder: Path) -> None:
     """Raises OSError."""
     said = {"schema": SCHEMA, "cutlayer": __version__, "torch": torch.__version__}
-    write_atomically(folder / NAME, json.dumps(said, indent=2).encode() + b"\n")
+    write_atomically(folder / RUN_FILE, json.dumps(said, indent=2).encode() + b"\n")
 
 
 def check_schema(folder: Path) -> None:
     """Raise ConfigError, with nothing touched, unless the run in `folder` has this program's schema."""
-    found, by = _read(folder / NAME)
+    found, by = _read(folder / RUN_FILE)
     if found != SCHEMA:
         raise ConfigError(
             f"--resume {folder}: a run of schema {found}, begun by {by}; this program, cutlayer {__version__}, goes on with "

@@ -16,7 +16,7 @@ from sl_server.storage.append_only import GrowingFile
 from sl_server.telemetry.ledger import Ledger
 from sl_server.telemetry.metrics import PHASES
 
-Row = Mapping[str, float | None]  # column -> value; None: there was none in this round
+RoundRow = Mapping[str, float | None]  # column -> value; None: there was none in this round
 
 # the round, from 1 · mean training loss · of the held-out data: accuracy (mean, least and greatest over clients) and mean loss
 _ROUND = ("round", "loss", "accuracy", "accuracy_min", "accuracy_max", "eval_loss")
@@ -31,7 +31,7 @@ _UNSHOWN = 4096  # rows that are kept for a board that cannot be written; metric
 COLUMNS = (*_ROUND, *_SIZE, *_BYTES, *_PHASES)
 
 
-def row_of(fact: RoundEnded, ledger: Ledger, seconds: float, steps: int, phases: Mapping[str, float]) -> Row:
+def row_of(fact: RoundEnded, ledger: Ledger, seconds: float, steps: int, phases: Mapping[str, float]) -> RoundRow:
     """A round that is over, before its evaluation."""
     return {
         "round": fact.round + 1,
@@ -44,13 +44,13 @@ def row_of(fact: RoundEnded, ledger: Ledger, seconds: float, steps: int, phases:
     }
 
 
-def evaluated(row: Row, fact: Evaluated, ledger: Ledger, seconds: float) -> Row:
+def evaluated(row: RoundRow, fact: Evaluated, ledger: Ledger, seconds: float) -> RoundRow:
     """The same round with its evaluation."""
     found = {"accuracy": fact.accuracy, "accuracy_min": fact.lowest, "accuracy_max": fact.highest}
     return {**row, **found, "eval_loss": fact.loss, **_so_far(ledger, seconds)}
 
 
-def _so_far(ledger: Ledger, seconds: float) -> Row:
+def _so_far(ledger: Ledger, seconds: float) -> RoundRow:
     wire = {f"{d}_{kind}_bytes": ledger.wire[d, kind] for d in ("up", "down") for kind in WIRE_KINDS}
     payload = ledger.by_direction("payload")
     return wire | {f"{d}_payload_bytes": sum(payload[d].values()) for d in payload} | {"seconds": round(seconds, 3)}
@@ -59,7 +59,7 @@ def _so_far(ledger: Ledger, seconds: float) -> Row:
 class Board(Protocol):
     """Where rows go besides."""
 
-    def add(self, row: Row) -> None:
+    def add(self, row: RoundRow) -> None:
         """One more round. Raises OSError."""
         ...
 
@@ -76,16 +76,16 @@ class Board(Protocol):
         ...
 
 
-class Table:
+class RoundTable:
     """Rows into an open file, which may hold some already, and to a board if there is one."""
 
     def __init__(self, file: GrowingFile, board: Board | None = None) -> None:
         self._file = file
         self._board = board
         self._shown = 0  # rows that the board has
-        self._unshown: deque[Row] = deque(maxlen=_UNSHOWN)
+        self._unshown: deque[RoundRow] = deque(maxlen=_UNSHOWN)
         self._broken = False  # the board is to begin again behind the rows that it has
-        self._pending: Row | None = None
+        self._pending: RoundRow | None = None
         self._writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         self.begin_again()
 
@@ -100,7 +100,7 @@ class Table:
         if self._board is not None:
             self._board.back(self._shown)
 
-    def ended(self, row: Row) -> None:
+    def ended(self, row: RoundRow) -> None:
         """A round is over; its evaluation may follow."""
         self._pending = row
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sl_common.errors import ConfigError
 from sl_common.host.extras import how_to_install
 from sl_common.host.files import sync_file
-from sl_server.storage.table import COLUMNS, Board, Row
+from sl_server.storage.table import COLUMNS, Board, RoundRow
 from sl_server.telemetry.metrics import PHASES
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class TensorBoard:
         self.close()
         self._writer = self._open(str(self._folder), purge_step=rounds + 1)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: RoundRow) -> None:
         """One more round, on disk when it returns."""
         assert self._writer is not None, "the table goes back before it adds"
         self._added = True

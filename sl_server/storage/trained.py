@@ -17,19 +17,19 @@ from sl_common.errors import ConfigError, Refused, WireError
 from sl_common.holdings import Build, Inputs
 from sl_common.network.builds import builds_of
 from sl_common.network.network import Network, trained
-from sl_common.tensors import State, digest
+from sl_common.tensors import StateDict, state_digest
 from sl_server.storage.inputs import read_inputs
 from sl_server.storage.run_selection import is_over
 from sl_server.storage.weight_set import read_weights_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Trained:
+class TrainedRun:
     """What answers after a run. `heads`: one for all under None, or one for each shard where clients had their own."""
 
     config: RunConfig
     network: Network
-    lower: State | None  # that all clients shared at the end; None: they have their own
+    lower: StateDict | None  # that all clients shared at the end; None: they have their own
     heads: Mapping[int | None, nn.Module]
     inputs: Inputs | None = None  # what the clients trained on, if they said
     build: Build | None = None  # the lower segment before it got its weights
@@ -37,7 +37,7 @@ class Trained:
     @property
     def lower_sha256(self) -> bytes:
         """Of the shared lower segment; empty without one."""
-        return b"" if self.lower is None else digest(self.lower)
+        return b"" if self.lower is None else state_digest(self.lower)
 
     def head_of(self, shard: int | None, shards: int | None) -> int | None:
         """Which of the heads answers a client that asks for this shard's. Raises Refused if there is none."""
@@ -55,7 +55,7 @@ class Trained:
         return shard
 
 
-def read_run(directory: Path, warn: Callable[[str], None], device: str = "cpu") -> Trained:
+def read_trained_run(directory: Path, warn: Callable[[str], None], device: str = "cpu") -> TrainedRun:
     """What a run left. Raises ConfigError if that is no network that its `config.json` describes."""
     config = config_of(directory)
     network = Network.build(config)
@@ -78,7 +78,9 @@ def read_run(directory: Path, warn: Callable[[str], None], device: str = "cpu") 
         warn(
             f"{directory}: the run is not over: these are the weights of its last evaluation, or of when it was stopped"
         )
-    return Trained(config=config, network=network, lower=states.get("lower"), heads=heads, inputs=inputs, build=build)
+    return TrainedRun(
+        config=config, network=network, lower=states.get("lower"), heads=heads, inputs=inputs, build=build
+    )
 
 
 def _heads(parts: Collection[str]) -> dict[int | None, str]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sl_common.errors import ConfigError
 from sl_common.host.files import sync_folder, write_atomically
-from sl_common.tensors import State
+from sl_common.tensors import StateDict
 
 MANIFEST = "weights.json"
 _PLAIN = ("lower.safetensors", "head.safetensors", "head-*.safetensors")
@@ -66,7 +66,7 @@ class WeightSet:
         return json.dumps({"round": self.round, "files": files}, indent=2).encode() + b"\n"
 
 
-def write_weights(folder: Path, states: Mapping[str, State], rounds: int | None) -> None:
+def write_weights(folder: Path, states: Mapping[str, StateDict], rounds: int | None) -> None:
     """Replace the set by these parts as PART.safetensors, durably. Raises OSError, with the old set as it was."""
     data = {name: save({k: t.detach().cpu().contiguous() for k, t in state.items()}) for name, state in states.items()}
     new = WeightSet(round=rounds, files={name: _listed(name, content) for name, content in data.items()})

@@ -8,7 +8,7 @@ from sl_common.lazy_exports import lazy_exports
 __getattr__, __all__ = lazy_exports(
     __name__,
     health="Health OVER",
-    ledger="Direction Ledger Tally",
+    ledger="Direction Ledger WireTally",
     metrics="Metrics PHASES REASONS",
     run_series="LedgerCollector",
     scrapes="Scrapes",

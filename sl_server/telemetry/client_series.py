@@ -13,7 +13,7 @@ from sl_server.telemetry.ledger import Direction
 
 OTHERS = "/others"  # no client is called so: a name has no '/'
 PLACES = ("client", "network", "server")  # where a step's time goes
-Line = tuple[str, float]  # what a series is called beyond its family, and its value
+SeriesSample = tuple[str, float]  # what a series is called beyond its family, and its value
 
 
 def _both() -> dict[Direction, int]:
@@ -21,7 +21,7 @@ def _both() -> dict[Direction, int]:
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class Row:
+class ClientCounters:
     """One client since the server's process began, or all of those without a row of their own; what it counts never falls."""
 
     here: bool = False  # it has joined, and not left
@@ -38,7 +38,7 @@ class Row:
     wave_s: float | None = None  # from the start of its last training wave to its end
     accuracy: float | None = None  # of its slice of the test set, or of its own network
 
-    def absorb(self, other: Row) -> None:
+    def absorb(self, other: ClientCounters) -> None:
         """Count what another had counted."""
         for way in self.wire:
             self.wire[way] += other.wire[way]
@@ -66,7 +66,7 @@ GAUGES = {
         "Accuracy, 0 to 1, on this client's share of the held-out data, or of its own network",
     ),
 }
-BYTES: dict[str, Callable[[Row], dict[Direction, int]]] = {
+BYTES: dict[str, Callable[[ClientCounters], dict[Direction, int]]] = {
     "wire": lambda row: row.wire,
     "payload": lambda row: row.payload,
 }
@@ -82,9 +82,9 @@ class ClientSeries:
         """`limit`: clients with a row of their own."""
         self._limit = limit
         # Own rows in order of arrival, and the shared one; replaced as a whole, so that no scrape sees a client in both or in neither.
-        self._table: tuple[dict[str, Row], Row | None] = ({}, None)
+        self._table: tuple[dict[str, ClientCounters], ClientCounters | None] = ({}, None)
 
-    def row(self, client: str) -> Row:
+    def row(self, client: str) -> ClientCounters:
         """Where this client is counted."""
         rows, others = self._table
         return rows.get(client) or others or self._new(client)
@@ -95,17 +95,17 @@ class ClientSeries:
         row.here = row.here or change > 0
         row.connected += change
 
-    def _new(self, client: str) -> Row:
+    def _new(self, client: str) -> ClientCounters:
         rows, others = dict(self._table[0]), self._table[1]
         if len(rows) >= self._limit:
             gone = next((name for name, row in rows.items() if not row.here and not row.connected), None)
-            shared = Row()
+            shared = ClientCounters()
             for row in (others, None if gone is None else rows.pop(gone)):
                 if row is not None:
                     shared.absorb(row)
             others = shared
         if len(rows) < self._limit:
-            rows[client] = Row()
+            rows[client] = ClientCounters()
         self._table = rows, others
         return self.row(client)
 
@@ -143,12 +143,12 @@ class ClientSeries:
         return "".join(families)
 
 
-def _family(name: str, kind: str, said: str, series: Iterable[Line]) -> str:
+def _family(name: str, kind: str, said: str, series: Iterable[SeriesSample]) -> str:
     lines = [f"{name}{labels} {value}\n" for labels, value in series]
     return "".join([f"# HELP {name} {said}\n# TYPE {name} {kind}\n", *lines])
 
 
-def _times(rows: list[tuple[str, Row]]) -> Iterator[Line]:
+def _times(rows: list[tuple[str, ClientCounters]]) -> Iterator[SeriesSample]:
     for who, row in rows:
         for place, seconds in row.seconds.items():
             yield f'_count{{{who},place="{place}"}}', row.timed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from sl_common.host.http import Answer
+from sl_common.host.http import HttpAnswer
 
 ENDING, OVER = "ending", "the run is over"
 
@@ -35,6 +35,6 @@ class Health:
         return self._ending or self.dead
 
 
-def page(wrong: str) -> Answer:
+def page(wrong: str) -> HttpAnswer:
     """200, or 503 and what is wrong."""
-    return Answer(status=503 if wrong else 200, body=f"{wrong or 'ok'}\n".encode())
+    return HttpAnswer(status=503 if wrong else 200, body=f"{wrong or 'ok'}\n".encode())

@@ -11,7 +11,7 @@ from sl_common.messages.training import WIRE_KINDS, Message, WireKind, payload_o
 from sl_common.wire import Frame
 
 Direction = Literal["up", "down"]  # up: from clients to the server
-Tally = Iterable[tuple[WireKind, int]]
+WireTally = Iterable[tuple[WireKind, int]]
 
 
 class Ledger:
@@ -22,7 +22,7 @@ class Ledger:
         self.payload: Counter[tuple[Direction, WireKind]] = Counter()
         self._phases: dict[str, tuple[int, float]] = {}  # of this round: steps, and their seconds together
 
-    def tally(self, direction: Direction, tally: Tally) -> None:
+    def tally(self, direction: Direction, tally: WireTally) -> None:
         """A frame went this way."""
         for kind, nbytes in tally:
             self.wire[direction, kind] += nbytes

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from sl_common.errors import ConfigError
-from sl_common.host.http import Answer, HttpServer
+from sl_common.host.http import HttpAnswer, HttpServer
 from sl_server.telemetry.health import Health, page
 
 SCRAPER = "x-prometheus-scrape-timeout-seconds"  # whoever asks by hand does not come again by itself
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-MOST_S = 60.0  # that the end of a run waits for a last scrape
+LAST_SCRAPE_S = 60.0  # that the end of a run waits for a last scrape
 
 
 class Scrapes:
@@ -41,10 +41,10 @@ class Scrapes:
         self._server = server
         return found
 
-    def _metrics(self, headers: Mapping[str, str]) -> Answer:
+    def _metrics(self, headers: Mapping[str, str]) -> HttpAnswer:
         began = time.monotonic()
         taken = partial(self._answered, began) if SCRAPER in headers else None
-        return Answer(type=CONTENT_TYPE, body=self._text(), taken=taken)
+        return HttpAnswer(type=CONTENT_TYPE, body=self._text(), taken=taken)
 
     def _answered(self, began: float) -> None:
         self._begun = (*self._begun[-1:], began)
@@ -56,7 +56,7 @@ class Scrapes:
             return
         before, newest = self._begun
         due = newest + 1.5 * (newest - before) + 0.5  # a little late is late, not gone
-        while self._begun[-1] < now and time.monotonic() < min(due, now + MOST_S):
+        while self._begun[-1] < now and time.monotonic() < min(due, now + LAST_SCRAPE_S):
             await asyncio.sleep(0.05)
 
     def close(self) -> None:

@@ -9,6 +9,6 @@ __getattr__, __all__ = lazy_exports(
     __name__,
     descriptors="",
     engine="FRAME_COSTS Stream UNREAD",
-    process="Scribe run_server say_room",
+    process="RunRecorder run_server say_room",
     workers="run_timed",
 )

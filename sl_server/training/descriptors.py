@@ -14,10 +14,10 @@ from sl_common.host.http import CONNECTIONS
 from sl_server.storage.spill import SEGMENT
 
 OWN = 32
-LOOK_S = 1.0
+DESCRIPTOR_LOOK_S = 1.0
 
 
-def of_run(config: RunConfig) -> Room:
+def descriptors_for_run(config: RunConfig) -> Room:
     """A run of so many clients."""
     recordings = -(-int(config.server.recordings.disk_mb * 1e6) // SEGMENT)  # files that stay open
     clients = config.run.clients
@@ -26,14 +26,14 @@ def of_run(config: RunConfig) -> Room:
     return Room(least=least, wanted=least + spare, what=f"{clients} client(s)")
 
 
-def of_answers(config: RunConfig) -> Room:
+def descriptors_for_inference(config: RunConfig) -> Room:
     """A server that answers after a run: as many may ask as have trained, but nobody knows."""
     spare = max(config.run.clients, 512) + config.server.limits.strangers + CONNECTIONS
     return Room(least=OWN + 1, wanted=OWN + config.run.clients + spare, what="those who ask")
 
 
-async def watch(shortage: Shortage) -> None:
+async def watch_descriptors(shortage: Shortage) -> None:
     """Look whether one is free, as long as the server runs."""
     while True:
         shortage.look()
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(DESCRIPTOR_LOOK_S)

@@ -22,7 +22,7 @@ import torch
 
 from sl_common.errors import CutlayerError, Refused, WireError
 from sl_common.host.descriptors import cause
-from sl_common.limits import Limits
+from sl_common.limits import PeerLimits
 from sl_common.messages.facts import AuxAligned, ClientAway, ClientBack, Fact, WentBack
 from sl_common.messages.training import Aligned
 from sl_common.pauses import PauseClock
@@ -31,14 +31,14 @@ from sl_common.wire import Frame, Hello, Refusal
 from sl_common.wire.outgoing import Outgoing
 from sl_server.core.alignments import Job
 from sl_server.core.coordinator import Coordinator
-from sl_server.core.identity import Identity, admit
+from sl_server.core.identity import StreamIdentity, admit
 from sl_server.core.sessions import Opened, Session, Sessions
 from sl_server.telemetry.health import OVER, Health
 from sl_server.telemetry.ledger import Ledger
 from sl_server.telemetry.metrics import Metrics
-from sl_server.training.meter import Clock, Meter, Span
+from sl_server.training.meter import Clock, Meter, StepSpan
 from sl_server.training.workers import Workers, run_timed
-from sl_server.transport.deadlines import Patience, look_every_s
+from sl_server.transport.deadlines import Deadlines, look_every_s
 from sl_server.transport.refusals import Refusals
 
 LINGER_S = 10.0  # after the run, for clients that have not taken their Bye yet
@@ -99,7 +99,7 @@ class _Link:
     session: Session
     stream: Stream | None
     clock: Clock
-    patience: Patience
+    patience: Deadlines
     away_since: float = 0.0
     heard_at: float = 0.0
     spared_at: int = -1  # frames received when its stream was ended, so that it comes back with small ones
@@ -168,12 +168,12 @@ class Engine:
         """Wait until the loop is over."""
         self._thread.join(timeout)
 
-    def opened(self, stream: Stream, hello: bytes, identity: Identity) -> None:
+    def opened(self, stream: Stream, hello: bytes, identity: StreamIdentity) -> None:
         """A stream brought its first frame; `identity` is what its transport proves."""
         self._inbox.put(lambda: self._open(stream, hello, identity))
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> PeerLimits:
         """What one peer may cost."""
         return self.coordinator.config.server.limits
 
@@ -197,7 +197,7 @@ class Engine:
         """Somebody was sent away before there was a session."""
         self._inbox.put(lambda: self._refusals.note(who, error))
 
-    def proven(self, stream: Stream, identity: Identity) -> None:
+    def proven(self, stream: Stream, identity: StreamIdentity) -> None:
         """What an open stream proves has changed."""
         self._inbox.put(lambda: self._prove(stream, identity))
 
@@ -267,7 +267,7 @@ class Engine:
             except WireError as error:  # it acknowledges nothing, and we would keep it all
                 self._expel(link, Refused("protocol", str(error)))
                 continue
-            span = Span(started=started, computed=computed, encoding=before, encoded=time.perf_counter())
+            span = StepSpan(started=started, computed=computed, encoding=before, encoded=time.perf_counter())
             self._send(link, frames)
             self._meter.said(link.clock, message, span)
             told += [link.stream] if link.stream is not None else []
@@ -447,7 +447,7 @@ class Engine:
         stream.close()
         return True
 
-    def _prove(self, stream: Stream, identity: Identity) -> None:
+    def _prove(self, stream: Stream, identity: StreamIdentity) -> None:
         link = self._by_stream.get(stream)
         if link is None:
             return
@@ -475,7 +475,7 @@ class Engine:
 
     # --- streams
 
-    def _open(self, stream: Stream, data: bytes, identity: Identity) -> None:
+    def _open(self, stream: Stream, data: bytes, identity: StreamIdentity) -> None:
         client = next(iter(identity.certificate or ()), "")
         try:
             hello = Hello.from_frame(data)
@@ -495,7 +495,7 @@ class Engine:
         link = self._links.get(opened.session)
         if link is None:
             clock = Clock(client=opened.session.client)
-            patience = Patience(self.coordinator.config.server.limits, self._now())
+            patience = Deadlines(self.coordinator.config.server.limits, self._now())
             link = _Link(session=opened.session, stream=stream, clock=clock, patience=patience)
             self._links[opened.session] = link
             self._refusals.joined(clock.client)

@@ -11,7 +11,7 @@ from functools import partial
 
 from sl_common.messages.training import Gradient, Message, Smashed, ToClient
 from sl_common.wire import Frame, Received, Timing
-from sl_server.telemetry.ledger import Direction, Ledger, Tally
+from sl_server.telemetry.ledger import Direction, Ledger, WireTally
 from sl_server.telemetry.metrics import Metrics
 
 
@@ -29,7 +29,7 @@ class Clock:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Span:
+class StepSpan:
     """When a stretch of the coordinator's work began, when it was computed, and one reply's encoding."""
 
     started: float
@@ -54,7 +54,7 @@ class Meter:
         """A frame came in."""
         self._later.append(partial(self._took, clock, received, arrived, fed, decoded))
 
-    def said(self, clock: Clock, message: ToClient, span: Span) -> None:
+    def said(self, clock: Clock, message: ToClient, span: StepSpan) -> None:
         """A message was encoded."""
         self._later.append(partial(self._said, clock, message, span))
 
@@ -64,7 +64,7 @@ class Meter:
         for count in later:
             count()
 
-    def _tally(self, clock: Clock, direction: Direction, tally: Tally) -> None:
+    def _tally(self, clock: Clock, direction: Direction, tally: WireTally) -> None:
         self._ledger.tally(direction, tally)
         self._metrics.clients.row(clock.client).wire[direction] += sum(nbytes for _, nbytes in tally)
 
@@ -83,7 +83,7 @@ class Meter:
             clock.arrived, clock.decoded = arrived, decoded
             clock.queued_s, clock.decode_s = fed - arrived, decoded - fed
 
-    def _said(self, clock: Clock, message: ToClient, span: Span) -> None:
+    def _said(self, clock: Clock, message: ToClient, span: StepSpan) -> None:
         self._message(clock, "down", message)
         if isinstance(message, Gradient) and message.dz is not None:
             self._observe("queue_wait", clock.queued_s + span.started - clock.decoded)

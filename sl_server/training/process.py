@@ -18,20 +18,20 @@ from sl_common.errors import ConfigError, DataError
 from sl_common.exits import HAND_OVER_S
 from sl_common.host.descriptors import Room, Shortage, cause, limit, make_room
 from sl_common.host.devices import pick_device
-from sl_common.host.log import Level, lost_output, of_run
+from sl_common.host.log import Level, lost_output, name_run
 from sl_common.host.signals import hang_up
 from sl_common.messages.facts import BatchEvaluated, Evaluated, Fact, Trained, WaveBegun
 from sl_common.network.network import Network
 from sl_common.training.segment import Tree
-from sl_server.console.show import Show, make_show
+from sl_server.console.show import ServerConsole, make_server_console
 from sl_server.core.coordinator import Coordinator
 from sl_server.core.preflight import preflight
 from sl_server.security import handshakes
-from sl_server.security.credentials import Door
+from sl_server.security.credentials import Credentials
 from sl_server.security.expiry import Expiry, expose
 from sl_server.storage.checkpoint import Checkpoints
-from sl_server.storage.eventlog import NAME, EventLog
-from sl_server.storage.run_directory import NOTHING, RunDirectory, shorter
+from sl_server.storage.eventlog import EVENT_LOG, EventLog
+from sl_server.storage.run_directory import EMPTY_FILES, RunDirectory, shorter
 from sl_server.storage.spill import DiskSpill
 from sl_server.storage.table import Board
 from sl_server.storage.tensorboard import open_board
@@ -47,7 +47,7 @@ def run_server(
     config: RunConfig,
     *,
     listen: str,
-    door: Door,
+    door: Credentials,
     metrics: tuple[str, int] | None,
     out: Path,
     as_json: bool,
@@ -62,25 +62,25 @@ def run_server(
     """
     sys.setswitchinterval(HAND_OVER_S)
     board = open_board(out) if tensorboard else None
-    of_run(config.run.name)
+    name_run(config.run.name)
     ledger = Ledger()
-    show = make_show(ledger, config.run.rounds, clients=config.run.clients, as_json=as_json, level=level)
+    show = make_server_console(ledger, config.run.rounds, clients=config.run.clients, as_json=as_json, level=level)
     return asyncio.run(_serve(config, listen, door, metrics, out, ledger, show, record, resume, board))
 
 
 async def _serve(
     config: RunConfig,
     listen: str,
-    door: Door,
+    door: Credentials,
     metrics_at: tuple[str, int] | None,
     out: Path,
     ledger: Ledger,
-    show: Show,
+    show: ServerConsole,
     record: bool,
     resume: bool,
     board: Board | None,
 ) -> tuple[dict[str, Any], str | None, bool]:
-    say_room(show, descriptors.of_run(config))
+    say_room(show, descriptors.descriptors_for_run(config))
     checkpoints = Checkpoints(out)
     device = pick_device(config.server.device, "server.device", show.warn)
     network = Network.build(config)
@@ -89,11 +89,11 @@ async def _serve(
     run = tree["run"] if tree else secrets.token_hex(8)
     metrics = Metrics(ledger, config, device)
     coordinator = Coordinator(config, network, device=device, spill=DiskSpill(out), alone=threading.Lock(), run=run)
-    directory = RunDirectory(out, config, ledger, tree["files"] if tree else NOTHING if resume else None, board)
+    directory = RunDirectory(out, config, ledger, tree["files"] if tree else EMPTY_FILES if resume else None, board)
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
-    scribe = Scribe(coordinator, directory, show)
-    log = EventLog(out / NAME, config, show.warn, run=run, device=device) if record else None
+    scribe = RunRecorder(coordinator, directory, show)
+    log = EventLog(out / EVENT_LOG, config, show.warn, run=run, device=device) if record else None
     archive = DiskArchive(checkpoints, directory, ledger, scribe, log)
     engine = Engine(
         coordinator,
@@ -114,7 +114,7 @@ async def _serve(
     ears = contextlib.ExitStack()
     shortage = Shortage(show.warn)
     expose(metrics.registry, door.certificates)
-    watchers = [descriptors.watch(shortage), Expiry(door.certificates, show.warn).watch()]
+    watchers = [descriptors.watch_descriptors(shortage), Expiry(door.certificates, show.warn).watch()]
     tasks = [asyncio.create_task(one) for one in watchers]
     try:
         ears.enter_context(handshakes.heard(engine.refused, shortage.met))
@@ -135,7 +135,7 @@ async def _serve(
             show.say("drained", f"stopped between two waves; go on with: sl-server run --resume {out}", out=str(out))
             return {}, None, False
         if log is not None and not log.complete:
-            directory.notes[NAME] = "ends early: the disk was full"
+            directory.notes[EVENT_LOG] = "ends early: the disk was full"
         summary, failure = scribe.finish(engine.failure)
         await metrics.scrapes.last()
         return summary, failure, stopped.is_set()
@@ -156,7 +156,7 @@ async def _serve(
         directory.close()
 
 
-def say_room(show: Show, room: Room) -> None:
+def say_room(show: ServerConsole, room: Room) -> None:
     """Have as many descriptors as are needed, and say what was done for it. Raises ConfigError where that is impossible."""
     text = make_room(room)
     if text is not None:
@@ -174,7 +174,7 @@ def _check_fits(config: RunConfig, network: Network, out: Path, tree: Tree) -> N
     rehearse(tree, network, Coordinator(config, Network.build(config)))
 
 
-def _announce(show: Show, address: str, door: Door, clients: int) -> None:
+def _announce(show: ServerConsole, address: str, door: Credentials, clients: int) -> None:
     text = f"listening on {address} ({door.says}), waiting for {clients} client(s)"
     show.say("listening", text, address=address, tls=door.certificates is not None)
     door.attach(show.warn)
@@ -184,7 +184,7 @@ def _ring(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
     loop.call_soon_threadsafe(event.set)
 
 
-def _on_signals(loop: asyncio.AbstractEventLoop, engine: Engine, show: Show) -> asyncio.Event:
+def _on_signals(loop: asyncio.AbstractEventLoop, engine: Engine, show: ServerConsole) -> asyncio.Event:
     stopped = asyncio.Event()
 
     def stop() -> None:
@@ -212,12 +212,12 @@ class DiskArchive:
         checkpoints: Checkpoints,
         directory: RunDirectory,
         ledger: Ledger,
-        scribe: Scribe,
+        scribe: RunRecorder,
         log: EventLog | None = None,
     ) -> None:
         self._checkpoints, self._directory, self._ledger, self._scribe = checkpoints, directory, ledger, scribe
         self._log = log
-        self._files = dict(NOTHING)
+        self._files = dict(EMPTY_FILES)
 
     def save(self, number: int, tree: Tree) -> None:
         """Durable when it returns, and before it all that it counts on; raises OSError."""
@@ -240,10 +240,10 @@ class DiskArchive:
         self._scribe.resume(tree["seconds"])
 
 
-class Scribe:
+class RunRecorder:
     """Sends each fact where it is written and shown, and keeps the run's time from the first wave on."""
 
-    def __init__(self, coordinator: Coordinator, directory: RunDirectory, show: Show) -> None:
+    def __init__(self, coordinator: Coordinator, directory: RunDirectory, show: ServerConsole) -> None:
         self._coordinator = coordinator
         self._directory = directory
         self._show = show

@@ -7,7 +7,7 @@ from sl_common.lazy_exports import lazy_exports
 
 __getattr__, __all__ = lazy_exports(
     __name__,
-    deadlines="Patience look_every_s",
+    deadlines="Deadlines look_every_s",
     refusals="Refusals",
     service="",
 )

@@ -6,21 +6,21 @@ Pure; the time is an argument, in seconds. Time in which there is no stream, or 
 from __future__ import annotations
 
 from sl_common.errors import Refused
-from sl_common.limits import Limits
-from sl_server.transport.limiter import Progress
+from sl_common.limits import PeerLimits
+from sl_server.transport.limiter import MessageProgress
 
 
-def look_every_s(limits: Limits) -> float:
+def look_every_s(limits: PeerLimits) -> float:
     """How often to ask for each client's fault."""
     return min(1.0, limits.stall_s / 4, limits.silent_s / 4)
 
 
-class Patience:
+class Deadlines:
     """With one client, over all its streams."""
 
-    def __init__(self, limits: Limits, now: float) -> None:
+    def __init__(self, limits: PeerLimits, now: float) -> None:
         self._limits = limits
-        self._progress = Progress(limits.stall_s, limits.least_bytes_per_s)
+        self._progress = MessageProgress(limits.stall_s, limits.least_bytes_per_s)
         self._since = self._looked = now
         self._written = 0
 

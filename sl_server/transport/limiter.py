@@ -65,7 +65,7 @@ class Buckets:
             del self._kept[next(iter(self._kept))]  # the oldest
 
 
-class Strangers(Generic[T]):
+class PendingStreams(Generic[T]):
     """Those who have come and were not admitted yet, by how long they have said nothing."""
 
     def __init__(self, room: int) -> None:
@@ -97,7 +97,7 @@ class Strangers(Generic[T]):
         self._asking.discard(one)
 
 
-class Pace:
+class ReadRate:
     """How fast one stream is read: frames and bytes a second, with one second's worth at once."""
 
     def __init__(self, frames_per_s: float, bytes_per_s: float, now: float) -> None:
@@ -109,7 +109,7 @@ class Pace:
         return max(self._frames.take(1, now), self._bytes.take(nbytes, now))
 
 
-class Progress:
+class MessageProgress:
     """Whether a message under way comes nearer to its end."""
 
     def __init__(self, stall_s: float, least_bytes_per_s: float) -> None:

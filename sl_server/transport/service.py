@@ -18,17 +18,17 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from sl_common.errors import AGAIN, ConfigError, Refused
-from sl_common.limits import Limits
+from sl_common.limits import PeerLimits
 from sl_common.pauses import PauseClock
 from sl_common.wire import Refusal, probe
 from sl_common.wire.endpoint import MAX_CHUNK
 from sl_common.wire.greeting import REFUSED_BY
-from sl_server.core.identity import Identity, admit
-from sl_server.security.credentials import Door, peer_of
-from sl_server.transport.limiter import Buckets, Pace, Strangers
+from sl_server.core.identity import StreamIdentity, admit
+from sl_server.security.credentials import Credentials, peer_of
+from sl_server.transport.limiter import Buckets, PendingStreams, ReadRate
 from sl_server.transport.stream import TrainStream
 
-SERVICE = "sl.v1.SplitLearning"
+SERVICE_NAME = "sl.v1.SplitLearning"
 MAX_MESSAGE = 2 * MAX_CHUNK
 SMOOTH_S = 0.01  # who is ahead of its rate by less is not worth a pause
 HELLO_LOOK_S = 0.5  # between two looks at how long a Hello is awaited
@@ -37,7 +37,7 @@ HEADERS = 64 << 10  # bytes; beyond, gRPC refuses some calls by itself, dependin
 PENDING = 64  # calls, at least, that gRPC may have and we have not looked at: as many as strangers may be here. It refuses more
 LIMITS = AGAIN | {"headers"}
 FIELD = 32  # what HTTP/2 counts for a header beside its name and value
-OPTIONS = (
+SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
     ("grpc.max_metadata_size", HEADERS),
@@ -57,7 +57,7 @@ class Listener(Protocol):
     """What takes the streams of one call: an engine that trains, or one that answers. From any thread; nothing blocks."""
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> PeerLimits:
         """What one peer may cost."""
         ...
 
@@ -66,7 +66,7 @@ class Listener(Protocol):
         """Bytes that streams brought and it has not taken yet."""
         ...
 
-    def opened(self, stream: TrainStream, hello: bytes, identity: Identity) -> None:
+    def opened(self, stream: TrainStream, hello: bytes, identity: StreamIdentity) -> None:
         """A stream brought its first frame; `identity` is what its transport proves."""
         ...
 
@@ -82,7 +82,7 @@ class Listener(Protocol):
         """Somebody was sent away before there was a session."""
         ...
 
-    def proven(self, stream: TrainStream, identity: Identity) -> None:
+    def proven(self, stream: TrainStream, identity: StreamIdentity) -> None:
         """What an open stream proves has changed."""
         ...
 
@@ -91,7 +91,7 @@ class Listener(Protocol):
         ...
 
 
-Call = Literal["Train", "Infer"]
+RpcName = Literal["Train", "Infer"]
 NOT_HERE = {
     "Train": Refused("over", "this server answers predictions (sl-server serve): ask it with sl-client predict"),
     "Infer": Refused("protocol", "this server trains (sl-server run): when the run is over, sl-server serve answers"),
@@ -101,11 +101,11 @@ NOT_HERE = {
 class SplitLearning:
     """The service's handlers."""
 
-    def __init__(self, engine: Listener, door: Door) -> None:
+    def __init__(self, engine: Listener, door: Credentials) -> None:
         self._engine = engine
         self._door = door
         self._limits = limits = engine.limits
-        self._strangers: Strangers[TrainStream] = Strangers(limits.strangers)
+        self._strangers: PendingStreams[TrainStream] = PendingStreams(limits.strangers)
         self._hellos = Buckets(limits.hellos_per_minute / 60, limits.hellos_per_minute)
         self.watcher: asyncio.Task[None] | None = None  # a task that nobody holds may vanish
         self._open: dict[TrainStream, grpc.aio.ServicerContext[bytes, bytes]] = {}  # whose Hello the engine has
@@ -134,7 +134,7 @@ class SplitLearning:
         try:
             await self._meet(stream, context)
             limits = self._limits
-            pace = Pace(limits.frames_per_s, limits.mb_per_s * 1e6, time.monotonic())
+            pace = ReadRate(limits.frames_per_s, limits.mb_per_s * 1e6, time.monotonic())
             while isinstance(frame := await context.read(), bytes):
                 self._engine.came(stream, frame)
                 await self._hold(stream, pace.wait(len(frame), time.monotonic()))
@@ -187,7 +187,7 @@ class SplitLearning:
             task.cancel()
         raise Refused("silent", f"said nothing within server.limits.hello_s = {limit:g} s")
 
-    async def _take_turn(self, stream: TrainStream, identity: Identity) -> None:
+    async def _take_turn(self, stream: TrainStream, identity: StreamIdentity) -> None:
         """Hellos of one proven client, or of one address, wait for each other."""
         limits = self._limits
         proven = next(iter(identity.bearer or identity.certificate or ()), None)
@@ -251,14 +251,14 @@ async def _abort(context: grpc.aio.ServicerContext[bytes, bytes], error: Refused
     await context.abort(code, error.reason, ((REFUSED_BY, error.code),))
 
 
-def _options(limits: Limits) -> list[tuple[str, int]]:
+def _options(limits: PeerLimits) -> list[tuple[str, int]]:
     """A connection that does not speak HTTP/2, or TLS, in time, or has no stream, is closed like a stream that says no Hello; one that
     carries nothing is asked after a third of `dead_s` whether it lives, and closed after the rest of it without an answer."""
     hello_ms = int(1000 * limits.hello_s)
     pending = max(PENDING, limits.strangers)  # their bytes fill memory meanwhile
     quiet_ms, answer_ms = (int(1000 * limits.dead_s * share) for share in (1 / 3, 2 / 3))
     return [
-        *OPTIONS,
+        *SERVER_OPTIONS,
         ("grpc.server.max_pending_requests", pending),
         ("grpc.server.max_pending_requests_hard_limit", pending),
         ("grpc.server_handshake_timeout_ms", hello_ms),
@@ -269,7 +269,7 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
     ]
 
 
-async def _recheck(server: grpc.aio.Server, door: Door, service: SplitLearning) -> None:
+async def _recheck(server: grpc.aio.Server, door: Credentials, service: SplitLearning) -> None:
     """Whenever there are new files, until the server has stopped."""
     seen = door.version
     while await server.wait_for_termination(RECHECK_S):
@@ -280,13 +280,13 @@ async def _recheck(server: grpc.aio.Server, door: Door, service: SplitLearning) 
 
 
 async def start(
-    engine: Listener, listen: str, door: Door | None = None, call: Call = "Train"
+    engine: Listener, listen: str, door: Credentials | None = None, call: RpcName = "Train"
 ) -> tuple[grpc.aio.Server, int]:
     """A server that takes streams of one call at `listen` (HOST:PORT), with health and reflection. Raises ConfigError if it is taken.
 
     Without a door of its own it is open to everybody, in plaintext.
     """
-    door = door or Door()
+    door = door or Credentials()
     service = SplitLearning(engine, door)
     server = grpc.aio.server(options=_options(engine.limits))
     calls: dict[str, Callable[..., Awaitable[None]]] = {
@@ -294,13 +294,13 @@ async def start(
     }
     calls |= {call: service.talk, "Probe": service.probe}
     handlers = {name: grpc.stream_stream_rpc_method_handler(handler) for name, handler in calls.items()}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
     health = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    for name in ("", SERVICE):
+    for name in ("", SERVICE_NAME):
         await health.set(name, health_pb2.HealthCheckResponse.SERVING)
     reflection.enable_server_reflection(
-        (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
+        (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
     )
     try:
         port = door.open(server, listen)

@@ -19,7 +19,7 @@ from sl_server.simulation.simulation import Count, SimulatedClient, Simulation
 from sl_server.simulation.vectorized.eligibility import reason_against
 from sl_server.simulation.vectorized.sizes import Sizes
 from sl_server.simulation.vectorized.stack import Pass, Stack
-from sl_server.simulation.vectorized.waves import Course, Rows, groups, next_batches, open_course
+from sl_server.simulation.vectorized.waves import Rows, StackedWave, groups, next_batches, open_course
 
 
 class Stacked(Simulation):
@@ -45,7 +45,7 @@ class Stacked(Simulation):
         self._device = device
         self._sizes = Sizes()
         self._heard: list[SimulatedClient] = []  # what is not about a wave, and have not answered yet
-        self._courses: dict[int, Course] = {}
+        self._courses: dict[int, StackedWave] = {}
 
     @cached_property
     def _stack(self) -> Stack:
@@ -97,7 +97,7 @@ class Stacked(Simulation):
 
     def _learn(self) -> None:
         """Backward and step of all whose gradient has come."""
-        replied: dict[Pass, list[Course]] = {}
+        replied: dict[Pass, list[StackedWave]] = {}
         for _, course in sorted(self._courses.items()):
             if course.awaits is not None and course.dz is not None:
                 replied.setdefault(course.awaits, []).append(course)
@@ -107,7 +107,7 @@ class Stacked(Simulation):
             for course in courses:
                 course.awaits = course.dz = None
 
-    def _forward(self, group: Sequence[Course]) -> list[Smashed]:
+    def _forward(self, group: Sequence[StackedWave]) -> list[Smashed]:
         """The next batch of each of them."""
         x, y = next_batches(group)
         begin = group[0].begin
@@ -132,7 +132,7 @@ class Stacked(Simulation):
             course.go_on()
         return batches
 
-    def _say(self, course: Course, batches: Sequence[Smashed]) -> None:
+    def _say(self, course: StackedWave, batches: Sequence[Smashed]) -> None:
         """Its batches; if there are no more and none is awaited, its Done."""
         client = course.client
         for batch in batches:

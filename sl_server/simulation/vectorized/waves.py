@@ -13,11 +13,11 @@ from torch import Tensor
 from sl_common.batch import Batch
 from sl_common.messages.training import Begin
 from sl_common.partition import Indices
-from sl_common.protocol import Tally
+from sl_common.protocol import WaveTally
 from sl_server.simulation.simulation import SimulatedClient
 from sl_server.simulation.vectorized.stack import Pass, Stack
 
-Pick = tuple[int | None, Indices]  # of which epoch, None for held-out data, and which samples
+SamplePick = tuple[int | None, Indices]  # of which epoch, None for held-out data, and which samples
 
 
 class Rows(Protocol):
@@ -33,7 +33,7 @@ class Rows(Protocol):
         """How a sample changes from epoch to epoch: none, if it does not."""
         ...
 
-    def train_rows(self, first: int, steps: int) -> Iterator[Pick]:
+    def train_rows(self, first: int, steps: int) -> Iterator[SamplePick]:
         """Of batches `first` to `first + steps` since the run began."""
         ...
 
@@ -47,15 +47,15 @@ class Rows(Protocol):
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class Course:
+class StackedWave:
     """One client's wave under way."""
 
     client: SimulatedClient
     place: int
     begin: Begin
     rows: Rows
-    coming: Iterator[Pick]
-    following: Pick | None = None
+    coming: Iterator[SamplePick]
+    following: SamplePick | None = None
     steps: int = 0
     samples: int = 0
     awaits: Pass | None = None  # the pass whose gradient is to come
@@ -65,9 +65,9 @@ class Course:
         """Look at the next batch; None after the last."""
         self.following = next(self.coming, None)
 
-    def tally(self) -> Tally:
+    def tally(self) -> WaveTally:
         """What the wave came to."""
-        return Tally(steps=self.steps, samples=self.samples)
+        return WaveTally(steps=self.steps, samples=self.samples)
 
     @property
     def learns(self) -> bool:
@@ -75,20 +75,20 @@ class Course:
         return self.begin.directive.update and not self.begin.evaluate
 
 
-def open_course(client: SimulatedClient, begin: Begin, rows: Rows) -> Course:
+def open_course(client: SimulatedClient, begin: Begin, rows: Rows) -> StackedWave:
     """A client begins a wave."""
     assert client.seat is not None
-    coming: Iterator[Pick] = rows.train_rows(begin.first, begin.steps)
+    coming: Iterator[SamplePick] = rows.train_rows(begin.first, begin.steps)
     if begin.evaluate:
         coming = ((None, batch) for batch in rows.test_rows(begin.slice, begin.slices, begin.samples))
-    course = Course(client=client, place=client.seat.shard, begin=begin, rows=rows, coming=coming)
+    course = StackedWave(client=client, place=client.seat.shard, begin=begin, rows=rows, coming=coming)
     course.go_on()
     return course
 
 
-def groups(stack: Stack, courses: Sequence[Course]) -> list[list[Course]]:
+def groups(stack: Stack, courses: Sequence[StackedWave]) -> list[list[StackedWave]]:
     """Those that can compute together: batches of one size, segments of one age."""
-    found: dict[tuple[object, ...], list[Course]] = {}
+    found: dict[tuple[object, ...], list[StackedWave]] = {}
     for course in courses:
         if course.following is not None:
             epoch, rows = course.following
@@ -98,7 +98,7 @@ def groups(stack: Stack, courses: Sequence[Course]) -> list[list[Course]]:
     return list(found.values())
 
 
-def next_batches(group: Sequence[Course]) -> tuple[Tensor, Tensor]:
+def next_batches(group: Sequence[StackedWave]) -> tuple[Tensor, Tensor]:
     """x (G, B, *input) and y (G, B): what each loader would give; picked in one go where all have the same data."""
     own = [(course.rows, *course.following) for course in group if course.following is not None]
     loader, epoch, _ = own[0]
