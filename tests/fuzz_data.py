@@ -21,9 +21,9 @@ from PIL import Image
 from safetensors.torch import save
 from world import make_config
 
-from sl_client.data.cifar import CIFAR10, read_file
+from sl_client.data.cifar import CIFAR10, read
 from sl_client.data.idx import read_idx, read_rows
-from sl_client.inference.files import read_file as read_samples
+from sl_client.inference.files import read_samples
 from sl_common.errors import ConfigError, DataError
 from sl_server.report.past import read_past_run
 from sl_server.storage.trained import read_weights
@@ -102,7 +102,7 @@ def _read_data(_: bytes, rest: tuple[str, bool]) -> str:
         if name:
             _ = read_rows(folder() / name, 3, np.arange(3)) if some else read_idx(folder() / name, 3)
         else:
-            read_file(CIFAR10, folder() / "cifar")
+            read(CIFAR10, folder() / "cifar")
     except DataError:
         return "data error"
     return "read"

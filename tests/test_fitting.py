@@ -14,7 +14,7 @@ from asked import answering, trained_in
 from PIL import Image
 
 from sl_client.data import Scale
-from sl_client.inference.command import Prediction
+from sl_client.inference.command import PredictCommand
 from sl_client.inference.fitting import check_test_set, fit, scale_in
 from sl_client.inference.predictor import Predictor
 from sl_common.config.run_config import RunConfig
@@ -201,7 +201,7 @@ optimizer = { kind = "adam", lr = 3e-3 }
 
 def predicted(address: str, capsys: pytest.CaptureFixture[str], *files: Path, **more: object) -> list[dict]:
     settings = {"test": None, "batch": None, "data": None, "allowed": ("fitted",)} | more
-    Prediction(
+    PredictCommand(
         lambda warn: Predictor(address, allowed=("fitted",), warn=warn), files=files, as_json=True, **settings
     ).run()
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -22,9 +22,9 @@ from recorded import record
 from test_cifar import write
 from world import make_config
 
-from sl_client.data.cifar import CIFAR10, read_file
+from sl_client.data.cifar import CIFAR10, read
 from sl_client.data.idx import read_idx, read_rows
-from sl_client.inference.files import read_file as read_samples
+from sl_client.inference.files import read_samples
 from sl_client.transport.tls import _load_pair
 from sl_common.bounded import _DOTTED, MAX_DEPTH, MAX_ENTRIES, MAX_JSON, MAX_TOML, MAX_VALUES
 from sl_common.codec import Coding, Link, Mask, Packed, TopK, mask
@@ -306,7 +306,7 @@ def test_a_pickle_costs_what_its_size_says(case: str, tmp_path: Path) -> None:
     write(CIFAR10, tmp_path, binary=False)
     (tmp_path / "data_batch_1").write_bytes(data)
     with pytest.raises(DataError, match=match):
-        read_file(CIFAR10, tmp_path)
+        read(CIFAR10, tmp_path)
 
 
 def test_a_digest_of_an_offer_has_its_length() -> None:

@@ -20,7 +20,7 @@ from tally import Faults
 from test_output import SMALL
 from world import make_config
 
-from sl_client.console.progress import RunProgress as ClientProgress
+from sl_client.console.progress import WaveProgress
 from sl_client.console.show import Lines
 from sl_common.config.presets import PRESETS
 from sl_common.errors import Refused
@@ -154,7 +154,7 @@ def test_times_are_for_people() -> None:
 
 
 def test_a_clients_line_says_whom_it_waits_for() -> None:
-    progress = ClientProgress()
+    progress = WaveProgress()
     progress.looking("127.0.0.1:1")
     text, fields = progress.line()
     assert (fields["waiting_for"], "waiting for the server 127.0.0.1:1" in text) == ("server", True)

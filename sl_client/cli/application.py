@@ -16,7 +16,6 @@ from sl_client.cli.options import (
     DataFolder,
     DeviceOption,
     Insecure,
-    JsonOption,
     MaxMemory,
     ServerOption,
     Threads,
@@ -30,7 +29,7 @@ from sl_common import __version__
 from sl_common.errors import ConfigError, CutlayerError
 from sl_common.exits import INTERRUPTED
 from sl_common.host import commands
-from sl_common.host.commands import LogLevel, Quiet, level_of
+from sl_common.host.commands import JsonOption, LogLevel, Quiet, level_of
 from sl_common.host.files import write_atomically
 from sl_common.host.log import Level, json_line, keep_going
 from sl_common.host.text import given, printable

@@ -75,7 +75,6 @@ MaxMemory = Annotated[
         envvar="SL_MAX_MEMORY",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.", envvar="SL_JSON")]
 DataFolder = Annotated[Path | None, typer.Option(help="Where data sets lie. digits needs none.", envvar="SL_DATA")]
 Allow = Annotated[
     list[str] | None,

@@ -16,7 +16,6 @@ from sl_client.cli.options import (
     DataFolder,
     DeviceOption,
     Insecure,
-    JsonOption,
     ServerOption,
     Token,
     reach,
@@ -25,7 +24,7 @@ from sl_client.cli.options import (
 )
 from sl_common.errors import ConfigError
 from sl_common.exits import INTERRUPTED
-from sl_common.host.commands import LogLevel, Quiet, level_of
+from sl_common.host.commands import JsonOption, LogLevel, Quiet, level_of
 from sl_common.host.log import Level
 from sl_common.host.text import given
 
@@ -107,7 +106,7 @@ def predict(
     name = given("--id", name)
     access = reach(server, ca=ca, cert=cert, key=key, token=token, insecure=insecure)
     index, shards = shard_of(shard)
-    from sl_client.inference.command import Prediction
+    from sl_client.inference.command import PredictCommand
     from sl_client.inference.lower_cache import default_folder
     from sl_client.inference.predictor import Predictor
     from sl_client.training.runner import Interrupted, run_until_interrupted
@@ -133,7 +132,7 @@ def predict(
             device=device,
         )
 
-    prediction = Prediction(
+    prediction = PredictCommand(
         connect,
         files=files or (),
         test=test,

@@ -7,7 +7,7 @@ from sl_common.lazy_exports import lazy_exports
 
 __getattr__, __all__ = lazy_exports(
     __name__,
-    command="Prediction",
+    command="PredictCommand",
     lower_cache="default_folder",
     predictor="Predictor",
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sl_client.data import Data, Scale, data_scale, load_data
 from sl_client.data.identity import data_set_of
-from sl_client.inference.files import LoadedFile, batches, read_file
+from sl_client.inference.files import LoadedFile, batches, read_samples
 from sl_client.inference.fitting import check_test_set, fit, scale_in
 from sl_client.inference.output import Predictions
 from sl_client.inference.predictor import Predictor
@@ -21,7 +21,7 @@ from sl_common.host.log import Level, name_run
 from sl_common.imports import is_user_code
 
 
-class Prediction:
+class PredictCommand:
     """One such errand, from the first stream to the last line."""
 
     def __init__(
@@ -98,7 +98,7 @@ class Prediction:
         inputs = None if self._as_is else self._predictor.inputs
         of_bytes = not is_user_code(config.data.name) if inputs is None else inputs.dtype == "uint8"
         for path in self._files:
-            loaded = read_file(path, config.input, of_bytes=of_bytes and not self._as_is)
+            loaded = read_samples(path, config.input, of_bytes=of_bytes and not self._as_is)
             if loaded.changed and "changed" not in told:
                 told.add("changed")
                 note = f"{loaded.changed}; pictures are resized without keeping their proportions, not cropped"

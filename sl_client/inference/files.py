@@ -40,7 +40,7 @@ class LoadedFile:
         return self.file if self.single else f"{self.file}[{index}]"
 
 
-def read_file(path: Path, input: tuple[int, ...], *, of_bytes: bool) -> LoadedFile:
+def read_samples(path: Path, input: tuple[int, ...], *, of_bytes: bool) -> LoadedFile:
     """The samples of one file. `of_bytes`: the run's data set holds uint8, so that floats must lie in [0, 1].
 
     Raises DataError naming the file and both values, ConfigError if Pillow is missing for a picture.

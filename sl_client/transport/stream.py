@@ -10,14 +10,13 @@ import grpc
 from sl_client.transport.access import PLAINTEXT, Access
 from sl_client.transport.grpc_call import open_call
 from sl_common.errors import AGAIN, Refused
-from sl_common.wire.endpoint import MAX_CHUNK
+from sl_common.wire.endpoint import MAX_GRPC_MESSAGE
 from sl_common.wire.greeting import REFUSED_BY
 
 SERVICE_PATH = "/sl.v1.SplitLearning"
-MAX_MESSAGE = 2 * MAX_CHUNK
 CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
-    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE),
+    ("grpc.max_send_message_length", MAX_GRPC_MESSAGE),
     ("grpc.http2.max_frame_size", 1 << 21),  # a chunk in one HTTP/2 frame
     ("grpc.http2.lookahead_bytes", 1 << 22),
     ("grpc.http2.bdp_probe", 0),  # its pings cost more than the window that they find

@@ -37,6 +37,8 @@ Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Show warnings and errors only: --log-level warning.", envvar="SL_QUIET")
 ]
 
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.", envvar="SL_JSON")]
+
 
 def level_of(level: log.Level, *, quiet: bool) -> log.Level:
     """The stricter of the two options."""

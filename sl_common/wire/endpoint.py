@@ -31,6 +31,7 @@ from sl_common.wire.timing import Timing
 
 CHUNK_BYTES = 1 << 20  # Python gRPC moves 1 MiB messages four times faster than one of 16 MiB
 MAX_CHUNK = 4 << 20
+MAX_GRPC_MESSAGE = 2 * MAX_CHUNK  # bytes of one gRPC message: a frame with its header
 GRPC_PREFIX = 5  # bytes that gRPC puts before each message: a flag and the length
 ACK_EVERY = 8 << 20  # received bytes after which a silent side owes a bare acknowledgement
 ACK_MESSAGES = 8  # or so many messages, if they are shorter

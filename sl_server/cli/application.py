@@ -14,13 +14,12 @@ from sl_common import __version__
 from sl_common.errors import ConfigError, CutlayerError
 from sl_common.exits import INTERRUPTED
 from sl_common.host import commands
-from sl_common.host.commands import LogLevel, Quiet, fail, level_of
+from sl_common.host.commands import JsonOption, LogLevel, Quiet, fail, level_of
 from sl_common.host.log import CommandLog, Level, keep_going, name_run
 from sl_server.cli.certs import certs
 from sl_server.cli.options import (
     ClientCa,
     ConfigFile,
-    JsonOption,
     Listen,
     MetricsOption,
     Overrides,

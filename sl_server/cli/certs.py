@@ -10,9 +10,9 @@ import typer
 
 from sl_common.addresses import USUAL_PORT, joined
 from sl_common.errors import ConfigError
+from sl_common.host.commands import JsonOption
 from sl_common.host.extras import how_to_install
 from sl_common.host.text import given
-from sl_server.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from sl_server.security.certificates import Folder, Written

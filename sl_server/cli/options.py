@@ -97,7 +97,6 @@ Plaintext = Annotated[
         envvar="SL_INSECURE",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.", envvar="SL_JSON")]
 
 
 def host_port(text: str, option: str) -> tuple[str, int]:

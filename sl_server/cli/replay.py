@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sl_common.errors import ConfigError
+from sl_common.host.commands import JsonOption
 from sl_common.host.log import json_line
 from sl_common.host.text import printable_lines
-from sl_server.cli.options import JsonOption
 
 if TYPE_CHECKING:  # what imports torch is imported when it is needed, not for --help
     from sl_common.messages.training import Logged

@@ -9,11 +9,10 @@ import typer
 
 from sl_common.errors import CutlayerError
 from sl_common.exits import INTERRUPTED
-from sl_common.host.commands import LogLevel, Quiet, level_of
+from sl_common.host.commands import JsonOption, LogLevel, Quiet, level_of
 from sl_common.host.log import Level, keep_going, name_run
 from sl_server.cli.options import (
     ClientCa,
-    JsonOption,
     Listen,
     MetricsOption,
     Plaintext,

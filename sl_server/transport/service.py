@@ -21,7 +21,7 @@ from sl_common.errors import AGAIN, ConfigError, Refused
 from sl_common.limits import PeerLimits
 from sl_common.pauses import PauseClock
 from sl_common.wire import Refusal, probe
-from sl_common.wire.endpoint import MAX_CHUNK
+from sl_common.wire.endpoint import MAX_GRPC_MESSAGE
 from sl_common.wire.greeting import REFUSED_BY
 from sl_server.core.identity import StreamIdentity, admit
 from sl_server.security.credentials import Credentials, peer_of
@@ -29,7 +29,6 @@ from sl_server.transport.limiter import Buckets, PendingStreams, ReadRate
 from sl_server.transport.stream import TrainStream
 
 SERVICE_NAME = "sl.v1.SplitLearning"
-MAX_MESSAGE = 2 * MAX_CHUNK
 SMOOTH_S = 0.01  # who is ahead of its rate by less is not worth a pause
 HELLO_LOOK_S = 0.5  # between two looks at how long a Hello is awaited
 RECHECK_S = 1.0  # after which a changed list of tokens or revoked certificates is noticed
@@ -38,8 +37,8 @@ PENDING = 64  # calls, at least, that gRPC may have and we have not looked at: a
 LIMITS = AGAIN | {"headers"}
 FIELD = 32  # what HTTP/2 counts for a header beside its name and value
 SERVER_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
-    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE),
+    ("grpc.max_send_message_length", MAX_GRPC_MESSAGE),
     ("grpc.max_metadata_size", HEADERS),
     ("grpc.absolute_max_metadata_size", HEADERS),
     ("grpc.max_concurrent_streams", 128),  # of one connection
