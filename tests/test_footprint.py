@@ -225,12 +225,12 @@ from sl_common.training.segment import Segment
 lower = Segment(torch.nn.Linear(3, 2), Sgd())
 lower.backward(lower.forward(torch.ones(4, 3)), torch.ones(4, 2))
 import sl_client.training.runner, sl_client.console.show, sl_client.cli.application
-from sl_client.device.limits import Limits
+from sl_client.device.limits import DeviceLimits
 from sl_common.config.run_config import RunConfig
 from sl_common.network.network import Network
 config = RunConfig.from_toml('[model]\\nname = "cnn"')
-Limits().check(config)
-Limits().check_built(config, Network.build(config, parts=("lower",)))
+DeviceLimits().check(config)
+DeviceLimits().check_built(config, Network.build(config, parts=("lower",)))
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules} | {n for n in sys.modules if n.startswith("torch._dynamo")})))
 """
 
@@ -245,12 +245,12 @@ def test_training_does_not_load_what_a_client_has_no_use_for() -> None:
 
 GIVE_BACK = """
 import json, torch
-from sl_client.device.pages import give_back_code, use_one_arena
+from sl_client.device.pages import drop_clean_pages, use_one_arena
 use_one_arena()
 net, x = torch.nn.Conv2d(1, 4, 3), torch.ones(2, 1, 8, 8)
 def mapped(): return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssFile"))
 before, z = mapped(), net(x)
-given, after = give_back_code(), mapped()
+given, after = drop_clean_pages(), mapped()
 print(json.dumps([before, given, after, torch.equal(net(x), z)]))
 """
 

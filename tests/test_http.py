@@ -203,8 +203,8 @@ def test_closing_waits_for_nobody_and_frees_the_port() -> None:
 
 FEW_FILES = """
 import resource, sys, time
-from sl_common.host.http import Answer, HttpServer
-server = HttpServer({"/small": lambda _: Answer(body=b"small")}, whole_s=60.0)
+from sl_common.host.http import HttpAnswer, HttpServer
+server = HttpServer({"/small": lambda _: HttpAnswer(body=b"small")}, whole_s=60.0)
 port = server.start("127.0.0.1", 0)
 resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))
 print(port, flush=True)

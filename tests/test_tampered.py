@@ -21,7 +21,7 @@ from sl_server.report.past import read_past_run as read_past
 from sl_server.storage.checkpoint import Checkpoints
 from sl_server.storage.export import export_run
 from sl_server.storage.run_selection import outcome
-from sl_server.storage.trained import config_of, read_past_run
+from sl_server.storage.trained import config_of, read_trained_run
 from sl_server.telemetry.ledger import Ledger
 from sl_server.training.rehearsal import rehearse
 
@@ -237,5 +237,5 @@ def test_weights_that_do_not_fit_are_told(tmp_path: Path) -> None:
     with pytest.raises(CutlayerError):
         export_run(tmp_path, to=None, lower=None, head=None)
     with pytest.raises(CutlayerError):
-        read_past_run(tmp_path, lambda _text: None, torch.device("cpu"))
+        read_trained_run(tmp_path, lambda _text: None, torch.device("cpu"))
     assert RunConfig.from_json(CONFIG.to_json()) == CONFIG
