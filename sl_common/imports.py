@@ -36,11 +36,16 @@ def load_function(
     if not attribute.isidentifier() or not all(p.isidentifier() for p in parts) or parts[-1] == "__main__":
         raise ConfigError(f"{key} = {name!r}: write it as package.module:function")
     try:
-        function = getattr(importlib.import_module(module_name), attribute)
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+        why = f"it calls sys.exit({error.code!r:.80})" if isinstance(error, SystemExit) else error
+        raise ConfigError(f"{key} = {name!r}: cannot import {module_name!r} here: {why}") from error
+    try:
+        function = getattr(module, attribute)
     except AttributeError as error:
         raise ConfigError(f"{key} = {name!r}: module {module_name!r} has no {attribute!r}") from error
-    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
-        raise ConfigError(f"{key} = {name!r}: cannot import {module_name!r} here: {error}") from error
+    except (Exception, SystemExit) as error:  # a module may have a __getattr__ of its own
+        raise ConfigError(f"{key} = {name!r}: {module_name!r} does not give {attribute!r}: {error!r:.300}") from error
     if not callable(function):
         raise ConfigError(f"{key} = {name!r}: {attribute!r} is a {type(function).__name__}, not a function")
     if allowed is not None:

@@ -41,6 +41,11 @@ def data(root):
         x, y, tx, ty = (torch.from_numpy(a[k]) for k in ("x", "y", "tx", "ty"))
     return Data(train=(x, y), test=(tx, ty), mean=float(x.float().mean()) if x.is_floating_point() else 0.5, classes=10)
 
+def normal(root):
+    found = data(root)
+    mean, std = {"a": (127.0, 70.0), "b": (127.0, 1.0)}.get(root.name, (120.0, 75.0))
+    return Data(train=found.train, test=found.test, mean=mean, std=std, classes=10)
+
 calls = []
 
 def drawn(root):
@@ -413,6 +418,20 @@ def test_own_data_in_other_units_is_said(tmp_path: Path) -> None:
     coordinator.handle("c1", ready(run, 1, written(tmp_path / "b", OTHERS["scaled"][0](shuffled(arrays())))))
     (told,) = doubts(coordinator)
     assert "float32 from 0 to 1, those of the clients before it float32 from 0 to 255" in told
+
+
+def test_own_data_in_another_scale_are_said_once(tmp_path: Path) -> None:
+    """The same units, and one network that would see the one's pixels around 0 and the other's from -128 to 127."""
+    run = config(data="normal", **OWN)
+    coordinator = a_coordinator(run)
+    for shard, name in enumerate(("a", "a0", "b", "c")[: run.run.clients]):
+        coordinator.handle(f"c{shard}", ready(run, shard, written(tmp_path / name, arrays())))
+    told = doubts(coordinator)
+    assert len(told) == 1
+    assert (
+        "c2: its own data are normalised with another std than those of the first client: 1 where those have 70"
+        in told[0]
+    )
 
 
 def test_own_numbers_stay_at_home(tmp_path: Path) -> None:

@@ -295,6 +295,17 @@ def test_a_file_of_inputs_that_makes_no_sense_is_named(run: Path, text: str) -> 
         read_trained_run(run, lambda _text: None)
 
 
+def test_a_run_without_one_normalisation_says_whose_is_taken(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = json.loads((run / "inputs.json").read_text())
+    (run / "inputs.json").write_text(json.dumps(inputs | {"mean": [], "std": []}))
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
+    with answering(run) as live:
+        found = predicted(live.address, capsys, tmp_path / "black.png")
+    assert "normalised as this device's own data" in next(line["text"] for line in found if line["event"] == "warning")
+
+
 def test_a_folder_in_its_place_is_named(run: Path) -> None:
     (run / "inputs.json").unlink()
     assert read_inputs(run) is None

@@ -47,6 +47,16 @@ class Broken(Rows):
         raise OSError("gone.png")
 
 
+class Unsized(Rows):
+    def __len__(self) -> int:
+        raise RuntimeError("not indexed yet")
+
+
+class Exits(Rows):
+    def __getitem__(self, number: int) -> object:
+        sys.exit(0)
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(Rows())
@@ -86,6 +96,11 @@ SAME: dict[str, Callable[[], Data]] = {
     "objects": lambda: both(X, np.array(Y.tolist(), dtype=object)),
     "names": lambda: both(X, [NAMES[y] for y in Y]),
     "an array of names": lambda: both(X, np.array(NAMES)[Y.numpy()]),
+    "names as bytes": lambda: both(X, np.array(NAMES, "S")[Y.numpy()]),
+    "names as bytes and as text": lambda: Data(
+        train=(X, [NAMES[y].encode() for y in Y]), test=(X, [NAMES[y] for y in Y]), classes=4
+    ),
+    "numbers as bytes": lambda: both(X, np.array([str(int(y)) for y in Y], "S")),
     "numbers as text": lambda: both(X, [str(int(y)) for y in Y]),
     "a Dataset": lambda: whole(Rows()),
     "a TensorDataset": lambda: whole(TensorDataset(X, Y)),
@@ -104,6 +119,11 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "an iterator of labels": (lambda: both(X, iter(Y)), r"data.train.y is a .*iterator"),
     "a sampler": (lambda: whole(DataLoader(Rows(), 4, sampler=SubsetRandomSampler([1]))), "sampler or collate_fn"),
     "a broken Dataset": (lambda: whole(Broken()), "sample 0 raises OSError"),
+    "a Dataset without a length": (lambda: whole(Unsized()), "__len__ raises RuntimeError"),
+    "a Dataset that ends the process": (lambda: whole(Exits()), "sample 0 raises SystemExit"),
+    "a call of sys.exit": (lambda: sys.exit(0), "raised SystemExit: 0"),
+    "no memory": (lambda: both(torch.empty(40, 1, 2, 2, device="meta")), "data.train.x is a tensor of torch.float32"),
+    "bytes that are no text": (lambda: both(X, np.array([b"\xff\xfe"] * 40)), "bytes that are not UTF-8"),
     "three": (lambda: Data(train=(X, Y, Y), test=(X, Y), classes=4), "tuple of 3, expected a pair"),
     "x alone": (lambda: Data(train=X, test=(X, Y), classes=4), "data.train is a Tensor, expected a pair"),
     "a dict": (lambda: Data(train={"x": X}, test=(X, Y), classes=4), "data.train is a dict"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import sys
 from dataclasses import replace
 
@@ -19,13 +21,14 @@ from sl_common.config.presets import PRESETS
 from sl_common.config.run_config import RunConfig
 from sl_common.dealing import Deal
 from sl_common.errors import ConfigError, Unfit
-from sl_common.messages.facts import ClientLeft, Trained
+from sl_common.messages.facts import ClientLeft, Trained, WaveBegun
 from sl_common.messages.training import Ready, Welcome
 from sl_common.network.network import Network
 from sl_common.protocol.align import Alignment, AlignmentSamples
 from sl_common.training.segment import Segment
 from sl_common.training.singles import reason_against_one
 from sl_server.core.claims import check_ready
+from sl_server.core.preflight import preflight
 from sl_server.preflight.check import inspect
 from sl_server.simulation.simulation import Simulation
 from sl_server.simulation.vectorized.simulation import Stacked
@@ -36,6 +39,7 @@ BN = {
     "model__cut": 1,
 }  # BatchNorm in the head
 LOW = BN | {"model__cut": 2}  # in the lower segment
+DRAWS, SEED = int(os.environ.get("CUTLAYER_DRAWS", "48")), int(os.environ.get("CUTLAYER_SEED", "1"))
 COUNTS = [9, 9]  # training samples of each client that brings its own
 
 
@@ -181,6 +185,60 @@ def test_who_is_left_alone_in_mid_run_ends_no_run() -> None:
     assert len(reasons) == 1
     assert reasons[0].startswith("cannot take part: client 'c0' has 9 training samples")
     assert world.coordinator.ended is None  # it waits for clients, as a run does that everybody left
+
+
+class Tolerant(World):
+    """A client that may not take part is sent away, as the engine does, and the others go on."""
+
+    def _carry_up(self, client) -> None:
+        try:
+            super()._carry_up(client)
+        except Unfit as error:
+            assert client.session.client not in {m for f in self.facts if isinstance(f, WaveBegun) for m in f.clients}
+            self.sessions.lose(client.session, str(error))
+            client.gone = True
+
+
+@pytest.mark.parametrize("draw", range(DRAWS))
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_past_ready_never_ends_for_a_batch_of_one(draw: int) -> None:
+    """Drawn counts of samples, batch sizes, networks with statistics of a batch, and clients that leave in the middle."""
+    source = random.Random(SEED * 1_000_003 + draw)
+    size = source.choice((3, 4, 5, 6))
+    counts = [source.choice((size + 1, 2 * size + 1, source.randint(6, 13))) for _ in range(source.randint(1, 4))]
+    preset = source.choice(["parallel"] * 6 + [name for name in PRESETS if name != "sglr"])
+    kind, steps = source.choice(("flat", "unkept", "squeezed")), source.choice((None, None, 3))
+    more = {
+        "model__args": f'{{ kind = "{kind}" }}',
+        "model__cut": source.choice((1, 2)),
+        "data__batch_size": size,
+        "data__last_batch": f'"{source.choice(("keep", "keep", "drop", "merge"))}"',
+        "client__wave": f"{{ steps = {steps} }}" if steps else "{ epochs = 2 }",
+        "run__clients": 1,
+        "server__alignment": f"{{ epochs = 1, batch_size = {source.choice((1, 2, 3))} }}",
+    }
+    if preset in ("cse_fsl", "fsl_sage"):
+        more |= {"protocol__learner__send_every": source.choice((1, 2)), "protocol__learner__partial": '"send"'}
+    if preset in ("locfedsl", "locfedmix", "fsl_sage"):
+        more["protocol__learner__aux"] = source.choice(
+            ('{ kind = "classifier" }', '{ kind = "classifier", form = "head" }')
+        )
+    config = own(preset, counts, **more)
+    try:
+        preflight(config, Network.build(config))
+    except ConfigError:
+        return
+    world = Tolerant(config, seed=draw)
+    for _ in counts:
+        world.join()
+    if len(counts) > 1 and source.random() < 0.5:
+        world.leave_after[f"c{source.randrange(len(counts))}"] = source.randint(2, 6)
+    world.run()
+    left = {fact.client: fact.reason for fact in world.facts if isinstance(fact, ClientLeft)}
+    allowed = ("cannot take part: client", "client '", "the test took it away", "broke the protocol: client")
+    assert all(reason.startswith(allowed) for reason in left.values()), left
+    assert world.coordinator.ended is not None or len(left) == len(counts), left
+    assert world.coordinator.ended is None or world.coordinator.ended.finished
 
 
 def test_counts_of_a_ready_follow_the_deal() -> None:

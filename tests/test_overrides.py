@@ -99,6 +99,10 @@ def test_the_readmes_file_takes_every_kind_of_override(overrides: list[str], exp
         ("client.schedule=step", "client.schedule.milestones: missing: kind 'step' needs it"),
         ("codec.up=mask,r=0.5", "codec.up.kind = 'mask,r=0.5': unknown kind"),
         ("run.name=5", 'run.name = 5: must be a valid string; in quotes it is one: run.name = "5"'),
+        ("run.rounds=true", "run.rounds = true: must be neither true nor false"),
+        ("client.optimizer.lr=false", "client.optimizer.lr = false: must be neither"),
+        ("model.input=[true, 8, 8]", "model.input = true: must be neither"),
+        ("codec.up=true", "codec.up = True: must be a table of keys, or one of"),
         ("run=fast", "run = 'fast': must be a table of keys (name, seed"),
     ],
 )
@@ -106,6 +110,11 @@ def test_an_override_that_does_not_fit_says_what_would(override: str, told: str)
     with pytest.raises(ConfigError) as caught:
         RunConfig.from_toml(FIRST, [override])
     assert told in str(caught.value)
+
+
+def test_true_and_false_stand_where_they_may() -> None:
+    config = RunConfig.from_toml(FIRST, ["server.reply_first=false", "model.args={bias=true}"])
+    assert (config.server.reply_first, config.model.args["bias"]) == (False, True)
 
 
 @pytest.mark.parametrize("value", ["{kind=float8}", "[lower, head]", "{", "[1, 2"])

@@ -24,6 +24,7 @@ from sl_common.protocol.at import At
 from sl_common.protocol.merge import Average
 from sl_common.training.optim import Sgd
 from sl_common.training.segment import Segment
+from sl_server.core.coordinator import Coordinator
 from sl_server.core.merged import checked_merge
 
 OFF = {"server__guard__activations": '"off"', "server__guard__weights": '"off"'}
@@ -34,7 +35,7 @@ Change = Callable[[Smashed], Smashed]
 
 
 def config(preset: str, **overrides: object) -> RunConfig:
-    return make_config(preset, run__rounds=3, **OFF | overrides)
+    return make_config(preset, **{"run__rounds": 3} | OFF | overrides)
 
 
 def filled(batch: Smashed) -> Smashed:
@@ -222,6 +223,40 @@ def test_a_spoilt_copy_of_the_head_is_left_out_of_the_average(preset: str) -> No
     assert (client, "weights of its head" in reason) == ("c1", True)
     assert [f.clients for f in world.facts if isinstance(f, RoundEnded)] == [2, 2, 2]
     assert all(torch.isfinite(t).all() for t in segment_of(world).state().values())
+
+
+def spoilt(victims: set[int], rounds: int) -> World:
+    """A run whose clients keep heads of their own; after the first wave's last step some of these are not finite."""
+    world = World(config("splitfed_v1", protocol__merge__parts='["lower"]', run__rounds=rounds))
+    for _ in range(3):
+        world.join()
+    while victims - {fact.shard for fact in world.facts if isinstance(fact, Trained) and fact.step == 2}:
+        world.run(until=1)
+    for client in victims:
+        with torch.no_grad():
+            next(iter(world.coordinator.bank.get("head", client).module.parameters())).fill_(torch.inf)
+    return world
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_a_spoilt_copy_of_the_head_that_nobody_averages_is_not_kept(rounds: int) -> None:
+    """It would be written, and never read again: neither by `serve` nor to resume."""
+    world = spoilt({1}, rounds).run()
+    assert_finished(world)
+    ((client, reason),) = left_of(world)
+    assert (client, "weights of its head: " in reason) == ("c1", True)
+    assert [f.clients for f in world.facts if isinstance(f, RoundEnded)] == [2] * rounds
+    assert sorted(world.coordinator.weights()) == ["head-0", "head-2", "lower"]
+    again = Coordinator(world.config, world.coordinator.network)
+    again.restore(world.coordinator.snapshot())
+    assert again.weights().keys() == world.coordinator.weights().keys()
+
+
+def test_heads_of_their_own_that_are_all_spoilt_end_the_run_and_blame_nobody() -> None:
+    world = spoilt({0, 1, 2}, 1)
+    with pytest.raises(Diverged, match=r"weights of its head: .* after round 1, wave 1: lower the learning rates"):
+        world.run()
+    assert left_of(world) == []
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if PRESETS[name].protocol.merge.kind != "keep"])

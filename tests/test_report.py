@@ -246,6 +246,16 @@ BAD = {
     "no JSON": ("config.json", "\x00", "config.json"),
     "foreign metrics": ("metrics.jsonl", "step,loss\n1,2\n", "metrics.jsonl, line 1: not an event"),
     "odd line": ("metrics.jsonl", '{"event": "round"}\n', "metrics.jsonl, line 1: Field required"),
+    "a round beyond counting": (
+        "metrics.jsonl",
+        f'{{"event": "round", "round": {10**400}, "loss": 1, "samples": 1, "clients": 1, "bytes": {{}}}}\n',
+        "metrics.jsonl, line 1: Input should be less than",
+    ),
+    "bytes beyond counting": (
+        "summary.json",
+        f'{{"seconds": 1, "bytes": {{"up": {{"eval": {10**400}}}}}, "payload_bytes": {{}}, "weights_sha256": "", "reason": "", "finished": true}}',
+        "summary.json: bytes.up.eval: Input should be less than",
+    ),
     "foreign summary": ("summary.json", "[1]", "summary.json"),
     "binary summary": ("summary.json", "{", "summary.json"),
 }

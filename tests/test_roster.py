@@ -89,6 +89,20 @@ def test_a_run_past_its_bound_goes_on() -> None:
     assert len(world.coordinator.roster.known()) <= 6
 
 
+def test_a_client_with_its_own_data_may_come_late_or_under_another_name() -> None:
+    """Its shard is one beyond those that the run began with, and its first word says no less."""
+    config = make_config("splitfed_v1", data__partition='{ kind = "own" }', run__clients=1, run__rounds=2)
+    world = World(config)
+    for name in ("first", "gone", "again"):
+        client = world.join(name)
+        if name == "gone":
+            world.lose(client)
+    world.run()
+    assert world.coordinator.ended is not None
+    assert world.coordinator.ended.finished
+    assert {m.name: m.shard for m in world.coordinator.roster.known() if m.taught} == {"first": 0, "again": 2}
+
+
 def test_an_honest_runs_fingerprint_is_unchanged() -> None:
     """The same run with the bound at its default and far beyond."""
     shas = {simulated_sha(make_config("parallel", server__limits=f"{{ sessions = {n} }}")) for n in (4096, 50_000)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,7 +32,7 @@ from sl_common.exits import INTERRUPTED
 from sl_common.host import commands
 from sl_common.host.commands import JsonOption, LogLevel, Quiet, level_of
 from sl_common.host.files import write_atomically
-from sl_common.host.log import Level, json_line, keep_going
+from sl_common.host.log import Level, json_line, keep_going, write_line
 from sl_common.host.text import given, printable
 
 if TYPE_CHECKING:  # torch is imported when it is needed, not for --help
@@ -113,8 +114,8 @@ def run(
     server = server_of(server)
     access = reach(server, ca=ca, cert=cert, key=key, token=token, insecure=insecure)
     index, shards = shard_of(shard)
-    if save_lower is not None and not save_lower.parent.is_dir():
-        raise ConfigError(f"--save-lower {save_lower}: there is no folder {save_lower.parent}")
+    if save_lower is not None:
+        _check_place(save_lower)
     from sl_client.device.pages import use_one_arena
 
     use_one_arena()
@@ -160,6 +161,19 @@ def run(
     runner.leave_state(finished=bye.finished)
     if not bye.finished:
         raise CutlayerError(f"the run ended before its last round: {printable(bye.reason)}")
+
+
+def _check_place(path: Path) -> None:
+    """Raise ConfigError where a file could not be written at the end, with the work of the whole run in it."""
+    try:
+        if path.is_dir():
+            raise ConfigError(f"--save-lower {path}: is a folder: name a file")
+        if not path.parent.is_dir():
+            raise ConfigError(f"--save-lower {path}: there is no folder {path.parent}")
+    except OSError as error:  # a name that is too long, a folder that nobody may look into
+        raise ConfigError(f"--save-lower {path}: {error.strerror or error}") from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"--save-lower {path}: nothing can be written in {path.parent}")
 
 
 def _save(lower: StateDict, path: Path) -> None:
@@ -208,7 +222,7 @@ def digest(
     found = data_set_of(load_data(name, data, tuple(allow or ())), own=False)
     if as_json:
         fields = {"train": found.train, "test": found.test, "inputs": str(found.inputs), "digest": found.digest}
-        typer.echo(json_line("digest", "info", fields))
+        write_line(json_line("digest", "info", fields))
     else:
         typer.echo(f"{found.train} training and {found.test} test samples, {found.inputs}")
         typer.echo(f'data.digest = "{found.digest}"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,6 +89,9 @@ Allow = Annotated[
 ROOM = Room(least=24, wanted=64, what="this client")  # it has 12 while it trains, and snapshots and its data beside
 
 
+_SHARD = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
+
+
 def server_of(text: str) -> str:
     """The address in --server. Raises ConfigError."""
     return address_to_reach(text, "--server")
@@ -108,7 +112,7 @@ def shard_of(text: str | None) -> tuple[int | None, int | None]:
     """(shard, shards) of I/N, from 0; (None, None) without. Raises ConfigError."""
     if text is None:
         return None, None
-    index, slash, count = text.partition("/")
-    if not slash or not index.isdigit() or not count.isdigit() or not 1 <= int(index) <= int(count):
-        raise ConfigError(f"--shard {text!r}: write it as I/N with I from 1 to N")
-    return int(index) - 1, int(count)
+    found = _SHARD.fullmatch(text.strip())
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise ConfigError(f"--shard {text[:80]!r}: write it as I/N with I from 1 to N")
+    return int(found[1]) - 1, int(found[2])

@@ -113,8 +113,23 @@ def _plain(name: str, found: Data) -> Data:
         mean, std = forms.scale_of("data.mean", found.mean), forms.scale_of("data.std", found.std)
     except DataError as error:
         raise DataError(f"data.name = {name!r} returned data that cannot be trained on: {error}") from error
-    tests = found.test if reads else pairs["data.test"]
+    tests = _reading(name, test, classes) if callable(test) and reads else pairs["data.test"]
     return replace(found, train=pairs["data.train"], test=tests, mean=mean, std=std, classes=classes)
+
+
+def _reading(name: str, read: Callable[[SampleFilter], object], classes: int) -> Callable[[SampleFilter], Samples]:
+    """A user's function that reads test samples, with what it returns made plain as that of a whole set is."""
+    from sl_client.data import forms
+
+    def tests(pick: SampleFilter) -> Samples:
+        found = own.asked(name, read, pick)
+        try:
+            raw = forms.pair_of("data.test", found)
+            return raw.x, forms.labels_of({"data.test": raw.y}, classes)["data.test"]
+        except DataError as error:
+            raise DataError(f"data.name = {name!r} returned data that cannot be trained on: {error}") from error
+
+    return tests
 
 
 def data_scale(name: str, root: Path | None, allowed: Collection[str] | None) -> Scale:

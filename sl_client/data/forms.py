@@ -60,12 +60,15 @@ def _read(field: str, found: Dataset[Any]) -> tuple[Any, Any]:
     """All samples of a map-style set."""
     if not isinstance(found, Sized):
         raise DataError(f"{field} is a {_kind(found)} without __len__; expected {EXPECTED}")
-    count = len(found)
+    try:
+        count = len(found)
+    except (Exception, SystemExit) as error:  # the user's own code
+        raise DataError(f"{field} is a {_kind(found)} whose __len__ raises {error!r:.200}") from error
     xs, ys = list[Tensor](), list[np.ndarray[Any, Any]]()
     for number in range(count):
         try:
             one = found[number]
-        except Exception as error:  # the user's own code
+        except (Exception, SystemExit) as error:  # the user's own code
             raise DataError(f"{field} is a {_kind(found)} of {count}; sample {number} raises {error!r:.200}") from error
         if not isinstance(one, tuple | list) or len(one) != 2:
             raise DataError(
@@ -87,7 +90,8 @@ def _read(field: str, found: Dataset[Any]) -> tuple[Any, Any]:
 
 def _samples(field: str, value: object) -> Tensor:
     """uint8 as it is, other numbers as float32."""
-    if isinstance(value, Tensor) and value.dtype in (torch.uint8, torch.float32) and value.layout is torch.strided:
+    plain = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+    if isinstance(value, Tensor) and plain and value.dtype in (torch.uint8, torch.float32):
         return value.detach().cpu()
     array = _array(field, value)
     if array.dtype.kind not in "biuf":
@@ -146,9 +150,18 @@ def _plain(field: str, tensor: Tensor) -> np.ndarray[Any, Any]:
 
 def labels_of(raw: dict[str, np.ndarray[Any, Any]], classes: int) -> dict[str, Tensor]:
     """Class numbers of all the sets of one client, by field. Names are numbered in their order, if every class has one here."""
-    names = {field: y for field, y in raw.items() if y.dtype.kind in "UST"}
+    raw = {field: _decoded(f"{field}.y", y) if y.dtype.kind == "S" else y for field, y in raw.items()}
+    names = {field: y for field, y in raw.items() if y.dtype.kind in "UT"}
     numbers = _numbering(names, classes) if names else {}
     return {field: torch.from_numpy(_numbered(f"{field}.y", y, classes, numbers)) for field, y in raw.items()}
+
+
+def _decoded(field: str, names: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Names as text, which HDF5 and some text files give as bytes. Raises DataError."""
+    try:
+        return np.char.decode(names, "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{field} holds names as bytes that are not UTF-8: {error}") from error
 
 
 def _numbering(named: Mapping[str, np.ndarray[Any, Any]], classes: int) -> dict[str, int]:
@@ -168,7 +181,7 @@ def _numbered(field: str, y: np.ndarray[Any, Any], classes: int, numbers: Mappin
     """(N,), (N, 1) or one-hot (N, classes) -> (N,) int64."""
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
-    if y.dtype.kind in "UST":
+    if y.dtype.kind in "UT":
         return np.array([numbers[str(name)] for name in y.reshape(-1)], np.int64).reshape(y.shape)
     if y.ndim == 2 and y.shape[1] == classes and y.size:
         if not (((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all()):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import traceback
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from sl_common.aside import settings_kept
 from sl_common.errors import CutlayerError, DataError
 from sl_common.imports import load_function
 
@@ -18,17 +21,43 @@ def call(name: str, root: Path | None, allowed: Collection[str] | None, expected
 
     A DataError names the line of the user's code that raised, which is what its author needs.
     """
-    function = load_function(name, allowed, "data.name", positional=1)
-    try:
-        found = function(root)
-    except CutlayerError:
-        raise
-    except Exception as error:
-        *_, last = traceback.extract_tb(error.__traceback__)[1:] or traceback.extract_tb(error.__traceback__)
-        where = f"{last.filename}, line {last.lineno}: {last.line}"
-        raise DataError(f"data.name = {name!r}: raised {type(error).__name__}: {error!s:.300} ({where})") from error
+    with _as_it_was():
+        function = load_function(name, allowed, "data.name", positional=1)
+    found = asked(name, function, root)
     if not isinstance(found, expected):
         raise DataError(
             f"data.name = {name!r}: returned a {type(found).__name__}, not a {expected.__module__}.{expected.__name__}"
         )
     return found
+
+
+def asked(name: str, function: Callable[[Any], Any], argument: object) -> Any:
+    """What a function of the user's returns, whichever it is of those that `name` led to; raises as `call` does.
+
+    A call of sys.exit ends no process: whoever waits for this client would never be told.
+    """
+    try:
+        with _as_it_was():
+            return function(argument)
+    except CutlayerError:
+        raise
+    except (Exception, SystemExit) as error:
+        *_, last = traceback.extract_tb(error.__traceback__)[1:] or traceback.extract_tb(error.__traceback__)
+        where = f"{last.filename}, line {last.lineno}: {last.line}"
+        raise DataError(f"data.name = {name!r}: raised {type(error).__name__}: {error!s:.300} ({where})") from error
+
+
+@contextmanager
+def _as_it_was() -> Iterator[None]:
+    """Afterwards this process stands in the same folder, where relative paths of its own lead to, and computes as before."""
+    try:
+        folder = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        folder = -1
+    try:
+        with settings_kept():
+            yield
+    finally:
+        if folder >= 0:
+            os.fchdir(folder)
+            os.close(folder)

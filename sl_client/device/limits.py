@@ -17,7 +17,8 @@ from sl_common.network.footprint import FACTOR, Footprint, at_rest, footprint_of
 from sl_common.network.network import Network
 
 MiB = 1 << 20
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])i?)?b?", re.IGNORECASE)
+_MOST = 1e18  # bytes
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgt])i?)?b?", re.IGNORECASE)
 _CGROUP = Path("/sys/fs/cgroup")  # version 2, as seen from inside a container or a service
 
 
@@ -27,10 +28,10 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ConfigError(f"--max-memory {text!r}: write it as a number of bytes, or with K, M or G behind it: 512M")
     number, unit = match.groups()
-    nbytes = int(float(number) * 1024 ** (" kmgt".index(unit.lower()) if unit else 0))
-    if nbytes == 0:
-        raise ConfigError(f"--max-memory {text!r}: must be more than 0")
-    return nbytes
+    nbytes = float(number) * 1024 ** (" kmgt".index(unit.lower()) if unit else 0)
+    if not 1 <= nbytes < _MOST:
+        raise ConfigError(f"--max-memory {text[:80]!r}: must be at least 1 byte, and less than {_MOST:g}")
+    return int(nbytes)
 
 
 def device_for(config: RunConfig, owners: str | None, warn: Callable[[str], None]) -> str:

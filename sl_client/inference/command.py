@@ -60,8 +60,7 @@ class PredictCommand:
     def run(self) -> None:
         """Raises what a Predictor does, and DataError naming a file."""
         for path in self._files:
-            if not path.is_file():
-                raise ConfigError(f"{path}: {'is a folder: name the files' if path.is_dir() else 'no such file'}")
+            _check_file(path)
         try:
             with self._predictor as predictor:
                 config = predictor.open()
@@ -79,6 +78,10 @@ class PredictCommand:
     def _predict(self, config: RunConfig, size: int) -> None:
         inputs = self._predictor.inputs
         scale = scale_in(inputs) or data_scale(config.data.name, self._data, self._allowed)
+        if inputs is not None and scale_in(inputs) is None:
+            self._shown.warn(
+                "the clients of this run normalised with different means or deviations: files are normalised as this device's own data"
+            )
         if inputs is None and is_user_code(config.data.name):
             self._shown.warn("this run does not say what numbers it was trained on: files are taken to be in its units")
         asked: deque[list[str]] = deque()
@@ -148,3 +151,14 @@ class PredictCommand:
             self._shown.took(answer)
             correct += int((answer.scores.argmax(dim=1) == y[start : start + size]).sum())
         return correct
+
+
+def _check_file(path: Path) -> None:
+    """Raise ConfigError unless it is one, before a server is asked."""
+    try:
+        if path.is_file():
+            return
+        why = "is a folder: name the files" if path.is_dir() else "is no file" if path.exists() else "no such file"
+    except OSError as error:  # a name that is too long, a folder that nobody may look into
+        why = error.strerror or str(error)
+    raise ConfigError(f"{path}: {why}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sl_client.inference.predictor import Prediction
 from sl_common.host.devices import described
-from sl_common.host.log import CommandLog, Level, json_line
+from sl_common.host.log import CommandLog, Level, json_line, write_line
 from sl_common.host.progress import Beat
 from sl_common.host.text import MAX_OURS, printable
 
@@ -103,9 +103,8 @@ class Predictions:
     def _print(self, line: str) -> None:
         if self._progress.live.is_started:
             self._console.print(Text(line))
-        elif sys.stdout is not None:
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
+        else:
+            write_line(line)
 
     def finish(self, up: int, down: int, device: str, correct: int | None = None) -> None:
         """The last line. `correct`: how many of them were, where that is known; bytes are of the wire, after the greeting.

@@ -249,8 +249,12 @@ class Runner:
             raise
         except CutlayerError:
             raise
-        except Exception as error:  # a bug, or the user's own code: the server need not wait for us
+        except (Exception, SystemExit) as error:  # a bug, or the user's own code: the server need not wait for us
             self._say_leave(f"failed: {error!r}")
+            if isinstance(error, SystemExit):  # which would end this process as if it were done
+                raise CutlayerError(
+                    f"code that this client computes with called sys.exit({error.code!r:.80})"
+                ) from error
             raise
         finally:
             self._close()

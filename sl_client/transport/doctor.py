@@ -7,7 +7,6 @@ import os
 import platform
 import queue
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 
@@ -21,6 +20,7 @@ from sl_client.transport.tls import Tls, own_certificate
 from sl_common import __version__
 from sl_common.errors import CutlayerError, PeerLost, Refused, WireError
 from sl_common.host.devices import described, pick_device
+from sl_common.host.log import write_line
 from sl_common.host.text import printable
 from sl_common.wire import WIRE_VERSION, probe
 
@@ -59,10 +59,10 @@ def examine(server: str, access: Access, *, as_json: bool) -> None:
         except grpc.RpcError as error:
             raise _blamed(server, access, error) from None
     if as_json:
-        sys.stdout.write(json.dumps(found) + "\n")
+        write_line(json.dumps(found))
     else:
         for key, value in found.items():
-            sys.stdout.write(f"{key:>18}  {printable(value)}\n")
+            write_line(f"{key:>18}  {printable(value)}")
     if found["server_wire_version"] != WIRE_VERSION:
         raise Refused(
             "version", f"the server speaks wire version {found['server_wire_version']}, this client {WIRE_VERSION}"

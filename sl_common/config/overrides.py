@@ -56,11 +56,16 @@ def spell_out(raw: TomlTable, *models: type[BaseModel]) -> dict[str, Any]:
     return done
 
 
-def complete(raw: TomlTable, model: type[BaseModel]) -> dict[str, Any]:
-    """Lay a union's table without a `kind` over the default of its field, where that has one."""
+def complete(raw: TomlTable, model: type[BaseModel], above: str = "") -> dict[str, Any]:
+    """Lay a union's table without a `kind` over the default of its field, where that has one.
+
+    Raises ConfigError for true and false in place of a number, which Python takes them for; `above`: keys that lead here, with a dot.
+    """
     done = dict(raw)
     for name, value in raw.items():
         field = model.model_fields.get(name)
+        if field is not None and not _members(field):
+            _check_truths(f"{above}{name}", value, field)
         if field is None or not isinstance(value, Mapping):
             continue
         members = _members(field)
@@ -71,8 +76,21 @@ def complete(raw: TomlTable, model: type[BaseModel]) -> dict[str, Any]:
             table = deep_merge(default.model_dump(mode="json"), table)
         kind = table.get("kind")
         chosen = (kinds.get(kind) if isinstance(kind, str) else None) if kinds else next(iter(members), None)
-        done[name] = table if chosen is None else complete(table, chosen)
+        done[name] = table if chosen is None else complete(table, chosen, f"{above}{name}.")
     return done
+
+
+def _check_truths(key: str, value: Any, field: FieldInfo) -> None:
+    """Raise ConfigError."""
+    values = value if isinstance(value, list | tuple) else (value,)
+    found = next((one for one in values if isinstance(one, bool)), None)
+    if found is not None and not _takes_truths(field.annotation):
+        raise ConfigError(f"{key} = {str(found).lower()}: must be neither true nor false")
+
+
+def _takes_truths(annotation: Any) -> bool:
+    parts = [part for part in get_args(annotation) if not isinstance(part, str | int)]  # unlike the words of a Literal
+    return annotation in (bool, Any) or any(_takes_truths(part) for part in parts)
 
 
 def _fields(models: tuple[type[BaseModel], ...], name: str) -> Iterator[FieldInfo]:

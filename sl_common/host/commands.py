@@ -23,6 +23,9 @@ from sl_common.host import log, output
 from sl_common.host.text import printable_lines
 
 BROKEN_PIPE = 141  # as a shell says of a program that SIGPIPE ended
+_SOON_S = 3.0  # in which a thread may well end by itself
+_WAITS = "all is done, but threads that are not this program's go on, and the process ends with them:"
+_HELP = {"--help", "--version"}
 _TRUE = {"1", "true", "t", "yes", "y", "on"}
 
 LogLevel = Annotated[
@@ -63,10 +66,12 @@ def _told(text: str, code: int, **fields: Any) -> int:
     as_json = wants_json(sys.argv[1:], os.environ)
     if as_json:
         line = log.json_line("error", "error", {"text": text, "code": code} | fields)
-        stream = sys.stderr if sys.stdout is None or "stdout" in output.dropped_output() else sys.stdout
+        stream = output.results()
+        if stream is None or "stdout" in output.dropped_output():
+            stream = sys.stderr
         with contextlib.suppress(output.OutputFailed):
             stream.write(line + "\n")
-    if not as_json or (sys.stderr is not None and sys.stderr.isatty() and not sys.stdout.isatty()):
+    if not as_json or (sys.stderr is not None and sys.stderr.isatty() and not (stream and stream.isatty())):
         Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"error: {text}"), style="red")
     return code
 
@@ -74,16 +79,36 @@ def _told(text: str, code: int, **fields: Any) -> int:
 def run_command(app: Callable[..., Any]) -> NoReturn:
     """Run a Typer application as this process."""
     output.hold_descriptors()
-    output.install()
-    sys.path.append(str(Path.cwd()))  # where a user's own model or data lies
     as_json = wants_json(sys.argv[1:], os.environ)
+    output.install(log.as_json_too() if as_json and not _HELP & {*sys.argv} else None)
+    with contextlib.suppress(OSError):  # the folder may have been removed
+        sys.path.append(str(Path.cwd()))  # where a user's own model or data lies
     if as_json:
         threading.excepthook = lambda args: _crashed(args.exc_type, args.exc_value, args.exc_traceback)
     try:
         code = _invoked(app, as_json=as_json)
     except output.OutputFailed as error:  # of a command that is not a run
         code = _unheard(error)
+    finally:
+        _watch_the_end()
     raise SystemExit(code)
+
+
+def _watch_the_end() -> None:
+    """Say whom Python waits for before this process ends, if it takes long: threads that a user's code began."""
+    begun = [one for one in threading.enumerate() if one is not threading.current_thread() and not one.daemon]
+
+    def say() -> None:
+        names = ", ".join(repr(one.name) for one in begun if one.is_alive())
+        if names and wants_json(sys.argv[1:], os.environ):
+            log.say_on_stderr("warning", "warning", {"text": f"{_WAITS} {names}"})
+        elif names and sys.stderr is not None:
+            sys.stderr.write(f"warning: {_WAITS} {names}\n")
+
+    if begun:
+        timer = threading.Timer(_SOON_S, say)
+        timer.daemon = True
+        timer.start()
 
 
 def _invoked(app: Callable[..., Any], *, as_json: bool) -> int:
@@ -94,6 +119,8 @@ def _invoked(app: Callable[..., Any], *, as_json: bool) -> int:
     except output.OutputFailed:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:  # a path that nobody can follow, or may look at
+            return _told(f"{error.filename}: {error.strerror or error}", 1)
         if not as_json:
             raise
         usage = getattr(error, "format_message", None)  # Typer's own errors, of options that it cannot parse

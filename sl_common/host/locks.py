@@ -30,8 +30,8 @@ def sole_writer(folder: Path, what: str, *, keep: bool = True) -> Iterator[None]
     one moment may not all see each other. `what` names the option or use in errors, as in "--out". Raises ConfigError, naming the holder, if another process has it, or if it
     cannot be locked.
     """
-    made = not folder.exists()
     try:
+        made = not folder.exists()
         make_folder(folder)
     except OSError as error:
         raise ConfigError(f"{what} {folder}: {error.strerror or error}") from error

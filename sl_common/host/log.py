@@ -6,17 +6,20 @@ are left as they are. JSON lines begin with time (UTC, RFC 3339), level, event, 
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import math
 import platform
 import sys
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, TextIO
 
 from sl_common.host import output
+from sl_common.host.printed import Printed
 from sl_common.host.text import printable_lines
 
 LOGGER = logging.getLogger("cutlayer")
@@ -79,17 +82,19 @@ class _Lines(logging.Handler):
         text = printable_lines(record.getMessage())
         event, fields = getattr(record, "event", "log"), getattr(record, "fields", {"text": text})
         if self._json:
-            _write(json_line(event, record.levelname.lower(), fields))
+            write_line(json_line(event, record.levelname.lower(), fields))
         elif self._show is not None:
             self._show(text)
         else:
-            _write(text)
+            write_line(text)
 
 
-def _write(line: str) -> None:
-    if sys.stdout is not None:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
+def write_line(line: str) -> None:
+    """Write a line of this command's own."""
+    stream = output.results()
+    if stream is not None:
+        stream.write(line + "\n")
+        stream.flush()
 
 
 class CommandLog:
@@ -113,6 +118,42 @@ class CommandLog:
         self._logger.log(level.number, "%s", text, extra={"event": event, "fields": fields})
 
 
+def say_on_stderr(event: str, level: str, fields: dict[str, Any]) -> None:
+    """Write one JSON line beside this command's own; what cannot be written is dropped."""
+    stream = output.stderr()
+    if stream is not None:
+        stream.write(json_line(event, level, fields) + "\n")
+
+
+def as_json_too() -> Printed:
+    """Make JSON lines on standard error of what other code prints, and of Python's warnings: a stream for the former."""
+
+    def warn(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if file is not None:
+            file.write(warnings.formatwarning(message, category, filename, lineno, line))
+            return
+        say_on_stderr(
+            "warning", "warning", {"text": f"{category.__name__}: {message}", "where": f"{filename}:{lineno}"}
+        )
+
+    warnings.showwarning = warn
+    printed = Printed(lambda line: say_on_stderr("printed", "info", {"text": line}))
+
+    def end() -> None:
+        printed.end()
+        output.drain()
+
+    atexit.register(end)
+    return printed
+
+
 def keep_going(*, as_json: bool) -> None:
     """Let nothing that becomes of the output end this process; what is lost first is told on the other stream."""
     others = {"stdout": "stderr", "stderr": "stdout"}
@@ -120,7 +161,7 @@ def keep_going(*, as_json: bool) -> None:
     def tell(name: str, why: str) -> None:
         text = f"standard {'output' if name == 'stdout' else 'error'} cannot be written ({why}): what it would say is dropped; the work goes on"
         line = json_line("output", "warning", {"text": text}) if as_json else f"warning: {text}"
-        other = getattr(sys, others[name])
+        other = sys.stderr if others[name] == "stderr" else output.results()
         if other is not None:
             other.write(line + "\n")
 

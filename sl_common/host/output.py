@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import codecs
 import errno
-import io
 import os
 import select
 import sys
@@ -19,6 +18,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from typing import TextIO
+
+from sl_common.host.printed import Stream
 
 MAX_WAITING_OUTPUT = 1 << 20  # bytes that wait for a reader that is slow
 LAST_S = 2.0  # how long the end of a process waits for a reader that takes nothing
@@ -57,7 +59,7 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(ERRORS, _plain)
 
 
-class Output(io.TextIOBase):
+class Output(Stream):
     """A text stream over a file descriptor, written at once, or by a thread after `keep_going`."""
 
     def __init__(self, handle: int, encoding: str = "utf-8", *, needed: bool = True) -> None:
@@ -87,10 +89,6 @@ class Output(io.TextIOBase):
     def errors(self) -> str:  # type: ignore[override]
         """Name of the error handler."""
         return ERRORS
-
-    def writable(self) -> bool:
-        """Return True."""
-        return True
 
     def fileno(self) -> int:
         """Return the descriptor."""
@@ -206,10 +204,16 @@ def hold_descriptors() -> None:
 
 
 _ours: dict[str, Output] = {}  # sys.stdout may be somebody's proxy for a while, such as a bar's
+_apart = False  # sys.stdout is for other code
 
 
-def install() -> None:
-    """Replace sys.stdout and sys.stderr, in the encodings that Python chose for them."""
+def install(printed: Stream | None = None) -> None:
+    """Replace sys.stdout and sys.stderr, in the encodings that Python chose for them.
+
+    `printed`: takes what other code writes to sys.stdout, which is apart from `results` then; what libraries and child processes write
+    beneath Python goes to standard error.
+    """
+    global _apart
     for name, handle in (("stdout", 1), ("stderr", 2)):
         before = getattr(sys, name)
         if before is not None:
@@ -219,6 +223,15 @@ def install() -> None:
                 continue
         _ours[name] = Output(handle, getattr(before, "encoding", None) or "utf-8", needed=name == "stdout")
         setattr(sys, name, _ours[name])
+    if printed is not None and "stdout" in _ours:
+        _ours["stdout"].move(os.dup(1))
+        os.dup2(2, 1)
+        sys.stdout, _apart = printed, True
+
+
+def results() -> TextIO | None:
+    """Return the stream for what this command itself says: sys.stdout, unless that is for other code."""
+    return _ours["stdout"] if _apart else sys.stdout  # type: ignore[return-value]
 
 
 def keep_output_going(tell: Callable[[str, str], None]) -> None:

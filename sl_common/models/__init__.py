@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sl_common.aside import settings_kept
 from sl_common.errors import ConfigError
 from sl_common.imports import is_user_code, load_function
 from sl_common.models.alexnet import alexnet
@@ -61,7 +62,8 @@ def build(
     Raises ConfigError for an unknown name, arguments the function does not take, or a result that is not a list of blocks.
     """
     if is_user_code(name):
-        function = load_function(name, allowed, "model.name", takes=("input", "classes"))
+        with settings_kept():
+            function = load_function(name, allowed, "model.name", takes=("input", "classes"))
     elif name in MODELS:
         function = MODELS[name]
     else:
@@ -76,13 +78,13 @@ def build(
     except TypeError as error:
         raise ConfigError(f"model.args for {name!r}: {error}; it takes {inspect.signature(function)}") from error
     device = torch.device("meta" if hollow else "cpu")
-    with seeded(seed_of(seed, "init"), torch.device("cpu")):
+    with settings_kept(), seeded(seed_of(seed, "init"), torch.device("cpu")):
         try:
             with device:
                 blocks = function(**offered)
         except ConfigError:
             raise
-        except Exception as error:  # the user's code, or arguments of the wrong kind
+        except (Exception, SystemExit) as error:  # the user's code, or arguments of the wrong kind
             raise ConfigError(
                 f"model {name!r} cannot be made with input {tuple(input)}, {classes} classes, args {args}: {error!r}"
             ) from error

@@ -72,12 +72,19 @@ def _input(config: RunConfig, network: Network, part: str) -> Tensor:
 
 
 def _probe(module: nn.Module, x: Tensor) -> tuple[float, ...]:
-    """Some outputs in evaluation mode; none if there are none that could be compared."""
+    """Some outputs in evaluation mode; none if there are none that could be compared, as where a second pass gives others: the module draws
+    numbers of its own, or keeps state."""
     try:
-        with seeded(0, torch.device("cpu")), torch.no_grad(), _as_drawn(module), buffers_untouched(module):
-            found = module(x)
+        with torch.no_grad(), _as_drawn(module), buffers_untouched(module):
+            first, second = (_outputs(module, x) for _ in range(2))
     except Exception:  # whatever the modules raise: the other side's raise it too
         return ()
+    return first if apart(first, second) is None else ()
+
+
+def _outputs(module: nn.Module, x: Tensor) -> tuple[float, ...]:
+    with seeded(0, torch.device("cpu")):
+        found = module(x.clone())  # which it may change in place
     if not isinstance(found, Tensor) or found.is_complex() or not found.numel():
         return ()
     flat = found.detach().reshape(-1).to(torch.float64)

@@ -137,6 +137,11 @@ class Segment:
             self.clear()
             if not output.requires_grad:
                 return
+            if grad is None and output.dim():
+                raise ConfigError(
+                    "no gradient comes back for the output of the lower segment: what takes it (the head, or an auxiliary network made of its "
+                    "blocks) detaches its input"
+                )
             if soon is not None and self._splits:
                 self._second_half = _in_halves(lambda: backward_to(soon, output))
             else:

@@ -15,7 +15,7 @@ from sl_common.errors import ConfigError, CutlayerError
 from sl_common.exits import INTERRUPTED
 from sl_common.host import commands
 from sl_common.host.commands import JsonOption, LogLevel, Quiet, fail, level_of
-from sl_common.host.log import CommandLog, Level, keep_going, name_run
+from sl_common.host.log import CommandLog, Level, keep_going, name_run, write_line
 from sl_server.cli.certs import certs
 from sl_server.cli.options import (
     ClientCa,
@@ -250,7 +250,7 @@ def check(
     config = read_config(config_file, overrides)
     report = inspect(config)
     if as_json:
-        typer.echo(json.dumps(report.to_dict()))
+        write_line(json.dumps(report.to_dict()))
     else:
         report.show(Console(highlight=False, markup=False, soft_wrap=True), resolved=resolved)
 
@@ -261,7 +261,7 @@ def presets(as_json: JsonOption = False) -> None:
     from sl_server.preflight import presets as catalogue
 
     if as_json:
-        typer.echo(json.dumps(catalogue.catalogue()))
+        write_line(json.dumps(catalogue.catalogue()))
     else:
         catalogue.show(Console(highlight=False))
 
@@ -288,7 +288,7 @@ def codecs(
     config = read_config(config_file, overrides) if config_file else RunConfig.from_toml("", overrides or ())
     found = compare(config, on="gradient" if on == "gradient" else "activation", data=data)
     if as_json:
-        typer.echo(json.dumps(found.to_dict()))
+        write_line(json.dumps(found.to_dict()))
     else:
         found.show(Console(highlight=False, markup=False, soft_wrap=True), config)
 

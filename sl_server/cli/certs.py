@@ -12,6 +12,7 @@ from sl_common.addresses import USUAL_PORT, joined
 from sl_common.errors import ConfigError
 from sl_common.host.commands import JsonOption
 from sl_common.host.extras import how_to_install
+from sl_common.host.log import write_line
 from sl_common.host.text import given
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def certs(
         return
     written = list(here.fill(wanted, hosts or [], days, add=add))[::-1]  # the authority first
     if as_json:
-        typer.echo(json.dumps({"files": [{"path": str(one.path), "what": one.what} for one in written]}))
+        write_line(json.dumps({"files": [{"path": str(one.path), "what": one.what} for one in written]}))
         return
     width = max(len(str(one.path)) for one in written)
     for one in written:
@@ -132,7 +133,7 @@ def _renew(here: Folder, names: list[str], days: int, *, new_ca: bool, drop: boo
         renewal.renew_ca(here, days) if new_ca else renewal.drop_ca(here) if drop else renewal.renew(here, names, days)
     )
     if as_json:
-        typer.echo(json.dumps({"renewed": [{"path": str(one.path), "what": one.what} for one in written]}))
+        write_line(json.dumps({"renewed": [{"path": str(one.path), "what": one.what} for one in written]}))
         return
     width = max(len(str(one.path)) for one in written)
     for one in written:
@@ -143,7 +144,7 @@ def _renew(here: Folder, names: list[str], days: int, *, new_ca: bool, drop: boo
 
 def _say_revoked(written: list[Written], where: Path, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps({"revoked": [{"path": str(one.path), "what": one.what} for one in written]}))
+        write_line(json.dumps({"revoked": [{"path": str(one.path), "what": one.what} for one in written]}))
         return
     for one in written:
         typer.echo(f"{one.path}: {one.what} is revoked")

@@ -12,7 +12,7 @@ import typer
 
 from sl_common.errors import ConfigError
 from sl_common.host.commands import JsonOption
-from sl_common.host.log import json_line
+from sl_common.host.log import json_line, write_line
 from sl_common.host.text import printable_lines
 
 if TYPE_CHECKING:  # what imports torch is imported when it is needed, not for --help
@@ -109,7 +109,7 @@ def _end(found: Replayed, path: Path, until: int | None, as_json: bool) -> None:
 
 def _print(as_json: bool, event: str, fields: dict[str, Any]) -> None:
     if as_json:
-        typer.echo(json_line(event, "warning" if event == "warning" else "info", fields))
+        write_line(json_line(event, "warning" if event == "warning" else "info", fields))
         return
     match event:
         case "replaying":

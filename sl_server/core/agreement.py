@@ -44,6 +44,7 @@ class Agreement:
         self._told: set[tuple[str, ...]] = set()  # clients with one set, of whom it was said
         self._mixed = False  # the clients' numbers are of several types
         self._inputs: Inputs | None = None  # of all clients so far
+        self._scale: Inputs | None = None  # of the first of those that have sets of their own
 
     @property
     def inputs(self) -> Inputs | None:
@@ -146,11 +147,11 @@ class Agreement:
         else:
             ours, theirs = (max(abs(one.low), abs(one.high)) for one in (known, inputs))
             differs = bool(ours and theirs) and not 1 / _OTHER_UNITS <= theirs / ours <= _OTHER_UNITS
-        return (
-            f"{client}: its own data are {inputs}, those of the clients before it {known}: are they in the same units?"
-            if differs
-            else ""
-        )
+        if differs:
+            return f"{client}: its own data are {inputs}, those of the clients before it {known}: are they in the same units?"
+        if self._scale is None:
+            self._scale = inputs
+        return _other_scale(client, inputs, self._scale)
 
     def _merge(self, inputs: Inputs) -> None:
         known = self._inputs
@@ -214,6 +215,22 @@ class Agreement:
         if self._inputs is not None:
             self._inputs.check()
         self._mixed = bool(tree.get("mixed", False))
+
+
+def _other_scale(client: str, inputs: Inputs, known: Inputs) -> str:
+    """Means of two people's data differ a little, but a network that gets one's at 0 and another's far from it learns the difference."""
+    for what in ("mean", "std"):
+        ours, theirs = getattr(known, what), getattr(inputs, what)
+        if len(ours) != len(theirs) or not len(ours) == len(known.std) == len(inputs.std):
+            continue
+        for one, other, these, those in zip(ours, theirs, known.std, inputs.std, strict=True):
+            far = abs(one - other) > max(these, those) / 2 if what == "mean" else max(one, other) > 2 * min(one, other)
+            if far:
+                return (
+                    f"{client}: its own data are normalised with another {what} than those of the first client: {other:.6g} where "
+                    f"those have {one:.6g}, of {inputs}; one network sees both"
+                )
+    return ""
 
 
 def _held(fields: Tree) -> _Held:

@@ -18,6 +18,7 @@ from typing import Any
 
 from sl_common.bounded import MAX_COUNT
 from sl_common.config.run_config import KNOWN_DATA, RunConfig
+from sl_common.copied import copied
 from sl_common.errors import Diverged, Refused, Unfit, WireError
 from sl_common.messages.facts import (
     BatchEvaluated,
@@ -146,7 +147,7 @@ class Coordinator:
         per_client = {"aux"} | ({"head"} if protocol.head.copies == "per_client" else set())
 
         def make(part: str) -> Segment:
-            module = copy.deepcopy(self.network.part(part))
+            module = copied(self.network.part(part))
             halves, last = server.reply_first and self.network.halves, server.channels_last
             return Segment(module, optimizers[part], device=device, alone=alone, halves=halves, channels_last=last)
 
@@ -252,9 +253,11 @@ class Coordinator:
     def _join(self, name: str, shard: int) -> None:
         member = self.roster.join(name, shard)
         self._facts.append(ClientJoined(client=name, shard=shard))
+        shards = max(
+            self.config.shards, shard + 1
+        )  # clients with data of their own may be more than the run began with
         config = self.config.to_json()
-        welcome = Welcome(config=config, client=name, shard=shard, shards=self.config.shards, run=self.run)
-        self._say(member, welcome)
+        self._say(member, Welcome(config=config, client=name, shard=shard, shards=shards, run=self.run))
 
     def _ready(self, member: Member, event: Ready) -> None:
         if member.ready:
@@ -627,19 +630,38 @@ class Coordinator:
         if wave.done and wave.directive.update:
             self._weights.trained()
         self._merge(self.protocol.merge.after_wave, [wave])
-        self._check_head(wave.at)
+        self._check_head(wave)
         self.rests += 1
         self._redo.finished(wave.done)
         return True
 
-    def _check_head(self, at: At) -> None:
-        """Raise Diverged if the head that all share is one that nobody could go on from: it is about to be kept, or evaluated and written."""
-        if self.bank.is_per_client("head"):  # a client's own copy costs nobody else anything
-            return
-        try:
-            self.bank.get("head").check("head")
-        except WireError as error:
-            raise Diverged(f"{error} after round {at.round}, wave {at.wave}: lower the learning rates") from error
+    def _check_head(self, wave: Wave) -> None:
+        """A head that nobody could go on from is about to be kept, or evaluated and written. Raise Diverged if all share it, or if no client
+        has another; where others have, the client that this copy is of is sent away, and its copy forgotten."""
+        copies, at = self.bank.copies("head"), wave.at
+        wrong = self._spoilt_heads(wave)
+        if wrong and len(wrong) == max(len(copies), 1):
+            why = next(iter(wrong.values()))
+            raise Diverged(f"{why} after round {at.round + 1}, wave {at.wave + 1}: lower the learning rates")
+        for client, why in sorted(wrong.items()):
+            for over in self._over:
+                over.done.pop(client, None)
+            self.bank.forget(client)
+            member = self.roster.by_shard(client)
+            if member.here and member.taught:  # not whoever has its shard now
+                self._expel(member, why)
+
+    def _spoilt_heads(self, wave: Wave) -> dict[int, str]:
+        """The heads of this wave that would not be read again, and why: by client, where each has a copy."""
+        heads = {client: head for client, head in self.bank.copies("head").items() if client in wave.begins}
+        own = self.bank.is_per_client("head")
+        wrong = {}
+        for client, head in heads.items() if own else [(-1, self.bank.get("head"))]:
+            try:
+                head.check("its head" if own else "head")
+            except WireError as error:
+                wrong[client] = str(error)
+        return wrong
 
     def _end_round(self) -> None:
         self._merge(self.protocol.merge.after_round, self._over)

@@ -15,6 +15,7 @@ from sl_common.errors import ConfigError
 from sl_common.network.network import Network
 from sl_common.partition import OwnData, Partition
 from sl_server.core.claims import sends_nothing
+from sl_server.core.practice import practise
 from sl_server.core.singles import Singles, drawn_together
 
 
@@ -27,6 +28,7 @@ def preflight(config: RunConfig, network: Network) -> None:
         raise ConfigError(f"client.wave.steps = {steps}: every client {why}")
     known = KNOWN_DATA.get(config.data.name)
     singles.check_evaluation(None if known is None else known.test // config.run.clients)
+    practise(config, network)
     if known is None:
         return
     _check_shape(config, known)

@@ -7,7 +7,6 @@ the second of a wave. Where a codec's bytes depend on the values, its bounds sta
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from sl_common.codec import Codec, Coding
 from sl_common.codec.words import words
 from sl_common.config.presets import PRESETS
 from sl_common.config.run_config import RunConfig
+from sl_common.copied import copied
 from sl_common.errors import ConfigError
 from sl_common.host.devices import pick_device
 from sl_common.host.progress import size
@@ -248,7 +248,7 @@ def _aligning(config: RunConfig, network: Network) -> Aligning:
     count = min(how.batch_size, record.samples, MEASURED)
     z = torch.randn(count, *network.cut_shape, generator=torch_generator(run.seed, "check", "align"))
     memory = AlignmentSamples(z=z, y=torch.zeros(count, dtype=torch.int64), targets=torch.zeros_like(z))
-    aux = Segment(copy.deepcopy(network.part("aux")), how.optimizer)
+    aux = Segment(copied(network.part("aux")), how.optimizer)
     took = 0.0
     for _ in range(2):
         began = time.perf_counter()
@@ -278,7 +278,7 @@ def _cut(blocks: list[Block], cut: int, config: RunConfig, weights: int) -> CutO
         ties_of({"lower": lower, "head": join(blocks[cut:])}, config.model.name, cut)
     except ConfigError:
         return None
-    lower = copy.deepcopy(lower)
+    lower = copied(lower)
     x, z, kept = _passed(lower, config)
     if not isinstance(z, torch.Tensor) or not z.is_floating_point() or len(z) != len(x):
         return None

@@ -15,7 +15,8 @@ from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
 from sl_server.storage.trained import config_of
 
-ByKind = Mapping[str, int]
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]  # what was counted, and a float can be made of
+ByKind = Mapping[str, Count]
 BytesByKind = Mapping[str, ByKind]  # {"up": {kind: bytes}, "down": …}
 
 
@@ -29,13 +30,13 @@ class RoundLine(_Line):
     """A round is over; bytes are those so far, phases the mean seconds of this round's `timed_steps`."""
 
     event: Literal["round"]
-    round: int
+    round: Count
     loss: float | None
-    samples: int
-    clients: int
+    samples: Count
+    clients: Count
     bytes: BytesByKind
     payload_bytes: BytesByKind = {}
-    timed_steps: int = 0
+    timed_steps: Count = 0
     phases: Mapping[str, float] = {}
 
 
@@ -43,13 +44,13 @@ class EvaluationLine(_Line):
     """Held-out data after a round."""
 
     event: Literal["evaluation"]
-    round: int
+    round: Count
     shared: bool
     accuracy: float
     min: float
     max: float
     loss: float
-    samples: int
+    samples: Count
     bytes: BytesByKind = {}
     payload_bytes: BytesByKind = {}
 
@@ -59,7 +60,7 @@ class ClientLine(_Line):
 
     event: Literal["client_joined", "client_left", "client_late", "client_away", "client_back", "client_done"]
     client: str
-    shard: int = 0
+    shard: Count = 0
     reason: str = ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -48,13 +49,18 @@ def export_run(
 
 def _listed(directory: Path, chosen: Collection[Path]) -> dict[Path, dict[str, Tensor]]:
     """Of the chosen files those that are the run's own, all of the same evaluation."""
-    own = {path.stem: path.resolve() for path in chosen if path.parent.resolve() == directory.resolve()}
+    own = {path.stem: _real(path) for path in chosen if _real(path.parent) == _real(directory)}
     return {own[part]: state for part, state in (read_weights_of(directory, own.keys()) if own else {}).items()}
 
 
 def _read(path: Path, listed: Mapping[Path, dict[str, Tensor]], part: str, how: str) -> dict[str, Tensor]:
-    if path.resolve() in listed:
-        return listed[path.resolve()]
+    if _real(path) in listed:
+        return listed[_real(path)]
     if not path.exists():
         raise ConfigError(f"{path}: no {part} here; where every client has its own, give {how}")
     return read_weights(path)
+
+
+def _real(path: Path) -> Path:
+    """Without links; of those that lead in a circle as far as that goes."""
+    return Path(os.path.realpath(path))

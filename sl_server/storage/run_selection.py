@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -52,7 +53,7 @@ def new_directory(name: str, suffix: str = "") -> Path:
     name = name.encode(coding, "replace").decode(coding).replace("?", "_")
     first = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}{suffix}"
     numbered = (first.with_name(f"{first.name}-{number}") for number in count(2))
-    return next(path for path in chain([first], numbered) if not path.exists())
+    return next(path for path in chain([first], numbered) if not os.access(path, os.F_OK))
 
 
 @contextmanager
@@ -97,14 +98,14 @@ def which_run(
     from sl_server.storage.schema import check_schema
 
     over = is_over(resume)
-    if not over and (resume / "config.json").exists():
+    if not over and os.access(resume / "config.json", os.F_OK):
         check_schema(resume)
     if config_file is None:
         if over:
             raise ConfigError(f"--resume {resume}: that run is over; its results are in summary.json")
         return read_config(resume / "config.json", None), resume, Stage.BEGUN
     config = read_config(config_file, overrides)
-    if not (resume / "config.json").exists():
+    if not os.access(resume / "config.json", os.F_OK):
         return config, resume, Stage.NEW
     _same_run(config, read_config(resume / "config.json", None), config_file, resume)
     return config, resume, Stage.OVER if over else Stage.BEGUN
@@ -118,7 +119,9 @@ def is_over(run_directory: Path) -> bool:
         return summary.get("finished") is not False and summary.get("failed") is not True
     except FileNotFoundError:
         return False
-    except (OSError, ValueError, AttributeError):
+    except OSError:  # no folder, or a name that no folder can have
+        return os.path.lexists(run_directory / "summary.json")
+    except (ValueError, AttributeError, RecursionError):
         return True  # something was written when it ended
 
 

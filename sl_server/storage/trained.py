@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sl_common.config.run_config import RunConfig
+from sl_common.copied import copied
 from sl_common.errors import ConfigError, Refused, WireError
 from sl_common.holdings import Build, Inputs
 from sl_common.network.builds import builds_of
@@ -65,7 +65,7 @@ def read_trained_run(directory: Path, warn: Callable[[str], None], device: str =
         if "lower" in states:
             trained(network.lower, states["lower"], str(directory / "lower.safetensors"))
         heads = {
-            shard: trained(copy.deepcopy(network.head), states[part], str(directory / f"{part}.safetensors")).to(device)
+            shard: trained(copied(network.head), states[part], str(directory / f"{part}.safetensors")).to(device)
             for shard, part in _heads(states).items()
         }
     except WireError as error:

@@ -228,7 +228,7 @@ class Engine:
                 self._take_events(0 if worked else _TICK_S)
                 self._tick()
                 worked = self._work()
-        except Exception as error:  # a bug, or training that diverged: say so to everybody and end
+        except (Exception, SystemExit) as error:  # a bug, or training that diverged: say so to everybody and end
             self._fail(error)
         finally:
             self.health.ends(OVER)
@@ -464,7 +464,7 @@ class Engine:
         if link.stream is not None:
             self._refuse(link.stream, link.session.client, error)
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         text = str(error) if isinstance(error, CutlayerError) else f"internal error: {error!r}"
         self.failure = text
         if not isinstance(error, CutlayerError):

@@ -35,6 +35,7 @@ RECHECK_S = 1.0  # after which a changed list of tokens or revoked certificates 
 HEADERS = 64 << 10  # bytes; beyond, gRPC refuses some calls by itself, depending on its version
 PENDING = 64  # calls, at least, that gRPC may have and we have not looked at: as many as strangers may be here. It refuses more
 LIMITS = AGAIN | {"headers"}
+MAX_OPTION = (1 << 31) - 1  # gRPC's options are C's; of a time it means without end
 FIELD = 32  # what HTTP/2 counts for a header beside its name and value
 SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE),
@@ -253,9 +254,11 @@ async def _abort(context: grpc.aio.ServicerContext[bytes, bytes], error: Refused
 def _options(limits: PeerLimits) -> list[tuple[str, int]]:
     """A connection that does not speak HTTP/2, or TLS, in time, or has no stream, is closed like a stream that says no Hello; one that
     carries nothing is asked after a third of `dead_s` whether it lives, and closed after the rest of it without an answer."""
-    hello_ms = int(1000 * limits.hello_s)
-    pending = max(PENDING, limits.strangers)  # their bytes fill memory meanwhile
-    quiet_ms, answer_ms = (int(1000 * limits.dead_s * share) for share in (1 / 3, 2 / 3))
+    hello_ms, quiet_ms, answer_ms = (
+        int(min(max(1000 * seconds, 1), MAX_OPTION))
+        for seconds in (limits.hello_s, limits.dead_s / 3, 2 * limits.dead_s / 3)
+    )
+    pending = min(max(PENDING, limits.strangers), MAX_OPTION)  # their bytes fill memory meanwhile
     return [
         *SERVER_OPTIONS,
         ("grpc.server.max_pending_requests", pending),

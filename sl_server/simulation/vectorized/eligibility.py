@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 
 import torch
 
 from sl_common.codec import Identity
 from sl_common.config.run_config import RunConfig
+from sl_common.copied import copied
 from sl_common.network.network import Network
 from sl_common.protocol import Split
 from sl_common.training.segment import Segment, draws_random_numbers
@@ -40,7 +40,7 @@ def _trial(config: RunConfig, network: Network, model: str) -> str | None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "There is a performance drop")  # torch would do it one by one
-            stack = Stack([Segment(copy.deepcopy(network.lower), optimizer) for _ in range(2)], optimizer, config.input)
+            stack = Stack([Segment(copied(network.lower), optimizer) for _ in range(2)], optimizer, config.input)
             passed = stack.forward((0, 1), torch.zeros(2, 2, *config.input))
             stack.learn(passed, {place: torch.zeros_like(passed.z[place]) for place in (0, 1)}, optimizer.lr)
     except Exception as error:  # whatever the modules and torch raise
