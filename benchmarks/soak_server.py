@@ -29,7 +29,7 @@ def _sample(engine: Engine, loop: asyncio.AbstractEventLoop) -> dict[str, float]
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     return {
         "seconds": time.monotonic(),
-        "round": float(engine.coordinator.rests),
+        "round": float(engine.coordinator.completed_waves),
         "rss_kb": float(status["VmRSS"].split()[0]),
         "fds": float(len(list(Path("/proc/self/fd").iterdir()))),
         "tasks": float(len(asyncio.all_tasks(loop))),

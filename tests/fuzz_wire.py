@@ -219,7 +219,7 @@ class Run:
     @property
     def fresh(self) -> bool:
         """It is where the recorded conversation begins."""
-        return self.sessions.coordinator.rests == 0 and self.sessions.coordinator.ended is None
+        return self.sessions.coordinator.completed_waves == 0 and self.sessions.coordinator.ended is None
 
     def once(self, data: bytes, resume: bool, received: int, bad: int) -> str:
         """A life: some valid frames, a wrong one, and what followed; the coordinator works in between as the engine lets it."""
@@ -230,10 +230,10 @@ class Run:
             session = self.sessions.open(hello).session
             for number, frame in enumerate(frames[: bad + 3]):
                 self.sessions.feed(session, data if number == bad else frame)
-                while (said := self.sessions.advance()) is not None:
-                    for _client, message in said:
+                while (turn := self.sessions.advance()).worked:
+                    for _client, message in turn.messages:
                         session.endpoint.pack(message)
-                self.sessions.coordinator.facts()
+                    turn.facts()
                 if session.closed:
                     return "left"
         except WireError:

@@ -249,10 +249,10 @@ class Wire:
                 self.carried += 1
 
     def _advance(self) -> bool:
-        said = self.sessions.advance()
-        for _, message in said or ():
+        turn = self.sessions.advance()
+        for _, message in turn.messages:
             self._tell(self.session.endpoint.pack(message))
-        return said is not None
+        return turn.worked
 
     def _carry(self) -> None:
         if self.up:

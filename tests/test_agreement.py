@@ -144,7 +144,7 @@ def a_coordinator(run: RunConfig) -> Coordinator:
 
 
 def doubts(coordinator: Coordinator) -> list[str]:
-    return [fact.text for fact in coordinator.facts() if isinstance(fact, ClientsDoubtful)]
+    return [fact.text for fact in coordinator.advance().facts() if isinstance(fact, ClientsDoubtful)]
 
 
 # --- data sets

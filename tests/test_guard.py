@@ -56,7 +56,7 @@ def test_a_client_that_explodes_is_left_out_and_the_others_go_on() -> None:
     world = World(make_config("splitfed_v2", server__guard__activations=50.0, run__rounds=3))
     for _ in range(3):
         world.join()
-    while world.coordinator.rests < 1:
+    while world.coordinator.completed_waves < 1:
         world.run(until=1)
     victim = world.clients["c1"].seat.bank.get("lower")
     loads = victim.load
@@ -84,7 +84,7 @@ def test_too_few_clients_wait_or_end(below: str, ends: bool) -> None:
     world = World(make_config("parallel", run__rounds=4, run__min_clients=2, run__below_min=f'"{below}"'))
     for _ in range(3):
         world.join()
-    while world.coordinator.rests < 1:
+    while world.coordinator.completed_waves < 1:
         world.run(until=1)
     for name in ("c0", "c1"):
         world.lose(world.clients[name])

@@ -57,7 +57,7 @@ def test_the_wave_goes_on_without_a_slow_client_and_the_next_one_with_it(preset:
     world = begun(world_of(preset))
     world.slow = {"c1"}
     world.run()
-    assert world.coordinator.wake_at == 2
+    assert world.turn.wake_at == 2
     world.sessions.tick(1.9)
     world.run()
     assert not [f for f in world.facts if isinstance(f, ClientLate)]

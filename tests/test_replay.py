@@ -57,7 +57,7 @@ def test_each_advance_holds_digests_and_each_wave_ends_with_those_of_the_weights
     advances = [event for _, event in world.events if isinstance(event, Advanced)]
     assert sum(len(one.said) for one in advances) == len(world.said)
     ended = [one.weights for one in advances if one.weights]
-    assert len(ended) == world.coordinator.rests + world.config.run.rounds
+    assert len(ended) == world.coordinator.completed_waves + world.config.run.rounds
     held = {f"{part}/{name}" for part, state in world.coordinator.weights().items() for name in state}
     assert held <= set(ended[-1]), "every weight that the server has at the end"
     again(world, world.events)

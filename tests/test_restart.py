@@ -43,11 +43,10 @@ class RestartWorld(World):
         self.forgetful: set[str] = set()  # clients whose processes keep nothing
 
     def _can_advance(self) -> bool:
-        coordinator = self.coordinator
-        due = coordinator.beginning or coordinator.rests != self._rests
-        if due and coordinator.resting and coordinator.ended is None:
-            self._rests = coordinator.rests
-            if coordinator.rests % self.keep_every == 0:
+        coordinator, stage = self.coordinator, self.coordinator.stage
+        if stage == "checkpoint" or (stage == "rest" and coordinator.completed_waves != self._rests):
+            self._rests = coordinator.completed_waves
+            if coordinator.completed_waves % self.keep_every == 0:
                 self.kept = dumps(self.sessions.snapshot()), len(self.facts)
                 self.sessions.saved()
         return super()._can_advance()
@@ -67,7 +66,7 @@ class RestartWorld(World):
         client = self.clients[name]
         self.lose(client)
         client.gone = False
-        if self.coordinator.must_redo and self.coordinator.ended is None:
+        if self.coordinator.stage == "redo":
             tree = loads(self.kept[0]) if self.kept else copy.deepcopy(self.beginning)
             self.jobs.clear()
             self.sessions.restore(tree)
@@ -92,7 +91,7 @@ class RestartWorld(World):
 
     def come_back(self, dead: str = "") -> None:
         """Everybody who is there joins again, under the name that it has."""
-        self._rests = self.coordinator.rests
+        self._rests = self.coordinator.completed_waves
         self.facts = self.facts[: self.kept[1] if self.kept else 0]
         for name, client in list(self.clients.items()):
             if client.gone:
@@ -163,7 +162,7 @@ def test_a_server_that_dies_in_its_first_wave_keeps_everybodys_shard(preset: str
     while world.kept is None:
         world.run(until=1)
     world.run(until=after)
-    assert world.coordinator.rests == 0
+    assert world.coordinator.completed_waves == 0
     world.clients = dict(reversed(world.clients.items()))
     world.crash()
     world.run()
@@ -241,7 +240,7 @@ def test_those_who_do_not_come_back_are_given_up_in_the_end() -> None:
     world.crash()
     world.run()
     assert world.coordinator.ended is None
-    assert world.coordinator.wake_at == 5
+    assert world.turn.wake_at == 5
     world.sessions._handle("", Tick(now=4.9))
     world.run()
     assert world.coordinator.ended is None
@@ -257,10 +256,10 @@ def test_the_event_log_holds_a_redo() -> None:
     world = RestartWorld(config, 3)
     for _ in range(3):
         world.join()
-    while world.coordinator.rests < 1 or not world.coordinator._wave:
+    while world.coordinator.completed_waves < 1 or not world.coordinator._wave:
         world.run(until=1)
     world.lose(world.clients["c0"])
-    assert world.coordinator.must_redo
+    assert world.coordinator.stage == "redo"
     world.clients["c0"].gone = False
     world.sessions.restore(loads(world.kept[0]))
     world.come_back()
@@ -429,9 +428,9 @@ def test_checkpoints_are_due_after_waves_or_rounds() -> None:
         before = 0
         while world.coordinator.ended is None:
             world.run(until=1)
-            if world.coordinator.rests != before and world.coordinator.resting:
-                before = world.coordinator.rests
-                due.append(world.coordinator.checkpoint_due)
+            if world.coordinator.completed_waves != before and world.coordinator.stage in ("rest", "checkpoint"):
+                before = world.coordinator.completed_waves
+                due.append(world.coordinator.stage == "checkpoint")
         numbers[which] = due
     assert numbers["wave"] == [True] * len(numbers["wave"])
     assert any(numbers["round"])
@@ -443,7 +442,7 @@ def test_saved_says_which_checkpoint_clients_keep_theirs_under() -> None:
     world = World(make_config("parallel", run__rounds=2))
     for _ in range(3):
         world.join()
-    while world.coordinator.rests < 1:
+    while world.coordinator.completed_waves < 1:
         world.run(until=1)
     world.sessions._handle("", Saved(number=1))
     world.run()

@@ -51,7 +51,7 @@ def test_a_run_that_failed_goes_on_with_the_same_bits(preset: str) -> None:
     world = RestartWorld(config, 5)
     for _ in range(3):
         world.join()
-    while world.coordinator.rests < 1 or world.coordinator._wave is None or world.coordinator._wave.evaluate:
+    while world.coordinator.completed_waves < 1 or world.coordinator._wave is None or world.coordinator._wave.evaluate:
         world.run(until=1)
     bank = world.coordinator.bank
     for segment in [segment_of(world), *bank.copies("head").values()]:
@@ -111,7 +111,7 @@ def test_a_run_that_ended_since_its_clients_left_waits_for_others_when_it_is_res
     world = RestartWorld(config)
     for _ in range(3):
         world.join()
-    while world.coordinator.rests < 1:
+    while world.coordinator.completed_waves < 1:
         world.run(until=1)
     for name in ("c0", "c1"):
         world.lose(world.clients[name])

@@ -176,17 +176,17 @@ class World:
         self.sessions.aligned(job.client, result)
 
     def _can_advance(self) -> bool:
-        self._advanced = self.sessions.advance()
-        for session, error in self.sessions.expelled():
+        self.turn = turn = self.sessions.advance()
+        for session, error in self.sessions.end_expelled(turn):
             self.clients[session.client].gone = True
             self.expelled[session.client] = str(error)
-        self.jobs += self.coordinator.jobs()
-        self.facts += self.coordinator.facts()
-        return self._advanced is not None
+        self.jobs += turn.jobs
+        self.facts += turn.facts()
+        return turn.worked
 
     def _advance(self) -> None:
-        self.said += self._advanced or []
-        for name, message in self._advanced or []:
+        self.said += self.turn.messages
+        for name, message in self.turn.messages:
             client = self.clients[name]
             client.down.extend(frame.data for frame in client.session.endpoint.pack(message))
 

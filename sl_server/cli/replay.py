@@ -18,7 +18,7 @@ from sl_common.host.text import printable_lines
 if TYPE_CHECKING:  # what imports torch is imported when it is needed, not for --help
     from sl_common.messages.training import Logged
     from sl_common.wire.eventlog import Entry, LogReader
-    from sl_server.core.coordinator import Said
+    from sl_server.core.outbox import Messages
     from sl_server.simulation.replay import Replayed
 
 
@@ -71,7 +71,7 @@ def replay(
         _print(as_json, "warning", {"text": text})
     with _progress(size, shown=not as_json and first is None) as advance:
 
-        def watch(entry: Entry, said: Said, reader: LogReader) -> None:
+        def watch(entry: Entry, said: Messages, reader: LogReader) -> None:
             advance(reader.at)
             if first is not None and entry.number >= first:
                 _print(as_json, "replayed_event", {"number": entry.number, **_about(entry.client, entry.event, said)})
@@ -130,7 +130,7 @@ def _print(as_json: bool, event: str, fields: dict[str, Any]) -> None:
     typer.echo(printable_lines(text), err=event == "warning")
 
 
-def _about(client: str, event: Logged, said: Said) -> dict[str, Any]:
+def _about(client: str, event: Logged, said: Messages) -> dict[str, Any]:
     from sl_common.messages.training import Advanced
     from sl_server.core.digests import fields_of
 

@@ -8,9 +8,10 @@ from sl_common.lazy_exports import lazy_exports
 __getattr__, __all__ = lazy_exports(
     __name__,
     alignments="Job",
-    coordinator="Coordinator Said",
+    coordinator="Coordinator",
     digests="AdvanceDigests digest_difference fields_of",
     identity="StreamIdentity admit",
+    outbox="Messages Turn",
     preflight="most_in_batch preflight",
     recordings="check_recorded",
     roster="Member",

@@ -1,7 +1,7 @@
 """The server as a deterministic state machine.
 
 Law: the same events in the same order give the same messages and the same weights, bit for bit. `handle` takes an event in;
-`advance` does at most one cohort's work and says what is to be sent, or None if it must wait for the next event. Nothing here
+`advance` does at most one cohort's work and returns everything that came of it as one `Turn`. Nothing here
 knows a clock, a thread, a file or a socket; time comes as Tick.
 
     round:   plan waves -> [ begin -> cohorts … -> all Done -> merge after the wave ]… -> merge after the round -> evaluate
@@ -12,13 +12,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from sl_common.bounded import MAX_COUNT
 from sl_common.config.run_config import KNOWN_DATA, RunConfig
-from sl_common.copied import copied
 from sl_common.errors import Diverged, Refused, Unfit, WireError
 from sl_common.messages.facts import (
     BatchEvaluated,
@@ -65,11 +64,12 @@ from sl_common.protocol.merge import Merged
 from sl_common.tensors import StateDict, check_copies, check_state, checksum, constants_of
 from sl_common.training.segment import Alone, Bank, Segment, Tree
 from sl_server.core.agreement import Agreement
-from sl_server.core.alignments import Alignments, Job
+from sl_server.core.alignments import Alignments
 from sl_server.core.blame import Blame
 from sl_server.core.claims import check_ready, due_of, most_evaluated
 from sl_server.core.guard import guarded_batch, guarded_state
 from sl_server.core.merged import checked_merge
+from sl_server.core.outbox import Outbox, Turn
 from sl_server.core.recordings import Recordings, Spill
 from sl_server.core.redo import RedoBudget
 from sl_server.core.rejoin import Comeback
@@ -79,7 +79,18 @@ from sl_server.core.singles import Singles
 from sl_server.core.wave import Wave
 from sl_server.core.weights import Weights
 
-Said = list[tuple[str, ToClient]]
+# over: the run has ended. redo: a client was lost, and the run is to go back to its last checkpoint (`restore`) and wait for it.
+# wave: a wave is under way, or messages are to be sent. rest: neither. checkpoint: rest, and the state is to be made durable now.
+Stage = Literal["over", "redo", "wave", "rest", "checkpoint"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """What a run keeps on the server for now."""
+
+    waiting_batches: int  # for their cohort
+    recorded_memory_bytes: int
+    recorded_disk_bytes: int
 
 
 class Coordinator:
@@ -114,12 +125,8 @@ class Coordinator:
         self._constants = {part: constants_of(network.part(part).state_dict(), limit) for part in self._all_parts()}
         self._blame = Blame(self.protocol.head, self.bank, network)
         self._singles = Singles(config, network)
-        self._expelled: list[tuple[str, str]] = []
+        self._outbox = Outbox()
         self._weights = Weights(network, self.protocol.learner.parts, self.bank, own=own)
-        self._facts: list[
-            Fact | partial[Fact]
-        ] = []  # hashes are computed when asked for, once replies are on their way
-        self._out: Said = []
         # Enough clients were here since the run began or was taken up: below_min = end waits for that.
         self._gathered = False
         self._round = 0
@@ -129,10 +136,10 @@ class Coordinator:
         self._over: list[Wave] = []  # training waves of this round that are over
         self._losses: list[float] = []  # of the rounds so far
         self._now = 0.0
-        self.merges = 0  # after waves and rounds, in this process: since the last one, no shared weights have changed
-        self.rests = 0  # training waves that are over: between two of them the state can be kept
+        self.completed_waves = 0  # training waves that are over: between two of them the state can be kept
+        self._has_rested = False  # a training wave has just ended, and nothing has begun since
         self.checkpoint = 0  # after which of them it was last made durable
-        self.must_redo = False  # a client was lost, and the run is to go back to its last checkpoint and wait for it
+        self._must_redo = False  # a client was lost
         self._redo = RedoBudget(config.run.redo_limit)
         self._comeback = Comeback()
         self._barrier_at: float | None = None  # when the barrier wants to be asked again
@@ -147,7 +154,7 @@ class Coordinator:
         per_client = {"aux"} | ({"head"} if protocol.head.copies == "per_client" else set())
 
         def make(part: str) -> Segment:
-            module = copied(self.network.part(part))
+            module = copy.deepcopy(self.network.part(part))
             halves, last = server.reply_first and self.network.halves, server.channels_last
             return Segment(module, optimizers[part], device=device, alone=alone, halves=halves, channels_last=last)
 
@@ -199,16 +206,6 @@ class Coordinator:
         if self.ended is None:
             self._end(reason, finished=False)
 
-    @property
-    def wake_at(self) -> float | None:
-        """When a Tick is wanted, in seconds since the run began."""
-        return self._comeback.until if self._comeback else self._barrier_at
-
-    @property
-    def timed(self) -> bool:
-        """Whether Ticks are wanted all the time."""
-        return self.protocol.barrier.timed
-
     def owes(self, name: str) -> bool:
         """Whether the run waits for this client to say something."""
         member = self.roster.find(name)
@@ -217,47 +214,43 @@ class Coordinator:
         return not member.ready or (self._wave is not None and self._wave.owes(member.shard))
 
     @property
-    def waiting(self) -> int:
-        """Batches that wait for their cohort. For those who watch: right as of some moment, from any thread."""
+    def stage(self) -> Stage:
+        """Where the run stands. A driver that keeps checkpoints asks before each `advance`."""
+        if self.ended is not None:
+            return "over"
+        if self._must_redo:
+            return "redo"
+        if self._wave is not None or self._outbox.has_messages:
+            return "wave"
+        which = self.config.run.checkpoints
+        due = which == "wave" or (which == "round" and not self._plan)
+        return "checkpoint" if due and (self._has_rested or self._is_beginning()) else "rest"
+
+    def _is_beginning(self) -> bool:
+        """Everybody is here and has a shard, nothing is trained yet, and the first wave is next."""
+        fresh = self.completed_waves == 0 and self._plan is None and not self._comeback
+        return fresh and self._are_enough(self._taking_part())
+
+    def load(self) -> Load:
+        """Return what is kept here for now. May be called from any thread; right as of some moment."""
         wave = self._wave
-        return 0 if wave is None else sum(len(batches) for batches in list(wave.waiting.values()))
+        waiting = 0 if wave is None else sum(len(batches) for batches in list(wave.waiting.values()))
+        return Load(
+            waiting_batches=waiting,
+            recorded_memory_bytes=self.recordings.memory_bytes,
+            recorded_disk_bytes=self.recordings.spilled_bytes,
+        )
 
-    @property
-    def has_waiting(self) -> bool:
-        """The same as yes or no, for the thread that drives this: as a rule one look tells."""
-        return self._wave is not None and any(self._wave.waiting.values())
-
-    @property
-    def advance_pending(self) -> bool:
-        """There is something to say."""
-        return bool(self._out)
-
-    def settle(self) -> None:
-        """Do what replies need not wait for; whoever sends them calls this when they are on their way."""
+    def run_deferred_step(self) -> None:
+        """Apply the optimiser steps that `Head.step` deferred. The driver calls this after it has sent the replies."""
         self.bank.settle()
-
-    def jobs(self) -> list[Job]:
-        """Work that whoever drives this is to run, in any thread; its results come back as events."""
-        return self.alignments.jobs()
-
-    def expelled(self) -> list[tuple[str, str]]:
-        """Clients that broke the protocol by what only this work could show, and how, since the last call. They have left already."""
-        expelled, self._expelled = self._expelled, []
-        return expelled
-
-    def facts(self) -> list[Fact]:
-        """What happened since the last call."""
-        facts, self._facts = self._facts, []
-        return [fact() if isinstance(fact, partial) else fact for fact in facts]
 
     def _join(self, name: str, shard: int) -> None:
         member = self.roster.join(name, shard)
-        self._facts.append(ClientJoined(client=name, shard=shard))
-        shards = max(
-            self.config.shards, shard + 1
-        )  # clients with data of their own may be more than the run began with
+        self._outbox.report(ClientJoined(client=name, shard=shard))
         config = self.config.to_json()
-        self._say(member, Welcome(config=config, client=name, shard=shard, shards=shards, run=self.run))
+        welcome = Welcome(config=config, client=name, shard=shard, shards=self.config.shards, run=self.run)
+        self._say(member, welcome)
 
     def _ready(self, member: Member, event: Ready) -> None:
         if member.ready:
@@ -265,17 +258,17 @@ class Coordinator:
         check_ready(self.config, event, member.name)
         self._singles.check_client(f"client {member.name!r}", event.samples)
         for text in self.agreement.check(member.name, member.shard, event):
-            self._facts.append(ClientsDoubtful(clients=(member.name,), text=text))
+            self._outbox.report(ClientsDoubtful(clients=(member.name,), text=text))
         member.samples, member.batches, member.ready = event.samples, event.batches, True
         self._comeback.arrive(member, event, self.checkpoint)
-        self._facts.append(ClientReady(client=member.name, shard=member.shard, samples=event.samples))
+        self._outbox.report(ClientReady(client=member.name, shard=member.shard, samples=event.samples))
 
     def _tick(self, now: float) -> None:
         self._now = now
         for m in self._comeback.give_up(now):
             self._gathered = True
             reason = f"did not come back within run.rejoin_s = {self.config.run.rejoin_s:g} s after the server did"
-            self._facts.append(ClientLeft(client=m.name, shard=m.shard, reason=reason, was_ready=False))
+            self._outbox.report(ClientLeft(client=m.name, shard=m.shard, reason=reason, was_ready=False))
 
     def _done(self, member: Member, done: Done) -> None:
         wave = self._current_wave("done")
@@ -302,7 +295,7 @@ class Coordinator:
             member.trained += done.steps
             member.taught = True
             member.holds.update(done.digests)
-        self._facts.append(
+        self._outbox.report(
             ClientDone(
                 client=member.name,
                 round=done.round,
@@ -326,28 +319,28 @@ class Coordinator:
 
     def _lost(self, member: Member) -> None:
         """Go back for it, once for all who are lost together, unless it has made the run do so too often."""
-        if not member.ready or self.must_redo or self.ended is not None:
+        if not member.ready or self._must_redo or self.ended is not None:
             return
-        self.must_redo = self._redo.spend(member.shard)
-        if not self.must_redo:
-            self._facts.append(RedoSpent(client=member.name, shard=member.shard, limit=self._redo.limit))
+        self._must_redo = self._redo.spend(member.shard)
+        if not self._must_redo:
+            self._outbox.report(RedoSpent(client=member.name, shard=member.shard, limit=self._redo.limit))
 
     def _left(self, member: Member, reason: str) -> None:
         was_ready, member.here, member.ready = member.ready, False, False
         self.recordings.forget(member.shard)
         if self._wave is not None:
             self._wave.drop(member.shard)
-        self._out = [(name, message) for name, message in self._out if name != member.name]
-        begun = bool(self.rests) or self._plan is not None
+        self._outbox.drop(member.name)
+        begun = bool(self.completed_waves) or self._plan is not None
         self.agreement.left(member.shard, alone=not begun and not self._comeback and not self.roster.ready())
         if self.ended is not None:  # nothing follows the end of a run
             return
         left = ClientLeft(client=member.name, shard=member.shard, reason=reason[:MAX_REASON], was_ready=was_ready)
-        self._facts.append(left)
+        self._outbox.report(left)
 
     def _expel(self, member: Member, why: str, did: str = "broke the protocol") -> None:
         """A client is refused whose fault was found in the middle of work: no event says so, as replaying this work finds it again."""
-        self._expelled.append((member.name, why))
+        self._outbox.expel(member.name, why)
         if self._wave is not None:
             self._wave.done.pop(member.shard, None)  # it may have ended its wave while its batch was waiting
         self._left(member, f"{did}: {why}")
@@ -367,20 +360,26 @@ class Coordinator:
 
     # --- work
 
-    def advance(self) -> Said | None:
-        """At most one cohort's work and what it gives to say; None if there is nothing to do before the next event."""
-        self.settle()  # where nobody else does: what was put off holds on to a whole graph
+    def advance(self) -> Turn:
+        """Do at most one cohort's work, or none where messages are to be sent first, and return what came of it."""
+        self.bank.settle()  # where no driver does: a deferred step holds on to a whole graph
         worked = False
-        if not self._out and self.ended is None:
+        if not self._outbox.has_messages and self.ended is None:
             worked = self._begin_next() if self._wave is None else self._serve() or self._end_wave()
-        said, self._out = self._out, []
-        return said if worked or said else None
+        return self._outbox.turn(
+            worked=worked,
+            jobs=self.alignments.jobs(),
+            wake_at=self._comeback.until if self._comeback else self._barrier_at,
+            waiting=self._wave is not None and bool(self._wave.waiting),
+            ended=self.ended,
+        )
 
     def _say(self, member: Member, message: ToClient) -> None:
-        self._out.append((member.name, message))
+        self._outbox.say(member.name, message)
 
     def _begin_next(self) -> bool:
         """The next wave of this round, or the round's end; False if there are too few clients."""
+        self._has_rested = False
         if self._comeback:
             return False
         ready = self._taking_part()
@@ -393,7 +392,7 @@ class Coordinator:
                 return False
             self._gathered = True
             for names, text in self.agreement.same_sets([m.shard for m in ready]):
-                self._facts.append(ClientsDoubtful(clients=names, text=text))
+                self._outbox.report(ClientsDoubtful(clients=names, text=text))
             self._plan = self.protocol.waves.plan([m.shard for m in ready], self._at())
             self._waves = 0
         while self._plan:
@@ -497,7 +496,7 @@ class Coordinator:
         for m in members:
             if wave.playback is None:
                 self._say(m, wave.begins[m.shard])
-        self._facts.append(
+        self._outbox.report(
             WaveBegun(
                 round=wave.at.round,
                 rounds=wave.at.rounds,
@@ -547,7 +546,7 @@ class Coordinator:
         member.holds.clear()  # what it has now is for nobody
         wave.drop(member.shard)
         self._say(member, Late(round=wave.at.round, wave=wave.at.wave))
-        self._facts.append(ClientLate(client=member.name, round=wave.at.round, wave=wave.at.wave))
+        self._outbox.report(ClientLate(client=member.name, round=wave.at.round, wave=wave.at.wave))
 
     def _train(self, wave: Wave, cohort: list[int], at: At) -> None:
         members = {client: self.roster.by_shard(client) for client in cohort}
@@ -566,7 +565,7 @@ class Coordinator:
             wave.losses[a.client, batch.step] = (reply.loss, len(batch.y))
             if wave.playback is None:
                 self._say(members[a.client], reply if batch.needs_grad else replace(reply, dz=None))
-            self._facts.append(partial(_trained, members[a.client].name, a, at, reply.loss))
+            self._outbox.report(partial(_trained, members[a.client].name, a, at, reply.loss))
             self._record_batch(wave, members[a.client], batch, reply)
 
     def _step(self, cohort: list[Arrived], at: At) -> dict[int, Gradient]:
@@ -608,7 +607,7 @@ class Coordinator:
         wave.losses[client, batch.step] = (reply.loss, len(batch.y))
         wave.correct[client] = wave.correct.get(client, 0) + reply.correct
         member, at = self.roster.by_shard(client), wave.at
-        self._facts.append(BatchEvaluated(client=member.name, round=at.round, wave=at.wave, samples=len(batch.y)))
+        self._outbox.report(BatchEvaluated(client=member.name, round=at.round, wave=at.wave, samples=len(batch.y)))
         self._say(member, reply)
 
     # --- ends
@@ -622,7 +621,8 @@ class Coordinator:
         if wave.evaluate:
             names = {client: self.roster.by_shard(client).name for client in wave.done}
             found = evaluation(wave, names, shared=self._weights.is_shared("lower"))
-            self._facts += [found] if found else []
+            if found is not None:
+                self._outbox.report(found)
             self._next_round()
             return True
         self._over.append(wave)
@@ -630,38 +630,20 @@ class Coordinator:
         if wave.done and wave.directive.update:
             self._weights.trained()
         self._merge(self.protocol.merge.after_wave, [wave])
-        self._check_head(wave)
-        self.rests += 1
+        self._check_head(wave.at)
+        self.completed_waves += 1
+        self._has_rested = True
         self._redo.finished(wave.done)
         return True
 
-    def _check_head(self, wave: Wave) -> None:
-        """A head that nobody could go on from is about to be kept, or evaluated and written. Raise Diverged if all share it, or if no client
-        has another; where others have, the client that this copy is of is sent away, and its copy forgotten."""
-        copies, at = self.bank.copies("head"), wave.at
-        wrong = self._spoilt_heads(wave)
-        if wrong and len(wrong) == max(len(copies), 1):
-            why = next(iter(wrong.values()))
-            raise Diverged(f"{why} after round {at.round + 1}, wave {at.wave + 1}: lower the learning rates")
-        for client, why in sorted(wrong.items()):
-            for over in self._over:
-                over.done.pop(client, None)
-            self.bank.forget(client)
-            member = self.roster.by_shard(client)
-            if member.here and member.taught:  # not whoever has its shard now
-                self._expel(member, why)
-
-    def _spoilt_heads(self, wave: Wave) -> dict[int, str]:
-        """The heads of this wave that would not be read again, and why: by client, where each has a copy."""
-        heads = {client: head for client, head in self.bank.copies("head").items() if client in wave.begins}
-        own = self.bank.is_per_client("head")
-        wrong = {}
-        for client, head in heads.items() if own else [(-1, self.bank.get("head"))]:
-            try:
-                head.check("its head" if own else "head")
-            except WireError as error:
-                wrong[client] = str(error)
-        return wrong
+    def _check_head(self, at: At) -> None:
+        """Raise Diverged if the head that all share is one that nobody could go on from: it is about to be kept, or evaluated and written."""
+        if self.bank.is_per_client("head"):  # a client's own copy costs nobody else anything
+            return
+        try:
+            self.bank.get("head").check("head")
+        except WireError as error:
+            raise Diverged(f"{error} after round {at.round}, wave {at.wave}: lower the learning rates") from error
 
     def _end_round(self) -> None:
         self._merge(self.protocol.merge.after_round, self._over)
@@ -669,7 +651,7 @@ class Coordinator:
         if samples:
             self._losses.append(loss)
         finished = len({client for wave in self._over for client in wave.done})
-        self._facts.append(
+        self._outbox.report(
             RoundEnded(round=self._round, loss=loss if samples else None, samples=samples, clients=finished)
         )
         self._over = []
@@ -690,7 +672,7 @@ class Coordinator:
             if member.here and member.taught:  # not whoever has its shard now
                 self._expel(member, why)
         self._weights.merge(merged)
-        self.merges += 1
+        self._outbox.note_merge()
 
     def _next_round(self) -> None:
         self._round += 1
@@ -700,8 +682,10 @@ class Coordinator:
 
     def _end(self, reason: str, *, finished: bool) -> None:
         self.ended = RunEnded(reason=reason, finished=finished)
-        self._out += [(m.name, Bye(reason=reason, finished=finished)) for m in self.roster.known() if m.here]
-        self._facts.append(self.ended)
+        for member in self.roster.known():
+            if member.here:
+                self._say(member, Bye(reason=reason, finished=finished))
+        self._outbox.report(self.ended)
 
     def _record(self, waves: list[Wave]) -> Record:
         """What the clients that finished these waves brought; a part that lives here comes from the bank."""
@@ -719,28 +703,11 @@ class Coordinator:
 
     # --- checkpoints
 
-    @property
-    def resting(self) -> bool:
-        """No wave is under way, and nothing is left to say."""
-        return self._wave is None and not self._out
-
-    @property
-    def beginning(self) -> bool:
-        """Everybody is here and has a shard, nothing is trained yet, and the first wave is next."""
-        fresh = self.rests == 0 and self._plan is None and self.resting and not self._comeback
-        return fresh and self._are_enough(self._taking_part())
-
-    @property
-    def checkpoint_due(self) -> bool:
-        """Whether the end of this wave, or the beginning, is when the state is to be made durable."""
-        which = self.config.run.checkpoints
-        return which == "wave" or (which == "round" and not self._plan)
-
     def snapshot(self) -> Tree:
         """Everything that the run goes on from, between two waves."""
         assert self._wave is None, "a wave is under way"
         return {
-            "rests": self.rests,
+            "rests": self.completed_waves,
             "round": self._round,
             "plan": self._plan,
             "waves": self._waves,
@@ -757,10 +724,10 @@ class Coordinator:
 
     def restore(self, tree: Tree, now: float = 0.0) -> None:
         """Go back to a snapshot. Nobody is here then; those who were are waited for until `run.rejoin_s` after `now`."""
-        self._wave, self._out, self.ended, self.must_redo = None, [], None, False
-        self._gathered = False
-        self._expelled = []
-        self.rests = self.checkpoint = tree["rests"]
+        self._wave, self.ended, self._must_redo = None, None, False
+        self._gathered = self._has_rested = False
+        self._outbox.clear()
+        self.completed_waves = self.checkpoint = tree["rests"]
         self._round, self._plan, self._waves = tree["round"], copy.deepcopy(tree["plan"]), tree["waves"]
         self._over = [Wave.restored(one) for one in tree["over"]]
         self._losses = list(tree["losses"])

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sl_common.messages.training import Advanced, MessageDigest, ToClient
 from sl_common.tensors import raw_bytes
-from sl_server.core.coordinator import Coordinator, Said
+from sl_server.core.coordinator import Coordinator
+from sl_server.core.outbox import Turn
 
 _IN_CLEAR = 40  # characters of a value that is written as it is
 _DIGEST = 8  # bytes
@@ -25,13 +26,11 @@ class AdvanceDigests:
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
-        self._merges = coordinator.merges
 
-    def of(self, messages: Said) -> Advanced:
-        """The entry for the advance that gave these messages, with all weights where it ended a wave or a round."""
-        said = tuple(said_of(client, message) for client, message in messages)
-        merged, self._merges = self._coordinator.merges != self._merges, self._coordinator.merges
-        return Advanced(said=said, weights=self._weights() if merged else {})
+    def of(self, turn: Turn) -> Advanced:
+        """Return the entry for one turn, with all weights where it ended a wave or a round."""
+        said = tuple(said_of(client, message) for client, message in turn.messages)
+        return Advanced(said=said, weights=self._weights() if turn.merged else {})
 
     def _weights(self) -> dict[str, str]:
         states = self._coordinator.weights()

@@ -30,9 +30,10 @@ from sl_common.messages.training import (
 )
 from sl_common.training.segment import Tree
 from sl_common.wire import Endpoint, Frame, Greeting, Hello, Received
-from sl_server.core.coordinator import Coordinator, Said
+from sl_server.core.coordinator import Coordinator
 from sl_server.core.digests import AdvanceDigests
 from sl_server.core.identity import StreamIdentity, admit
+from sl_server.core.outbox import Turn
 
 NOBODY_ASKS = StreamIdentity()
 
@@ -174,7 +175,7 @@ class Sessions:
 
     def saved(self) -> None:
         """The coordinator as it is was made durable."""
-        self._handle("", Saved(number=self.coordinator.rests))
+        self._handle("", Saved(number=self.coordinator.completed_waves))
 
     def restore(self, tree: Tree, now: float = 0.0) -> None:
         """Go back to a snapshot; all sessions are forgotten, and their clients come anew."""
@@ -183,7 +184,7 @@ class Sessions:
         self.by_client.clear()
         self._residuals = {name: dict(residuals) for name, residuals in tree["residuals"].items()}
         self.coordinator.restore(tree["coordinator"], now)
-        self._write("", Restored(number=self.coordinator.rests, now=now))
+        self._write("", Restored(number=self.coordinator.completed_waves, now=now))
 
     def lose(self, session: Session, reason: str) -> None:
         """The client was away for too long."""
@@ -199,27 +200,27 @@ class Sessions:
         if self.by_client.get(session.client) is session:
             del self.by_client[session.client]
 
-    def advance(self) -> Said | None:
-        """Let the coordinator work: what is to be said, or None if it must wait."""
+    def advance(self) -> Turn:
+        """Let the coordinator work, and return what came of it."""
         try:
-            said = self.coordinator.advance()
+            turn = self.coordinator.advance()
         except Exception as error:
             self._write("", Advanced())
             self._failed(error)
             raise
-        if said is not None and self.log is not None:
-            self.log.append(("", self._digests.of(said)))
-        return said
+        if turn.worked and self.log is not None:
+            self.log.append(("", self._digests.of(turn)))
+        return turn
 
     def stop(self, reason: str) -> None:
         """End the run before its last round."""
         self.coordinator.stop(reason)
         self._write("", Stopped(reason=reason))
 
-    def expelled(self) -> list[tuple[Session, WireError]]:
-        """The sessions that the last work ended, and why; their clients are to be told."""
+    def end_expelled(self, turn: Turn) -> list[tuple[Session, WireError]]:
+        """End the sessions of the clients that a turn expelled, and return them and the reasons, which their clients are to be told."""
         found = []
-        for name, why in self.coordinator.expelled():
+        for name, why in turn.expelled:
             session = self.by_client.get(name)
             if session is not None:
                 self._forget(session)

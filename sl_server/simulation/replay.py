@@ -20,8 +20,9 @@ from sl_common.messages.training import Advanced, Aligned, Failed, Logged, Resto
 from sl_common.network.network import Network
 from sl_common.training.segment import Tree
 from sl_common.wire.eventlog import Entry, LogReader
-from sl_server.core.coordinator import Coordinator, Said
+from sl_server.core.coordinator import Coordinator
 from sl_server.core.digests import AdvanceDigests, digest_difference, fields_of
+from sl_server.core.outbox import Messages, Turn
 from sl_server.storage.eventlog import Recorded, opened_log
 from sl_server.storage.spill import DiskSpill
 
@@ -47,23 +48,26 @@ class Replay:
         self._aligned: dict[tuple[str, int, int], Aligned] = {}  # results of the coordinator's jobs
         self._raised: Exception | None = None
 
-    def take(self, client: str, event: Logged) -> Said:
+    def take(self, client: str, event: Logged) -> Messages:
         """The next event; what the coordinator says to it. Raises Departed where the run did something else."""
         self.number += 1
         if self._raised is not None and not isinstance(event, Failed):
             raise self._departed(f"the replay failed at the event before ({_told(self._raised)}), the run did not")
+        turn = None
         try:
-            said = self._take(client, event)
+            turn = self._take(client, event)
         except (Departed, WireError, Refused) as error:
             if isinstance(error, Departed):
                 raise
             raise self._departed(f"{_name(client, event)} is refused ({error}), the run took it") from error
         except Exception as error:  # the log is to say that the run failed here, too
-            self._raised, said = error, []
-        self._work()
-        return said
+            self._raised = error
+        if turn is None:
+            return []
+        self._finish_turn(turn)
+        return turn.messages
 
-    def _take(self, client: str, event: Logged) -> Said:
+    def _take(self, client: str, event: Logged) -> Turn | None:
         match event:
             case Advanced():
                 return self._advance(event)
@@ -81,13 +85,13 @@ class Replay:
                 if isinstance(event, Aligned):
                     self._compare_aligned(client, event)
                 self.coordinator.handle(client, event)
-        return []
+        return None
 
-    def _advance(self, event: Advanced) -> Said:
-        said = self.coordinator.advance()
-        if said is None:
+    def _advance(self, event: Advanced) -> Turn:
+        turn = self.coordinator.advance()
+        if not turn.worked:
             raise self._departed("the replay waits for an event, the run went on")
-        found = self._digests.of(said)
+        found = self._digests.of(turn)
         for number, (one, other) in enumerate(zip(event.said, found.said, strict=False), start=1):
             what = f"message {number} of {len(event.said)}, {one.kind} to {one.client}"
             if (one.client, one.kind) != (other.client, other.kind):
@@ -97,8 +101,8 @@ class Replay:
         if len(event.said) != len(found.said):
             raise self._departed(f"{len(found.said)} messages, the log has {len(event.said)}")
         if told := digest_difference(event.weights, found.weights):
-            raise self._departed(f"weights after wave {self.coordinator.rests}: {told}")
-        return said
+            raise self._departed(f"weights after wave {self.coordinator.completed_waves}: {told}")
+        return turn
 
     def _compare_failure(self, event: Failed) -> None:
         error, self._raised = self._raised, None
@@ -112,18 +116,17 @@ class Replay:
         if found is not None and (told := digest_difference(dict(fields_of(event)), dict(fields_of(found)))):
             raise self._departed(f"aligned for {client}: {told}")
 
-    def _work(self) -> None:
-        """Do what an engine does beside events: run jobs, whose results the log has as events, and take facts."""
-        self.coordinator.settle()
-        for job in self.coordinator.jobs():
+    def _finish_turn(self, turn: Turn) -> None:
+        """Do what an engine does after sending messages: run jobs, whose results the log has as events, and take facts."""
+        self.coordinator.run_deferred_step()
+        for job in turn.jobs:
             try:
                 result = job.run()
             except CutlayerError:  # the log says what became of its client
                 continue
             self._aligned[job.client, result.round, result.wave] = result
-        for fact in self.coordinator.facts():
+        for fact in turn.facts():
             self._on_fact(fact)
-        self.coordinator.expelled()
 
     def finish(self) -> None:
         """After the last event of a log. Raises Departed if the replay failed where the run did not."""
@@ -143,7 +146,7 @@ def _name(client: str, event: Logged) -> str:
     return f"{kind} of {client}" if client else kind
 
 
-def replay_events(coordinator: Coordinator, events: Iterable[tuple[str, Logged]]) -> Said:
+def replay_events(coordinator: Coordinator, events: Iterable[tuple[str, Logged]]) -> Messages:
     """Everything that a coordinator says to these events. Raises Departed."""
     replay = Replay(coordinator)
     said = [one for client, event in events for one in replay.take(client, event)]
@@ -161,7 +164,7 @@ class Replayed:
     cut_short: int  # bytes of a last record that is not whole
 
 
-Watch = Callable[[Entry, Said, LogReader], None]
+Watch = Callable[[Entry, Messages, LogReader], None]
 
 
 def replay_log(

@@ -124,20 +124,20 @@ class Simulation:
         moved = True
         while moved:
             moved = False
-            while (said := self.sessions.advance()) is not None:
+            while (turn := self.sessions.advance()).worked:
                 moved = True
-                for _session, error in self.sessions.expelled():  # it is one of ours
+                for _session, error in self.sessions.end_expelled(turn):  # it is one of ours
                     raise error
-                for name, message in said:
+                for name, message in turn.messages:
                     self._tell(self._clients[name], message)
-                for job in self.coordinator.jobs():  # at once: what it comes to does not depend on when it is done
+                yield from turn.facts()
+                for job in turn.jobs:  # at once: what it comes to does not depend on when it is done
                     result, told = run_timed(job)
                     self.sessions.aligned(job.client, result)
                     yield told
-                yield from self.coordinator.facts()
+            yield from turn.facts()
             for said_something in self._go_on():
                 moved = said_something or moved
-                yield from self.coordinator.facts()
 
     def _tell(self, client: SimulatedClient, message: ToClient) -> None:
         client.hear(message)

@@ -32,6 +32,7 @@ from sl_common.wire.outgoing import Outgoing
 from sl_server.core.alignments import Job
 from sl_server.core.coordinator import Coordinator
 from sl_server.core.identity import StreamIdentity, admit
+from sl_server.core.outbox import Turn
 from sl_server.core.sessions import Opened, Session, Sessions
 from sl_server.telemetry.health import OVER, Health
 from sl_server.telemetry.ledger import Ledger
@@ -126,7 +127,7 @@ class Engine:
         self._kept: Tree | None = (
             None  # where on_lost = redo goes back to: the newest durable snapshot, or the run's beginning
         )
-        self._rests = coordinator.rests
+        self._turn: Turn | None = None  # the last one
         self._durable: int | None = None  # between which waves the state was last made durable; 0: before the first
         self._draining = False
         self._posted = self._taken = 0  # bytes; the event loop counts the first, our loop the second
@@ -149,9 +150,9 @@ class Engine:
             {
                 "sl_queue_events": self._inbox.qsize,
                 "sl_queue_bytes": lambda: self.backlog,
-                "sl_waiting_batches": lambda: coordinator.waiting,
-                "sl_recorded_memory_bytes": lambda: coordinator.recordings.memory_bytes,
-                "sl_recorded_disk_bytes": lambda: coordinator.recordings.spilled_bytes,
+                "sl_waiting_batches": lambda: coordinator.load().waiting_batches,
+                "sl_recorded_memory_bytes": lambda: coordinator.load().recorded_memory_bytes,
+                "sl_recorded_disk_bytes": lambda: coordinator.load().recorded_disk_bytes,
                 "sl_device_memory_bytes": _device_memory,
             }
         )
@@ -249,14 +250,14 @@ class Engine:
         if self._rest():
             return False
         started = time.perf_counter()
-        said = self.sessions.advance()
-        if said is None:
-            self._tell()
+        self._turn = turn = self.sessions.advance()
+        if not turn.worked:
+            self._tell(turn)
             return False
         computed = time.perf_counter()
-        self._expel_guilty()
+        self._expel_guilty(turn)
         told: list[Stream] = []
-        for name, message in said:
+        for name, message in turn.messages:
             session = self.sessions.by_client.get(name)
             if session is None:
                 continue
@@ -271,46 +272,46 @@ class Engine:
             self._send(link, frames)
             self._meter.said(link.clock, message, span)
             told += [link.stream] if link.stream is not None else []
-        self._let_write(told)
-        self.coordinator.settle()
-        for job in self.coordinator.jobs():
+        self._let_write(told, turn)
+        self.coordinator.run_deferred_step()
+        for job in turn.jobs:
             self._workers.do(partial(self._align, job))
-        self._tell()
+        self._tell(turn)
         return True
 
-    def _expel_guilty(self) -> None:
+    def _expel_guilty(self, turn: Turn) -> None:
         """Refuse the clients whose fault the last work found."""
-        for session, error in self.sessions.expelled():
+        for session, error in self.sessions.end_expelled(turn):
             link = self._links.get(session)
             if link is not None:
                 self._drop(link)
                 if link.stream is not None:
                     self._refuse(link.stream, session.client, Refused("protocol", str(error)))
 
-    def _let_write(self, streams: Sequence[Stream]) -> None:
+    def _let_write(self, streams: Sequence[Stream], turn: Turn) -> None:
         """Somebody waits for what was said; what is still to be computed can wait, unless more has come."""
         until = time.perf_counter() + _AT_MOST_S
         while streams and self._inbox.empty():
             time.sleep(_YIELD_S)
             streams = [stream for stream in streams if stream.writing]
-            if streams and (self.coordinator.has_waiting or time.perf_counter() > until):
+            if streams and (turn.waiting or time.perf_counter() > until):
                 return
 
     def _rest(self) -> bool:
         """Between two waves: keep the run's state if it is due; True if nothing more may begin."""
         coordinator = self.coordinator
-        if coordinator.must_redo and self._kept is not None and coordinator.ended is None:
+        stage = coordinator.stage
+        if stage == "redo" and self._kept is not None:
             self._go_back(self._kept)
-        if coordinator.ended is not None:
+            stage = coordinator.stage
+        if stage == "over":
             return False
-        if not coordinator.resting:
+        if stage not in ("rest", "checkpoint"):
             # with nobody there to finish the wave, the last checkpoint is what there is to keep
             self.drained = self._draining and all(link.stream is None for link in self._links.values())
             return self.drained
-        due = (coordinator.beginning or coordinator.rests != self._rests) and coordinator.checkpoint_due
-        if due or (self._draining and self._durable != coordinator.rests):
+        if stage == "checkpoint" or (self._draining and self._durable != coordinator.completed_waves):
             self._checkpoint()
-        self._rests = coordinator.rests
         self.drained = self._draining
         return self.drained
 
@@ -320,12 +321,14 @@ class Engine:
         began = time.perf_counter()
         tree = self.sessions.snapshot()
         try:
-            self._archive.save(self.coordinator.rests, tree)
+            self._archive.save(self.coordinator.completed_waves, tree)
         except OSError as error:
             self._metrics.checkpoint(None)
-            self._warn(f"no checkpoint after wave {self.coordinator.rests} ({cause(error)}); training goes on")
+            self._warn(
+                f"no checkpoint after wave {self.coordinator.completed_waves} ({cause(error)}); training goes on"
+            )
             return
-        self._durable = self.coordinator.rests
+        self._durable = self.coordinator.completed_waves
         self._metrics.checkpoint(time.perf_counter() - began)
         self._remember(tree)
         self.sessions.saved()
@@ -339,8 +342,8 @@ class Engine:
         """Begin from a snapshot; before `start`."""
         self._remember(tree)
         self.sessions.restore(tree)
-        self._rests = self._durable = self.coordinator.rests
-        self._on_fact(WentBack(checkpoint=self._rests))
+        self._durable = self.coordinator.completed_waves
+        self._on_fact(WentBack(checkpoint=self._durable))
 
     def _go_back(self, tree: Tree) -> None:
         """A client was lost: everybody goes back to the last checkpoint, and it is waited for."""
@@ -352,9 +355,9 @@ class Engine:
         if self._archive is not None:
             self._archive.back()
         self.sessions.restore(copy.deepcopy(tree), self._now())
-        self._rests = self.coordinator.rests
-        self._on_fact(WentBack(checkpoint=self._rests))
-        self._warn(f"a client was lost: back to checkpoint {self._rests}, run.on_lost = redo")
+        checkpoint = self.coordinator.completed_waves
+        self._on_fact(WentBack(checkpoint=checkpoint))
+        self._warn(f"a client was lost: back to checkpoint {checkpoint}, run.on_lost = redo")
 
     def _align(self, job: Job) -> None:
         """In a worker's thread; the result is one more thing that the loop takes out of its inbox."""
@@ -379,10 +382,10 @@ class Engine:
         self._metrics.fact(told)
         self._on_fact(told)
 
-    def _tell(self) -> None:
+    def _tell(self, turn: Turn) -> None:
         """What was put off until the replies were on their way: counts, metrics, facts."""
         self._meter.settle()
-        for fact in self.coordinator.facts():
+        for fact in turn.facts():
             self._metrics.fact(fact)
             self._on_fact(fact)
 
@@ -398,12 +401,13 @@ class Engine:
                 if link.stream is not None:
                     link.stream.close()
             return True
-        if self.coordinator.ended is None or self.coordinator.advance_pending:
+        ended = None if self._turn is None else self._turn.ended
+        if ended is None:
             return False
         self.health.ends(OVER)
         now = self._now()
         self._ended_at = now if self._ended_at is None else self._ended_at
-        patience = LINGER_S if self.coordinator.ended.finished else HURRY_S
+        patience = LINGER_S if ended.finished else HURRY_S
         return not self._links or now - self._ended_at > patience
 
     def _tick(self) -> None:
@@ -418,8 +422,8 @@ class Engine:
                 self._drop(link)
                 self.sessions.lose(link.session, f"away for more than grace_s = {grace:g} s")
         self._look_after(now)
-        wake_at = self.coordinator.wake_at
-        if self.coordinator.timed or (wake_at is not None and now >= wake_at):
+        wake_at = None if self._turn is None else self._turn.wake_at
+        if self.coordinator.config.protocol.barrier.timed or (wake_at is not None and now >= wake_at):
             self.sessions.tick(now)
 
     def _look_after(self, now: float) -> None:
@@ -552,7 +556,7 @@ class Engine:
         if link is None:
             return
         self._metrics.connected(link.clock.client, -1)
-        if self.coordinator.ended is not None and link.session.endpoint.settled:
+        if self._turn is not None and self._turn.ended is not None and link.session.endpoint.settled:
             self._links.pop(link.session, None)  # it has its Bye
             return
         link.stream, link.away_since = None, self._now() + self._late_s(link)

@@ -107,8 +107,8 @@ async def _serve(
     if tree is not None:
         archive.resume(tree)
         engine.resume(tree)
-        where = f"checkpoint {coordinator.rests}" if coordinator.rests else "the beginning"
-        show.say("resumed", f"back to {where} of run {config.run.name!r}", checkpoint=coordinator.rests)
+        where = f"checkpoint {coordinator.completed_waves}" if coordinator.completed_waves else "the beginning"
+        show.say("resumed", f"back to {where} of run {config.run.name!r}", checkpoint=coordinator.completed_waves)
     engine.sessions.log = log
     server = None
     ears = contextlib.ExitStack()
