@@ -157,7 +157,7 @@ def test_warm_rounds_record_nothing() -> None:
 
     def jobs() -> list:
         found = advance()
-        samples.extend((simulation.coordinator._round, job.samples) for job in found)
+        samples.extend((simulation.coordinator.progress.round, job.samples) for job in found)
         return found
 
     simulation.coordinator.alignments.jobs = jobs

@@ -217,7 +217,7 @@ def test_samples_that_did_not_come_are_refused() -> None:
 def test_the_numbers_of_a_done_are_those_that_were_counted(preset: str, fields: dict[str, object], said: str) -> None:
     world, text = liar(preset, of_done(**fields))
     assert re.search(said, text), text
-    assert all(math.isfinite(loss) for loss in world.coordinator._losses)
+    assert all(math.isfinite(loss) for loss in world.coordinator._schedule.losses)
 
 
 # --- evaluation

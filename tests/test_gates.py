@@ -43,7 +43,7 @@ class GatedWorld(World):
 
     def __init__(self, config: RunConfig, states: str, seed: int = 0) -> None:
         super().__init__(config, seed)
-        self.coordinator.protocol = config.protocol.model_copy(update={"gate": Script(states=states)})
+        self.coordinator._launch.gate = Script(states=states)
         self.plain = config
 
 

@@ -65,7 +65,7 @@ def test_the_wave_goes_on_without_a_slow_client_and_the_next_one_with_it(preset:
     world.run()
     assert [f.client for f in world.facts if isinstance(f, ClientLate)] == ["c1"]
     assert [f.clients for f in world.facts if isinstance(f, RoundEnded)] == [2], "the second round waits for it"
-    assert world.coordinator._wave.at.round == 1
+    assert world.coordinator.progress.wave.at.round == 1
     world.slow = set()
     world.run()
     assert_finished(world)

@@ -180,11 +180,13 @@ def test_a_client_forgets_what_never_happened() -> None:
     kept = {}
     while world.clients["c0"].seat is None or world.clients["c0"].seat.snapshots.numbers != (1, 2):
         world.run(until=1)
-        kept[world.coordinator.checkpoint] = world.kept
+        kept[world.coordinator.progress.checkpoint] = world.kept
     for number in (1, 0):
         world.kept = kept[number]
         world.crash()
-        while (seat := world.clients["c0"].seat) is None or seat.snapshots.last or world.coordinator._wave is None:
+        while (
+            (seat := world.clients["c0"].seat) is None or seat.snapshots.last or world.coordinator.progress.wave is None
+        ):
             world.run(until=1)
         assert seat.snapshots.numbers == ((1,) if number else ())
     world.run()
@@ -215,7 +217,7 @@ def test_a_client_without_its_past_begins_anew() -> None:
     world = RestartWorld(config, 1)
     for _ in range(3):
         world.join()
-    while world.coordinator.checkpoint < 1:
+    while world.coordinator.progress.checkpoint < 1:
         world.run(until=1)
     world.run(until=20)
     mark = len(world.said)
@@ -234,7 +236,7 @@ def test_those_who_do_not_come_back_are_given_up_in_the_end() -> None:
     world = RestartWorld(config, 1)
     for _ in range(3):
         world.join()
-    while world.coordinator.checkpoint < 1:
+    while world.coordinator.progress.checkpoint < 1:
         world.run(until=1)
     world.clients["c2"].gone = True
     world.crash()
@@ -256,7 +258,7 @@ def test_the_event_log_holds_a_redo() -> None:
     world = RestartWorld(config, 3)
     for _ in range(3):
         world.join()
-    while world.coordinator.completed_waves < 1 or not world.coordinator._wave:
+    while world.coordinator.completed_waves < 1 or not world.coordinator.progress.wave:
         world.run(until=1)
     world.lose(world.clients["c0"])
     assert world.coordinator.stage == "redo"
@@ -281,7 +283,7 @@ def flapping(limit: int) -> RestartWorld:
         world.run(until=1)
         if world.coordinator.ended is not None:
             return world
-        wave = world.coordinator._wave
+        wave = world.coordinator.progress.wave
         if wave is not None and 1 in wave.begins and 1 not in wave.gone:
             world.kill_client("c1")
     raise AssertionError("the run stands still")
@@ -315,7 +317,7 @@ def test_who_gets_on_between_two_losses_is_waited_for_without_end() -> None:
     for _ in range(3):
         world.join()
     for wave in range(1, 6):
-        while world.coordinator.checkpoint < wave or world.coordinator._wave is None:
+        while world.coordinator.progress.checkpoint < wave or world.coordinator.progress.wave is None:
             world.run(until=1)
         world.kill_client("c1")
     world.run()

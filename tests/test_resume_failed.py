@@ -51,7 +51,11 @@ def test_a_run_that_failed_goes_on_with_the_same_bits(preset: str) -> None:
     world = RestartWorld(config, 5)
     for _ in range(3):
         world.join()
-    while world.coordinator.completed_waves < 1 or world.coordinator._wave is None or world.coordinator._wave.evaluate:
+    while (
+        world.coordinator.completed_waves < 1
+        or world.coordinator.progress.wave is None
+        or world.coordinator.progress.wave.evaluate
+    ):
         world.run(until=1)
     bank = world.coordinator.bank
     for segment in [segment_of(world), *bank.copies("head").values()]:
@@ -72,7 +76,7 @@ def test_the_batch_that_a_state_is_tried_on_survives_a_checkpoint(preset: str) -
     world = RestartWorld(make_config(preset), 1)
     for _ in range(3):
         world.join()
-    while world.coordinator.checkpoint < 1:
+    while world.coordinator.progress.checkpoint < 1:
         world.run(until=1)
     tree: Tree = loads(world.kept[0])["coordinator"]["blame"]
     assert sorted(tree, key=str) == ([None] if preset == "parallel" else [0, 1, 2])

@@ -8,7 +8,7 @@ from sl_common.messages.training import Ready
 from sl_server.core.roster import Member
 
 
-class Comeback:
+class Rejoin:
     """Nobody is awaited in a run that never went back."""
 
     def __init__(self) -> None:

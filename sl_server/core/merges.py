@@ -1,0 +1,74 @@
+"""When weights are merged: what clients brought, checked, without those that would spoil it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sl_common.errors import Diverged, WireError
+from sl_common.protocol import At, Record
+from sl_common.protocol.merge import Merged
+from sl_common.tensors import StateDict
+from sl_server.core.departures import Departures
+from sl_server.core.merged import checked_merge
+from sl_server.core.state import RunState
+from sl_server.core.wave import Wave
+
+
+class Merges:
+    """Merges after waves and rounds."""
+
+    def __init__(self, state: RunState, departures: Departures) -> None:
+        config = state.config
+        self._hook, self._parts = config.protocol.merge, config.protocol.learner.parts
+        self._limits = dict.fromkeys(
+            self._parts, config.server.guard.weights
+        )  # weights that stay here need only be finite
+        self._constants, self._bank, self._weights = state.constants, state.bank, state.weights
+        self._progress, self._roster, self._outbox = state.progress, state.roster, state.outbox
+        self._departures = departures
+
+    def after_wave(self, wave: Wave) -> None:
+        """Merge after a training wave. Raises Diverged."""
+        if wave.done and wave.directive.update:
+            self._weights.trained()
+        self._merge(self._hook.after_wave, [wave])
+        self._check_head(wave.at)
+
+    def after_round(self, waves: list[Wave]) -> None:
+        """Merge after the training waves of a round. Raises Diverged."""
+        self._merge(self._hook.after_round, waves)
+
+    def _merge(self, merge: Callable[[Record], Merged], waves: list[Wave]) -> None:
+        """Merge without the clients whose weights would spoil it; these are expelled."""
+        merged, guilty = checked_merge(merge, self._record(waves), self._limits, self._constants)
+        for client, why in sorted(guilty.items()):
+            for wave in waves:
+                wave.done.pop(client, None)
+            member = self._roster.by_shard(client)
+            if member.here and member.taught:  # not another client that has the shard now
+                self._departures.expel(member, why)
+        self._weights.merge(merged)
+        self._outbox.note_merge()
+
+    def _check_head(self, at: At) -> None:
+        """Raise Diverged unless the shared head is finite: it is about to be kept, or to be evaluated and written."""
+        if self._bank.is_per_client("head"):  # a client's own copy costs nobody else anything
+            return
+        try:
+            self._bank.get("head").check("head")
+        except WireError as error:
+            raise Diverged(f"{error} after round {at.round}, wave {at.wave}: lower the learning rates") from error
+
+    def _record(self, waves: list[Wave]) -> Record:
+        """The weights of the clients that finished these waves; a part that lives on the server comes from the bank."""
+        done = [(client, wave.done[client]) for wave in waves for client in sorted(wave.done)]
+        weights: dict[str, dict[int, StateDict]] = {}
+        for client, said in done:
+            for part, state in said.weights.items():
+                weights.setdefault(part, {})[client] = state
+        for part in set(self._bank.parts) - set(self._parts):
+            if self._bank.is_per_client(part):
+                weights[part] = {client: self._bank.get(part, client).state() for client, _ in done}
+        samples = {client: n for wave in waves for client, n in wave.samples.items()}
+        at = waves[-1].at if waves else self._progress.at()
+        return Record(at=at, samples=samples, weights=weights)
