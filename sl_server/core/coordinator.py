@@ -43,7 +43,7 @@ from sl_server.core.state import RunState
 
 # over: the run has ended. redo: a client was lost, and the run is to go back to its last checkpoint (`restore`) and wait for it.
 # wave: a wave is under way, or messages are to be sent. rest: neither. checkpoint: rest, and the state is to be made durable now.
-Stage = Literal["over", "redo", "wave", "rest", "checkpoint"]
+RunStage = Literal["over", "redo", "wave", "rest", "checkpoint"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,7 +150,7 @@ class Coordinator:
     # --- questions
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> RunStage:
         """Where the run stands. A driver that keeps checkpoints asks before each `advance`."""
         progress = self.progress
         if progress.ended is not None:

@@ -1,13 +1,13 @@
 """Where one run is: its round, its waves, its time and its end. Pure.
 
-Law: `Schedule` alone begins and ends what is counted here, and `Intake` alone sets the time; every other part of the core only reads.
+Law: `Schedule` and `Launch` begin and end what is counted here, `Intake` sets the time; every other part of the core only reads.
 """
 
 from __future__ import annotations
 
 import copy
 
-from sl_common.config.run_config import Run
+from sl_common.config.run_config import RunConfig
 from sl_common.messages.facts import RunEnded
 from sl_common.protocol import At
 from sl_common.training.segment import Tree
@@ -17,8 +17,8 @@ from sl_server.core.wave import Wave
 class Progress:
     """The position of one run, shared by all parts of its coordinator."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, config: RunConfig) -> None:
+        self._run = config.run
         self.now = 0.0  # seconds since the run began
         self.round = 0
         self.plan: list[list[int]] | None = None  # shards of this round's waves still to come; None: it has not begun

@@ -60,7 +60,7 @@ class RunState:
             run=run,
             config=config,
             network=network,
-            progress=Progress(config.run),
+            progress=Progress(config),
             roster=Roster(config.shards, config.sharded, 2 * config.server.limits.sessions),
             outbox=Outbox(),
             bank=bank,
