@@ -38,7 +38,7 @@ from sl_server.core.launch import Launch
 from sl_server.core.merges import Merges
 from sl_server.core.outbox import Turn
 from sl_server.core.recordings import Spill
-from sl_server.core.schedule import Schedule
+from sl_server.core.schedule import RunSchedule
 from sl_server.core.state import RunState
 
 # over: the run has ended. redo: a client was lost, and the run is to go back to its last checkpoint (`restore`) and wait for it.
@@ -84,7 +84,7 @@ class Coordinator:
         evaluation = Evaluation(state, self._launch)
         self._cohorts = Cohorts(state, self._departures, evaluation)
         merges = Merges(state, self._departures)
-        self._schedule = Schedule(state, self._departures, evaluation, self._launch, merges)
+        self._schedule = RunSchedule(state, self._departures, evaluation, self._launch, merges)
 
     # --- events in
 

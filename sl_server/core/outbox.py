@@ -10,7 +10,7 @@ from sl_common.messages.training import ToClient
 from sl_server.core.alignments import Job
 
 Messages = list[tuple[str, ToClient]]  # a client's name, and a message for it; in order
-Report = Fact | partial[Fact]  # a fact, or a way to compute one later
+LazyFact = Fact | partial[Fact]  # a fact, or a way to compute one later
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +21,7 @@ class Turn:
     messages: Messages  # to be sent now
     expelled: list[tuple[str, str]]  # clients that this work refused, and why; they have left the run already
     jobs: list[Job]  # to be run, in any thread; their results come back as events
-    reports: list[Report]  # since the turn before; read them by `facts`
+    reports: list[LazyFact]  # since the turn before; read them by `facts`
     wake_at: float | None  # a Tick is wanted at this time, in seconds since the run began
     waiting: bool  # batches are here that were not served
     merged: bool  # weights that several clients share may have changed since the turn before
@@ -37,7 +37,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._messages: Messages = []
-        self._reports: list[Report] = []
+        self._reports: list[LazyFact] = []
         self._expelled: list[tuple[str, str]] = []
         self._merged = False
 
@@ -50,8 +50,8 @@ class Outbox:
         """Send a message to a client with the next turn."""
         self._messages.append((client, message))
 
-    def report(self, fact: Report) -> None:
-        """Report a fact with the next turn."""
+    def report(self, fact: LazyFact) -> None:
+        """LazyFact a fact with the next turn."""
         self._reports.append(fact)
 
     def expel(self, client: str, why: str) -> None:

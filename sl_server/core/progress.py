@@ -1,6 +1,6 @@
 """Where one run is: its round, its waves, its time and its end. Pure.
 
-Law: `Schedule` and `Launch` begin and end what is counted here, `Intake` sets the time; every other part of the core only reads.
+Law: `RunSchedule` and `Launch` begin and end what is counted here, `Intake` sets the time; every other part of the core only reads.
 """
 
 from __future__ import annotations

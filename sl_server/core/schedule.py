@@ -18,7 +18,7 @@ from sl_server.core.state import RunState
 from sl_server.core.wave import Wave
 
 
-class Schedule:
+class RunSchedule:
     """Begins and ends waves, rounds and the run."""
 
     def __init__(
