@@ -53,7 +53,10 @@ class Intake:
         member = self._roster.join(name, shard)
         self._outbox.report(ClientJoined(client=name, shard=shard))
         config = self._config.to_json()
-        welcome = Welcome(config=config, client=name, shard=shard, shards=self._config.shards, run=self._run)
+        shards = max(
+            self._config.shards, shard + 1
+        )  # there may be more clients with data of their own than the run began with
+        welcome = Welcome(config=config, client=name, shard=shard, shards=shards, run=self._run)
         self._outbox.say(member.name, welcome)
 
     def ready(self, client: str, event: Ready) -> None:

@@ -111,7 +111,7 @@ class RunSchedule:
             return True
         self._ended_waves.append(wave)
         progress.waves += 1
-        self._merges.after_wave(wave)
+        self._merges.after_wave(wave, self._ended_waves)
         progress.completed_waves += 1
         progress.has_rested = True
         self._redo.finished(wave.done)

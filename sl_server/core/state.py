@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 from sl_common.config.run_config import RunConfig
+from sl_common.copied import copied
 from sl_common.network.network import Network
 from sl_common.tensors import constants_of
 from sl_common.training.segment import Alone, Bank, Segment
@@ -83,7 +83,7 @@ def _new_bank(config: RunConfig, network: Network, device: str, alone: Alone) ->
     per_client = {"aux"} | ({"head"} if protocol.head.copies == "per_client" else set())
 
     def make(part: str) -> Segment:
-        module = copy.deepcopy(network.part(part))
+        module = copied(network.part(part))
         halves, last = server.reply_first and network.halves, server.channels_last
         return Segment(module, optimizers[part], device=device, alone=alone, halves=halves, channels_last=last)
 
