@@ -15,7 +15,8 @@ from sl_server.core.coordinator import Coordinator
 from sl_server.core.identity import UNPROVEN, StreamIdentity, admit
 from sl_server.core.sessions import Sessions
 from sl_server.telemetry.ledger import Ledger
-from sl_server.telemetry.metrics import REASONS, Metrics
+from sl_server.telemetry.metrics import Metrics
+from sl_server.telemetry.names import REASONS
 from sl_server.transport.refusals import MAX_SAID, Refusals
 
 C0 = StreamIdentity(certificate=("c0",))

@@ -8,7 +8,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from sl_common import __version__
 from sl_server.telemetry.ledger import Ledger
-from sl_server.telemetry.metrics import REASONS
+from sl_server.telemetry.names import REASONS
 from sl_server.telemetry.run_series import LedgerCollector
 from sl_server.telemetry.scrapes import Scrapes
 

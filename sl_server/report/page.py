@@ -17,7 +17,7 @@ from sl_server.report import gantt, plots, svg, words
 from sl_server.report.past import read_past_run
 from sl_server.report.plots import Plot, Shown
 from sl_server.report.timeline import timeline
-from sl_server.telemetry.metrics import PHASES
+from sl_server.telemetry.names import PHASES
 
 _PHASES = {
     "client_forward": "forward on the client",

@@ -17,7 +17,7 @@ from sl_common.messages.training import WIRE_KINDS
 from sl_server.report import axes as ax
 from sl_server.report import svg
 from sl_server.report.past import EvaluationLine, PastRun, RoundLine
-from sl_server.telemetry.metrics import PHASES
+from sl_server.telemetry.names import PHASES
 
 MARKED = 40  # points of a line, at most, that get a mark each
 

@@ -14,7 +14,7 @@ from sl_common.messages.facts import Evaluated, RoundEnded
 from sl_common.messages.training import WIRE_KINDS
 from sl_server.storage.append_only import GrowingFile
 from sl_server.telemetry.ledger import Ledger
-from sl_server.telemetry.metrics import PHASES
+from sl_server.telemetry.names import PHASES
 
 RoundRow = Mapping[str, float | None]  # column -> value; None: there was none in this round
 

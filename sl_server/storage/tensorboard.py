@@ -13,7 +13,7 @@ from sl_common.errors import ConfigError
 from sl_common.host.extras import how_to_install
 from sl_common.host.files import sync_file
 from sl_server.storage.table import COLUMNS, Board, RoundRow
-from sl_server.telemetry.metrics import PHASES
+from sl_server.telemetry.names import PHASES
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -9,7 +9,8 @@ __getattr__, __all__ = lazy_exports(
     __name__,
     health="Health OVER",
     ledger="Direction Ledger WireTally",
-    metrics="Metrics PHASES REASONS",
+    metrics="Metrics",
+    names="PHASES REASONS",
     run_series="LedgerCollector",
     scrapes="Scrapes",
 )

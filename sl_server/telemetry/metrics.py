@@ -6,7 +6,6 @@ is there from the start.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -32,14 +31,11 @@ from sl_common.messages.facts import (
 )
 from sl_server.telemetry.client_series import ClientSeries
 from sl_server.telemetry.ledger import Ledger
+from sl_server.telemetry.names import PHASES, REASONS
 from sl_server.telemetry.run_series import LONG, LedgerCollector, Rounds, decades
 from sl_server.telemetry.scrapes import Scrapes
+from sl_server.telemetry.training_series import TrainingSeries
 
-PHASES = ("client_forward", "encode", "wire", "queue_wait", "server_compute", "decode", "client_backward")
-REASONS = (
-    *("version", "full", "shard", "identity", "revoked", "tls", "protocol", "limit", "over", "replaced", "forgotten"),
-    *("headers", "crowded", "silent", "rate", "slow", "data", "model"),
-)
 _STEP = decades(-5, 2)  # 10 µs to 50 s: from a GPU on loopback to a Pi on a slow link
 SOURCES = {
     "sl_queue_events": "Frames and events that wait for the engine",
@@ -49,21 +45,6 @@ SOURCES = {
     "sl_recorded_disk_bytes": "Recorded activations on disk",
     "sl_device_memory_bytes": "Memory of GPUs that torch holds tensors in; 0 without one",
 }
-
-
-class _OnceKnown:
-    """A gauge that is not there before its first value: a loss of 0 would be a lie."""
-
-    def __init__(self, name: str, text: str, registry: CollectorRegistry) -> None:
-        self._gauge = Gauge(name, text, registry=None)
-        self._registry: CollectorRegistry | None = registry
-
-    def set(self, value: float) -> None:
-        """It is this now."""
-        self._gauge.set(value)
-        if self._registry is not None:
-            self._registry.register(self._gauge)
-            self._registry = None
 
 
 class Metrics:
@@ -78,13 +59,12 @@ class Metrics:
         registry.register(LedgerCollector(ledger))
         self.clients = ClientSeries(config.metrics.clients)
         self.scrapes = Scrapes(self.text)
-        self._rounds = Rounds(ledger, registry)
-        self._rounds.planned.set(config.run.rounds)
+        rounds = Rounds(ledger, registry)
+        rounds.planned.set(config.run.rounds)
         self._sources = {name: Gauge(name, text, registry=registry) for name, text in SOURCES.items()}
-        self._wave_began: dict[str, float] = {}  # client -> when its wave did
         self._make_times(registry)
         self._make_people(registry)
-        self._make_progress(registry)
+        self._training = TrainingSeries(self.clients, rounds, registry)
         self._make_faults(registry)
         self._describe(config, device, registry)
 
@@ -108,19 +88,6 @@ class Metrics:
         self.reconnects = Counter("sl_reconnects", "Sessions resumed on a new stream", registry=registry)
         self._left = Counter("sl_clients_left", "Clients that left before the end", registry=registry)
         self._late = Counter("sl_late", "Waves that went on without a client that was too slow", registry=registry)
-
-    def _make_progress(self, registry: CollectorRegistry) -> None:
-        self._loss = _OnceKnown("sl_loss", "Mean training loss of the last round", registry)
-        self._batch_loss = _OnceKnown("sl_batch_loss", "Training loss of the head's last batch", registry)
-        self._evaluation_loss = _OnceKnown("sl_evaluation_loss", "Mean loss on held-out data", registry)
-        text = "Accuracy on held-out data, 0 to 1: of the shared network, or over clients"
-        self._accuracy = Gauge("sl_accuracy", text, ("of",), registry=registry)
-        self._samples = Counter("sl_samples", "Training samples that the head has learned from", registry=registry)
-        self._steps = Counter("sl_steps", "Batches that the head has learned from", registry=registry)
-        text = "When the run last got on: a batch trained, a wave begun or finished by a client, a round over, an evaluation"
-        self._progress = Gauge("sl_progress_timestamp_seconds", text, registry=registry)
-        self._progress.set_to_current_time()
-        self._over = Gauge("sl_run_over", "1 when nothing more will be trained", registry=registry)
 
     def _make_faults(self, registry: CollectorRegistry) -> None:
         text = "Streams and clients refused, by reason"
@@ -228,38 +195,8 @@ class Metrics:
                 self._alignment.observe(seconds)
             case RunEnded():
                 self._clients["ready"].set(0)
-                self._over.set(1)
-            case BatchEvaluated():
-                self._progress.set_to_current_time()
-            case Trained() | WaveBegun() | ClientDone() | RoundEnded() | Evaluated():
-                self._progress.set_to_current_time()
-                self._got_on(fact)
-            case _:
-                pass
-
-    def _got_on(self, fact: Trained | WaveBegun | ClientDone | RoundEnded | Evaluated) -> None:
-        match fact:
-            case Trained(client=client, samples=samples, loss=loss):
-                self._steps.inc()
-                self._samples.inc(samples)
-                self._batch_loss.set(loss)
-                row = self.clients.row(client)
-                row.steps += 1
-                row.samples += samples
-            case WaveBegun(clients=clients, evaluate=False):
-                self._rounds.begin()
-                self._wave_began = dict.fromkeys(clients, time.monotonic())
-            case ClientDone(client=client, evaluate=False) if client in self._wave_began:
-                self.clients.row(client).wave_s = time.monotonic() - self._wave_began[client]
-            case RoundEnded(round=number, loss=mean):
-                self._rounds.end(number)
-                if mean is not None:
-                    self._loss.set(mean)
-            case Evaluated():
-                self._evaluation_loss.set(fact.loss)
-                for of, value in (("mean", fact.accuracy), ("min", fact.lowest), ("max", fact.highest)):
-                    self._accuracy.labels(of).set(value)
-                for name, score in fact.clients.items():
-                    self.clients.scored(name, score.accuracy)
+                self._training.end()
+            case Trained() | BatchEvaluated() | WaveBegun() | ClientDone() | RoundEnded() | Evaluated():
+                self._training.fact(fact)
             case _:
                 pass
