@@ -9,9 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sl_common import __version__
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.holdings import Inputs
@@ -21,7 +18,8 @@ from sl_common.tensors import StateDict
 from sl_server.core.coordinator import Coordinator
 from sl_server.storage import eventlog, schema
 from sl_server.storage.append_only import GrowingFile
-from sl_server.storage.inputs import inputs_of, write_inputs
+from sl_server.storage.inputs import write_inputs
+from sl_server.storage.summary import evaluation_fields, summarise
 from sl_server.storage.table import Board, RoundTable, row_of
 from sl_server.storage.weight_set import put_in_place, write_weights
 from sl_server.telemetry.ledger import Ledger
@@ -126,7 +124,7 @@ class RunDirectory:
                 self._round(fact, seconds)
             case Evaluated():
                 self.evaluated, self._rounds_over = fact, fact.round + 1
-                self._line(event="evaluation", seconds=round(seconds, 3), **_evaluation(fact), **self._bytes())
+                self._line(event="evaluation", seconds=round(seconds, 3), **evaluation_fields(fact), **self._bytes())
                 self._table.evaluated(fact, self._ledger, seconds)
             case _:
                 fields = asdict(fact)
@@ -206,54 +204,6 @@ class RunDirectory:
             file.close()
         if self._board is not None:
             self._board.close()
-
-
-def summarise(
-    coordinator: Coordinator,
-    ledger: Ledger,
-    evaluated: Evaluated | None,
-    loss: float | None,
-    seconds: float,
-    failure: str | None = None,
-) -> dict[str, Any]:
-    """The run in one object: what `summary.json` holds."""
-    config, ended = coordinator.config, coordinator.ended
-    return {
-        "name": config.run.name,
-        "preset": config.preset,
-        "finished": bool(ended and ended.finished),
-        "failed": failure is not None,  # and so goes on from its newest checkpoint, if it is resumed
-        "reason": failure or (ended.reason if ended else "cut short"),
-        "rounds": config.run.rounds,
-        "clients": len(coordinator.roster.known()),
-        "train_loss": loss,
-        "evaluation": _evaluation(evaluated) if evaluated else None,
-        "inputs": inputs_of(coordinator.agreement.inputs),
-        "bytes": ledger.by_direction("wire"),
-        "payload_bytes": ledger.by_direction("payload"),
-        "seconds": round(seconds, 3),
-        "weights_sha256": coordinator.weights_sha256(),
-        "seed": config.run.seed,
-        "threads": config.run.threads,
-        "device": coordinator.device,  # of the head; each client says its own
-        "torch": torch.__version__,
-        "cutlayer": __version__,
-    }
-
-
-def _evaluation(fact: Evaluated) -> dict[str, Any]:
-    return {
-        "round": fact.round + 1,
-        "shared": fact.shared,
-        "accuracy": fact.accuracy,
-        "min": fact.lowest,
-        "max": fact.highest,
-        "loss": fact.loss,
-        "samples": fact.samples,
-        "clients": {
-            name: {"accuracy": s.accuracy, "loss": s.loss, "samples": s.samples} for name, s in fact.clients.items()
-        },
-    }
 
 
 def shorter(folder: Path, lengths: Mapping[str, int]) -> str | None:
