@@ -246,13 +246,14 @@ def check(
 ) -> None:
     """Check a configuration without running it: shapes at every cut, bytes of a step each way, memory on the client."""
     from sl_server.preflight.check import inspect
+    from sl_server.preflight.check_text import show_report
 
     config = read_config(config_file, overrides)
     report = inspect(config)
     if as_json:
         write_line(json.dumps(report.to_dict()))
     else:
-        report.show(Console(highlight=False, markup=False, soft_wrap=True), resolved=resolved)
+        show_report(Console(highlight=False, markup=False, soft_wrap=True), report, resolved=resolved)
 
 
 @app.command()
