@@ -7,8 +7,8 @@ from pathlib import Path
 
 from sl_client.transport.access import Access
 from sl_client.transport.tls import Tls
-from sl_server.security.certificates import Issued, hosts_of, issue, make_ca
 from sl_server.security.credentials import Credentials, make_door
+from sl_server.security.issuing import Issued, hosts_of, issue, make_ca
 
 LONG_AGO = datetime.now(UTC) - timedelta(days=40)
 TOKENS = {name: f"{name}-{'0123456789abcdef' * 2}" for name in ("c0", "c1", "c2")}

@@ -20,6 +20,7 @@ from sl_common.host.extras import how_to_install
 from sl_common.host.locks import sole_writer
 from sl_server.cli.application import app
 from sl_server.security import certificates as certs
+from sl_server.security import issuing
 
 
 def certs_of(*words: object) -> str:
@@ -78,7 +79,7 @@ def test_the_servers_addresses(made: Path, address: str) -> None:
 def test_a_clients_certificate_cannot_sign_another(made: Path, tmp_path: Path) -> None:
     key = certs.serialization.load_pem_private_key((made / "c0.key").read_bytes(), None)
     certificate = certs.x509.load_pem_x509_certificate((made / "c0.pem").read_bytes())
-    forged = certs.issue(certs.Issued(certificate=certificate, key=key), "c1", 10)
+    forged = issuing.issue(issuing.Issued(certificate=certificate, key=key), "c1", 10)
     (tmp_path / "forged.pem").write_bytes(forged.cert_pem)
     shutil.copy(made / "ca.pem", tmp_path)
     assert "invalid CA certificate" in verified(tmp_path, "forged", "-untrusted", str(made / "c0.pem"))

@@ -20,8 +20,8 @@ from world import make_config
 from sl_client.transport.expiry import of_files, of_server
 from sl_client.transport.tls import Tls
 from sl_common.host.certificates import DAY_S, WARN_S, ends_of, left_in_words
-from sl_server.security.certificates import hosts_of, issue, make_ca
 from sl_server.security.expiry import Expiry, expose
+from sl_server.security.issuing import hosts_of, issue, make_ca
 from sl_server.security.tls import CertificateFiles, Certificates
 
 NAME = "sl_certificate_expiry_timestamp_seconds"

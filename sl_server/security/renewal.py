@@ -18,8 +18,9 @@ from sl_common.errors import ConfigError
 from sl_common.host.files import make_folder, sync_folder, write_atomically
 from sl_common.host.locks import sole_writer
 from sl_common.names import is_name
-from sl_server.security.certificates import RESERVED, REVOKED, UNREADABLE, Folder, Issued, Written, make_ca, reissue
+from sl_server.security.certificates import RESERVED, REVOKED, UNREADABLE, Folder, Written
 from sl_server.security.crl import CA_DAYS, make_list
+from sl_server.security.issuing import Issued, make_ca, reissue
 
 _PEM = serialization.Encoding.PEM
 
