@@ -305,7 +305,7 @@ def main(json: bool = False) -> None:
     thread.join()
     raise KeyError("a bug of its own")
 sys.argv = ["main", *sys.argv[1:]]
-commands.run(app)
+commands.run_command(app)
 """
 
 

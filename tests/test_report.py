@@ -15,9 +15,10 @@ from world import make_config
 
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
+from sl_common.host.progress import size
 from sl_common.messages.facts import ClientAway, ClientBack, ClientDone, ClientJoined, ClientLeft, RoundEnded, WaveBegun
 from sl_common.messages.training import WIRE_KINDS
-from sl_server.console.show import ServerConsole, size
+from sl_server.console.show import ServerConsole
 from sl_server.report.page import make_page
 from sl_server.report.past import read_past_run
 from sl_server.report.timeline import TimelineSpan, timeline

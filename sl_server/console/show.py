@@ -4,33 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console, RenderableType
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
 from sl_common.host.devices import described
 from sl_common.host.log import CommandLog, Level
-from sl_common.host.progress import Beat, Seldom, make_bar, size, wants_bar
+from sl_common.host.progress import Beat, Seldom, make_bar, wants_bar
 from sl_common.host.text import MAX_OURS, printable
-from sl_common.messages.facts import (
-    AuxAligned,
-    BatchEvaluated,
-    ClientAway,
-    ClientBack,
-    ClientJoined,
-    ClientLate,
-    ClientLeft,
-    ClientsDoubtful,
-    Evaluated,
-    Fact,
-    RedoSpent,
-    RoundEnded,
-    RunEnded,
-    Trained,
-    WaveBegun,
-)
-from sl_common.messages.training import WIRE_KINDS
+from sl_common.messages.facts import BatchEvaluated, Fact, RunEnded, Trained, WaveBegun
+from sl_server.console.events import event_of
 from sl_server.console.progress import RunProgress
+from sl_server.console.results import summary_parts
 from sl_server.telemetry.ledger import Ledger
 
 
@@ -90,70 +74,11 @@ class ServerConsole:
     def fact(self, fact: Fact) -> None:
         """Say what matters to a person."""
         self.progress.fact(fact)
-        match fact:
-            case Trained() | BatchEvaluated():
-                pass
-            case ClientJoined(client=client, shard=shard):
-                self.say("joined", f"{client} joined (shard {shard + 1})", client=client, shard=shard + 1)
-            case ClientLeft(client=client, reason=reason):
-                self.say("left", f"{client} left: {printable(reason)}", client=client, reason=reason)
-            case RedoSpent(client=client, limit=limit):
-                self.warn(
-                    f"{client} was lost again and has caused {limit} rollbacks without finishing a wave that was kept, "
-                    f"run.redo_limit = {limit}: the run goes on without it"
-                )
-            case ClientsDoubtful(text=text):
-                self.warn(text)
-            case ClientAway(client=client):
-                self.say("away", f"{client} is away: its stream is broken", client=client)
-            case ClientBack(client=client):
-                self.say("back", f"{client} is back", client=client)
-            case ClientLate(client=client, round=number):
-                self.say(
-                    "late",
-                    f"round {number + 1}/{self._rounds}: {client} is too slow, the wave goes on without it",
-                    client=client,
-                    round=number + 1,
-                )
-            case AuxAligned(client=client, round=number, samples=samples, before=before, after=after, took_s=took):
-                self.say(
-                    "aligned",
-                    f"round {number + 1}/{self._rounds}: {client}'s auxiliary network aligned on {samples} samples in {took:.1f} s, "
-                    f"squared error {before:.4g} → {after:.4g}",
-                    client=client,
-                    round=number + 1,
-                    samples=samples,
-                    before=before,
-                    after=after,
-                    took_s=took,
-                )
-            case RoundEnded(round=number, loss=loss):
-                up, down = self._ledger.total("up"), self._ledger.total("down")
-                text = "no batch trained" if loss is None else f"loss {loss:.4f}"
-                self.say(
-                    "round",
-                    f"round {number + 1}/{self._rounds}: {text}, {size(up)} up, {size(down)} down so far",
-                    round=number + 1,
-                    loss=loss,
-                    bytes_up=up,
-                    bytes_down=down,
-                )
-            case Evaluated(round=number, accuracy=accuracy):
-                spread = (
-                    "" if fact.shared else f" (mean of {len(fact.clients)}: {fact.lowest:.2%} to {fact.highest:.2%})"
-                )
-                self.say(
-                    "evaluation",
-                    f"round {number + 1}/{self._rounds}: accuracy {accuracy:.2%}{spread}, loss {fact.loss:.4f} on {fact.samples} held-out samples",
-                    round=number + 1,
-                    accuracy=accuracy,
-                    min=fact.lowest,
-                    max=fact.highest,
-                    loss=fact.loss,
-                    samples=fact.samples,
-                )
-            case _:
-                pass
+        if isinstance(fact, Trained | BatchEvaluated):  # one a batch: they move the bar only
+            return
+        event = event_of(fact, self._rounds, self._ledger)
+        if event is not None:
+            self.say(event.name, event.line, level=event.level, **event.fields)
 
     def stop(self) -> None:
         """Say nothing more by itself, and leave the terminal as it was."""
@@ -167,7 +92,7 @@ class ServerConsole:
             return
         if not self._log.shows(Level.INFO):
             return
-        for part in _last_words(summary):
+        for part in summary_parts(summary):
             self._console.print(part)
         if where:
             self._console.print(Text(printable(f"everything is in {where}", MAX_OURS)))
@@ -217,45 +142,3 @@ def make_server_console(
     if wants_bar(level, as_json=as_json):
         return RunBar(ledger, rounds, clients=clients, level=level)
     return ServerConsole(ledger, rounds, clients=clients, as_json=as_json, level=level)
-
-
-def _last_words(summary: dict[str, Any]) -> list[RenderableType]:
-    """What came of the run, and its bytes; the fingerprint on a line of its own, which no table's width can cut."""
-    heading = f"run {summary['name']} ({summary['preset'] or 'own protocol'}): {summary['reason']}"
-    fingerprint = f"weights sha256 {summary['weights_sha256']}"
-    return [
-        Text(printable(heading, MAX_OURS), style="bold"),
-        _results(summary),
-        _bytes(summary["bytes"]),
-        Text(fingerprint),
-    ]
-
-
-def _results(summary: dict[str, Any]) -> Table:
-    table = Table(show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
-    evaluation = summary["evaluation"]
-    if evaluation:
-        spread = (
-            "" if evaluation["shared"] else f", mean over clients ({evaluation['min']:.2%} to {evaluation['max']:.2%})"
-        )
-        table.add_row("accuracy", f"{evaluation['accuracy']:.2%} of {evaluation['samples']:,} held-out samples{spread}")
-        table.add_row("loss, held out", f"{evaluation['loss']:.4f}")
-    if summary["train_loss"] is not None:
-        table.add_row("loss, last round", f"{summary['train_loss']:.4f}")
-    table.add_row("time", f"{summary['seconds']:.1f} s")
-    return table
-
-
-def _bytes(by_direction: dict[str, dict[str, int]]) -> Table:
-    table = Table()
-    table.add_column("bytes", style="bold")
-    for direction in by_direction:
-        table.add_column(direction, justify="right")
-    for kind in WIRE_KINDS:
-        if any(kind in kinds for kinds in by_direction.values()):
-            table.add_row(kind, *(size(kinds[kind]) if kind in kinds else "" for kinds in by_direction.values()))
-    table.add_section()
-    table.add_row("all", *(size(sum(kinds.values())) for kinds in by_direction.values()))
-    return table
