@@ -16,8 +16,8 @@ from sl_common.config.run_config import KNOWN_DATA, RunConfig, deep_merge
 from sl_common.errors import ConfigError
 from sl_common.network.network import Network
 from sl_common.protocol import Each, InTurn, Keep
-from sl_server.cli.application import read_config
 from sl_server.preflight.check import inspect
+from sl_server.storage.run_selection import read_config
 
 # One of every member of every union, with fields that are not the default.
 EVERYTHING = """

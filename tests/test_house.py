@@ -14,7 +14,7 @@ PRODUCT = ("sl_common", "sl_server", "sl_client")
 MAX_FILE, MAX_CLASS, MAX_FUNCTION, MAX_LINE = 250, 200, 40, 120
 OPENERS = {"what", "who", "whom", "whose", "which", "whether", "those", "it", "so", "of"}
 # Names of one meaning that each of several modules has: the commands of the two sides, and the same questions to each data set.
-TWINS = {"app", "main", "run", "check", "digest", "CLASSES", "read", "read_test", "find"}
+TWINS = {"app", "main", "run", "check", "simulate", "serve", "export", "digest", "CLASSES", "read", "read_test", "find"}
 
 
 def sources(*folders: str) -> dict[str, str]:
@@ -34,9 +34,7 @@ def definitions(text: str) -> Iterator[ast.ClassDef | Def]:
 
 def is_command(node: Def) -> bool:
     """Typer reads a command's options from its signature, which is a table."""
-    return any(
-        isinstance(d, ast.Call) and ast.unparse(d.func).endswith((".command", ".callback")) for d in node.decorator_list
-    )
+    return "typer.Option(" in (signature := ast.unparse(node.args)) or "typer.Argument(" in signature
 
 
 def lines_of(node: ast.ClassDef | Def) -> int:
@@ -64,7 +62,7 @@ def test_what_is_too_long_is_seen() -> None:
     assert too_long(f"def f():\n{body * 40}") == ["f: 41 lines"]
     assert too_long(f"class C:\n{body * 200}") == ["C: 201 lines"]
     assert too_long("x = 1\n" * 251) == ["251 lines"]
-    assert too_long(f"@app.command()\ndef f(\n{option * 60}):\n{body * 40}") == []
+    assert too_long(f"def f(\n{option * 60}    b: Annotated[int, typer.Option()] = 1\n):\n{body * 40}") == []
 
 
 def docstrings(text: str) -> Iterator[str]:

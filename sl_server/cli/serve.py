@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from sl_common.errors import CutlayerError
 from sl_common.exits import INTERRUPTED
 from sl_common.host.commands import JsonOption, LogLevel, Quiet, level_of
-from sl_common.host.log import Level, keep_going, name_run
+from sl_common.host.log import Level, keep_going
+from sl_server.cli.listening import listening
 from sl_server.cli.options import (
     ClientCa,
     Listen,
@@ -20,7 +20,6 @@ from sl_server.cli.options import (
     ServerCertOption,
     ServerKeyOption,
     TokensOption,
-    host_port,
 )
 
 
@@ -59,37 +58,20 @@ def serve(
 ) -> None:
     """After a run: answer split inference. Clients compute the lower segment (sl-client predict), this server the head."""
     keep_going(as_json=as_json)
-    host, port = host_port(listen, "--listen")
-    at = host_port(metrics, "--metrics") if metrics else None
-    from sl_server.security.credentials import make_door
-
-    papers = {"cert": cert, "key": key, "client_ca": client_ca, "revoked": revoked, "tokens": tokens}
-    door = make_door(f"{host}:{port}", **papers, insecure=insecure)
-    from sl_common.host.devices import pick_device
-    from sl_server.console.show import ServerConsole
+    files = {"cert": cert, "key": key, "client_ca": client_ca, "revoked": revoked, "tokens": tokens}
+    here = listening(listen, metrics, files, insecure=insecure)
+    from sl_server import api
     from sl_server.inference.microbatch import MicroBatching
-    from sl_server.inference.process import serve_trained
-    from sl_server.storage.trained import config_of, read_trained_run
-    from sl_server.telemetry.ledger import Ledger
 
-    ledger = Ledger()
-    show = ServerConsole(ledger, 0, as_json=as_json, level=level_of(log_level, quiet=quiet))
-    config = config_of(run_directory)
-    name_run(config.run.name)
-    asked = device or config.server.device
-    picked = pick_device(asked, "server.device" if device is None else "--device", show.warn)
-    trained = read_trained_run(run_directory, show.warn, picked)
-    failure, interrupted = serve_trained(
-        trained,
-        MicroBatching(max_samples=max_batch, max_wait_s=max_wait / 1e3),
-        listen=f"{host}:{port}",
-        door=door,
-        metrics=at,
-        show=show,
-        device=(picked, asked),
-        ledger=ledger,
+    interrupted = api.serve(
+        run_directory,
+        listen=here.address,
+        credentials=here.credentials,
+        batching=MicroBatching(max_samples=max_batch, max_wait_s=max_wait / 1e3),
+        metrics=here.metrics,
+        device=device,
+        as_json=as_json,
+        level=level_of(log_level, quiet=quiet),
     )
-    if failure is not None:
-        raise CutlayerError(failure)
     if interrupted:
         raise typer.Exit(INTERRUPTED)

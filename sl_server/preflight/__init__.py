@@ -7,7 +7,7 @@ from sl_common.lazy_exports import lazy_exports
 
 __getattr__, __all__ = lazy_exports(
     __name__,
-    check="inspect",
+    check="CheckReport inspect",
     check_text="show_report",
     codecs="compare",
     presets="",

@@ -7,7 +7,7 @@ from sl_common.lazy_exports import lazy_exports
 
 __getattr__, __all__ = lazy_exports(
     __name__,
-    choice="simulation_of",
+    choice="StackedOption simulation_of",
     replay="Departed Replayed replay_log",
-    simulation="first_seat",
+    simulation="Simulation first_seat",
 )

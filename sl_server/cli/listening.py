@@ -1,0 +1,32 @@
+"""Options of a server that listens, checked and turned into values: addresses and credentials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sl_server.cli.options import host_port
+
+if TYPE_CHECKING:  # what imports gRPC is imported when it is needed, not for --help
+    from sl_server.security.credentials import Credentials
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listening:
+    """Where a server listens, and how clients prove who they are."""
+
+    address: str  # HOST:PORT
+    metrics: tuple[str, int] | None
+    credentials: Credentials
+
+
+def listening(listen: str, metrics: str | None, files: Mapping[str, Path | None], *, insecure: bool) -> Listening:
+    """Check --listen, --metrics and the files of --cert, --key, --client-ca, --revoked and --tokens. Raises ConfigError."""
+    host, port = host_port(listen, "--listen")
+    at = host_port(metrics, "--metrics") if metrics else None
+    from sl_server.security.credentials import make_door
+
+    credentials = make_door(f"{host}:{port}", **files, insecure=insecure)
+    return Listening(address=f"{host}:{port}", metrics=at, credentials=credentials)
