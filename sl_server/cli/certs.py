@@ -91,33 +91,47 @@ def certs(
     as_json: JsonOption = False,
 ) -> None:
     """Make certificates for TLS: a CA, the server's, and one for each client whose name in it is the client's id."""
-    wanted = [given("--name", name) for name in names or []] or [f"c{number}" for number in range(clients or 0)]
+    wanted = _client_names(clients, names or [])
+    here = _folder(folder)
+    steps = {"--revoke": revoke, "--renew": renew, "--renew-ca": renew_ca, "--drop-ca": drop_ca}
+    match _only_step([option for option, value in steps.items() if value], beside=bool(wanted or hosts or add)):
+        case None:
+            _make(here, wanted, hosts or [], days, add=add, as_json=as_json)
+        case "--revoke":
+            _revoke(here, revoke or [], as_json=as_json)
+        case _:
+            _renew(here, renew or [], days, new_ca=renew_ca, drop=drop_ca, as_json=as_json)
+
+
+def _client_names(clients: int | None, names: list[str]) -> list[str]:
+    wanted = [given("--name", name) for name in names] or [f"c{number}" for number in range(clients or 0)]
     if clients is not None and clients != len(wanted):
         raise ConfigError(f"--clients {clients} and {len(wanted)} times --name: leave --clients out, or name them all")
+    return wanted
+
+
+def _folder(path: Path) -> Folder:
     try:
         from sl_server.security.certificates import Folder
     except ModuleNotFoundError as error:
         raise ConfigError(f"sl-server certs needs the package cryptography: {how_to_install('certs')}") from error
-    here = Folder(folder)
-    alone = {"--revoke": revoke, "--renew": renew, "--renew-ca": renew_ca, "--drop-ca": drop_ca}
-    chosen = [option for option, given in alone.items() if given]
-    if chosen and (wanted or hosts or add or len(chosen) > 1):
+    return Folder(path)
+
+
+def _only_step(chosen: list[str], *, beside: bool) -> str | None:
+    """Return the option that changes a folder, which goes alone; None where certificates are to be made."""
+    if chosen and (beside or len(chosen) > 1):
         others = "--clients, --name, --host, --add" + "".join(f", {one}" for one in chosen[1:])
         raise ConfigError(f"{chosen[0]} goes alone: without {others}")
-    if chosen and not revoke:
-        _renew(here, renew or [], days, new_ca=renew_ca, drop=drop_ca, as_json=as_json)
-        return
-    if revoke:
-        _say_revoked(here.revoke(revoke), here.revoked, as_json=as_json)
-        return
-    written = list(here.fill(wanted, hosts or [], days, add=add))[::-1]  # the authority first
+    return chosen[0] if chosen else None
+
+
+def _make(here: Folder, clients: list[str], hosts: list[str], days: int, *, add: bool, as_json: bool) -> None:
+    written = list(here.fill(clients, hosts, days, add=add))[::-1]  # the authority first
+    _print_files("files", written, as_json=as_json)
     if as_json:
-        write_line(json.dumps({"files": [{"path": str(one.path), "what": one.what} for one in written]}))
         return
-    width = max(len(str(one.path)) for one in written)
-    for one in written:
-        typer.echo(f"{one.path!s:<{width}}  {one.what}")
-    ca, client = here.cert("ca"), wanted[0] if wanted else "CLIENT"
+    ca, client = here.cert("ca"), clients[0] if clients else "CLIENT"
     typer.echo(
         f"""
 sl-server run RUN.toml --listen 0.0.0.0:50051 --cert {here.cert("server")} --key {here.key("server")} --client-ca {ca} \\
@@ -132,20 +146,27 @@ def _renew(here: Folder, names: list[str], days: int, *, new_ca: bool, drop: boo
     written = (
         renewal.renew_ca(here, days) if new_ca else renewal.drop_ca(here) if drop else renewal.renew(here, names, days)
     )
+    _print_files("renewed", written, as_json=as_json)
+    if new_ca and not as_json:
+        typer.echo(f"then: sl-server certs {here.path} --renew server --renew CLIENT …, and at last --drop-ca")
+
+
+def _revoke(here: Folder, clients: list[str], *, as_json: bool) -> None:
+    written = here.revoke(clients)
     if as_json:
-        write_line(json.dumps({"renewed": [{"path": str(one.path), "what": one.what} for one in written]}))
+        _print_files("revoked", written, as_json=True)
+        return
+    for one in written:
+        typer.echo(f"{one.path}: {one.what} is revoked")
+    typer.echo(
+        f"in {here.revoked}, for the server's --revoked; move the client's files away to make it new ones with --add"
+    )
+
+
+def _print_files(key: str, written: list[Written], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({key: [{"path": str(one.path), "what": one.what} for one in written]}))
         return
     width = max(len(str(one.path)) for one in written)
     for one in written:
         typer.echo(f"{one.path!s:<{width}}  {one.what}")
-    if new_ca:
-        typer.echo(f"then: sl-server certs {here.path} --renew server --renew CLIENT …, and at last --drop-ca")
-
-
-def _say_revoked(written: list[Written], where: Path, *, as_json: bool) -> None:
-    if as_json:
-        write_line(json.dumps({"revoked": [{"path": str(one.path), "what": one.what} for one in written]}))
-        return
-    for one in written:
-        typer.echo(f"{one.path}: {one.what} is revoked")
-    typer.echo(f"in {where}, for the server's --revoked; move the client's files away to make it new ones with --add")

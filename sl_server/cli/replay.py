@@ -52,15 +52,21 @@ def replay(
     Exit code 0: they agree, bit for bit. 1: the replay departs, or the log is damaged; the error names the event and the tensor.
     Computations agree between machines of one kind: the same torch, processor type and device.
     """
-    from sl_common.host.devices import pick_device
-    from sl_server.simulation.replay import replay_log
-    from sl_server.storage.eventlog import EVENT_LOG, Recorded, opened_log
+    from sl_server.storage.eventlog import EVENT_LOG
 
     if first is not None and until is not None and first > until:
         raise ConfigError(f"--from {first} comes after --until {until}")
     path = run_directory / EVENT_LOG if run_directory.is_dir() else run_directory
     if run_directory.is_dir() and not path.exists():
         raise ConfigError(f"{run_directory}: holds no {EVENT_LOG}: a run writes one with sl-server run --record")
+    _replay(path, first, until, device, as_json=as_json)
+
+
+def _replay(path: Path, first: int | None, until: int | None, device: str | None, *, as_json: bool) -> None:
+    from sl_common.host.devices import pick_device
+    from sl_server.simulation.replay import replay_log
+    from sl_server.storage.eventlog import Recorded, opened_log
+
     with opened_log(path) as (recorded, reader):
         size = reader.length
     where = pick_device(device or recorded.device, "--device")

@@ -5,7 +5,7 @@ Needs matplotlib and jinja2, which only this does (the extra `report`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def make_page(paths: Sequence[Path]) -> str:
         results=words.results(runs),
         settings=words.settings(runs),
         differences=words.differences(runs) if len(runs) > 1 else [],
-        sections=list(_sections(shown)),
+        sections=_sections(shown),
         title_of=words.title_of,
         state_of=words.state_of,
         rounds=words.rounds,
@@ -74,25 +74,31 @@ def make_page(paths: Sequence[Path]) -> str:
     )
 
 
-def _sections(shown: Sequence[Shown]) -> Iterator[Section]:
-    made: Callable[[Iterator[Plot]], tuple[Plot, ...]] = tuple
+def _sections(shown: Sequence[Shown]) -> list[Section]:
+    return [*_learning_sections(shown), *_cost_sections(shown), _clients_section(shown)]
+
+
+def _learning_sections(shown: Sequence[Shown]) -> Iterator[Section]:
     band = any(not e.shared for s in shown for e in s.run.evaluations)
     yield Section(
         title="Accuracy",
         text="The band is from the worst to the best client: each has lower layers of its own." if band else "",
-        plots=made(plots.accuracies(shown)),
+        plots=tuple(plots.accuracies(shown)),
         without="no evaluation is recorded",
     )
     yield Section(
         title="Loss",
         text="Solid: mean over a round's training batches. Dashed: on held-out data.",
-        plots=made(plots.loss_plots(shown)),
+        plots=tuple(plots.loss_plots(shown)),
         without="no round is over",
     )
+
+
+def _cost_sections(shown: Sequence[Shown]) -> Iterator[Section]:
     yield Section(
         title="Bytes by kind",
         text="Counted on the wire: serialized gRPC messages with their prefixes, what was sent again included. Up is to the server.",
-        plots=made(plots.traffic(shown)),
+        plots=tuple(plots.traffic(shown)),
         without="no bytes are recorded",
         key=tuple(_KINDS.get(kind, kind) for kind in WIRE_KINDS),
         half=True,
@@ -100,7 +106,7 @@ def _sections(shown: Sequence[Shown]) -> Iterator[Section]:
     yield Section(
         title="Where a step's time goes",
         text="From a client's batch to its next one, with the wait for other clients in it.",
-        plots=made(plots.step(shown)),
+        plots=tuple(plots.step(shown)),
         without="no step was timed: this is measured where clients on a network wait for gradients, not in a simulation",
         key=tuple(_PHASES[phase] for phase in PHASES),
         half=True,
@@ -108,13 +114,16 @@ def _sections(shown: Sequence[Shown]) -> Iterator[Section]:
     yield Section(
         title="A step over the rounds",
         text="In the colours of the phases above.",
-        plots=made(plots.phases(shown)),
+        plots=tuple(plots.phases(shown)),
         without="",
     )
-    yield Section(
+
+
+def _clients_section(shown: Sequence[Shown]) -> Section:
+    return Section(
         title="Clients",
         text=_left_out(shown),
-        plots=made(gantt.clients(shown)),
+        plots=tuple(gantt.clients(shown)),
         without="no client has trained",
     )
 
