@@ -1,6 +1,6 @@
 """The product as functions: `simulate`, `train`, `serve`, `check`, `export`. The commands of `sl-server` call these.
 
-Each function imports what it needs when it is called, so that reading a command's options loads no torch, and a simulation no gRPC.
+Each function imports its modules when called, so that `--help` loads no torch, and `check` no gRPC.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunResult:
-    """The end of a run that did not fail."""
+    """Result of a run that did not fail."""
 
     summary: dict[
         str, Any
     ]  # the content of summary.json; empty if the run was stopped between two waves, to be resumed
-    interrupted: bool  # by its operator (SIGINT)
+    interrupted: bool  # True: its operator stopped it (SIGINT)
 
 
 def simulate(
@@ -44,7 +44,7 @@ def simulate(
     as_json: bool = False,
     level: Level = Level.INFO,
 ) -> RunResult:
-    """Run a whole run in this process and write its directory. Raises CutlayerError if it fails."""
+    """Simulate a run in this process and write its directory. Raises CutlayerError if it fails."""
     from sl_common.host.devices import pick_device
     from sl_common.host.locks import sole_writer
     from sl_server.console.show import make_server_console
@@ -158,8 +158,7 @@ def serve(
 
     ledger = Ledger()
     show = ServerConsole(ledger, 0, as_json=as_json, level=level)
-    config = config_of(run_directory)
-    name_run(config.run.name)
+    name_run((config := config_of(run_directory)).run.name)
     asked = device or config.server.device
     picked = pick_device(asked, "server.device" if device is None else "--device", show.warn)
     trained = read_trained_run(run_directory, show.warn, picked)

@@ -37,7 +37,8 @@ def certs(
         list[str] | None,
         typer.Option(
             "--host",
-            help="A name or address by which clients reach the server, beside localhost and this machine's name. May be repeated.",
+            help="A name or address by which clients reach the server, beside localhost and this machine's name. May "
+            "be repeated.",
             envvar="SL_HOST",
         ),
     ] = None,
@@ -49,8 +50,8 @@ def certs(
         bool,
         typer.Option(
             "--add",
-            help="Use the CA that is in DIR already: for further clients, or a new server certificate after the old one was "
-            "moved away.",
+            help="Use the CA that is in DIR already: for further clients, or a new server certificate after the old "
+            "one was moved away.",
             envvar="SL_ADD",
         ),
     ] = False,
@@ -58,8 +59,8 @@ def certs(
         list[str] | None,
         typer.Option(
             "--revoke",
-            help="Lock this client's certificate out: write it into DIR/revoked.pem, which a server with --revoked reads again. "
-            "May be repeated.",
+            help="Lock this client's certificate out: write it into DIR/revoked.pem, which a server with --revoked "
+            "reads again. May be repeated.",
             envvar="SL_REVOKE",
         ),
     ] = None,
@@ -67,8 +68,8 @@ def certs(
         list[str] | None,
         typer.Option(
             "--renew",
-            help="Give this certificate in DIR (a client's, or server) new dates; its key, names and role stay, so that one file changes. "
-            "May be repeated.",
+            help="Give this certificate in DIR (a client's, or server) new dates; its key, names and role stay, so "
+            "that one file changes. May be repeated.",
             envvar="SL_RENEW",
         ),
     ] = None,
@@ -76,7 +77,8 @@ def certs(
         bool,
         typer.Option(
             "--renew-ca",
-            help="Begin to replace the CA: DIR/ca.pem then holds the new one and the old one, which both are trusted until --drop-ca.",
+            help="Begin to replace the CA: DIR/ca.pem then holds the new one and the old one, which both are trusted "
+            "until --drop-ca.",
             envvar="SL_RENEW_CA",
         ),
     ] = False,
@@ -132,11 +134,11 @@ def _make(here: Folder, clients: list[str], hosts: list[str], days: int, *, add:
     if as_json:
         return
     ca, client = here.cert("ca"), clients[0] if clients else "CLIENT"
+    server = joined((hosts or ["HOST"])[0], USUAL_PORT)
     typer.echo(
-        f"""
-sl-server run RUN.toml --listen 0.0.0.0:50051 --cert {here.cert("server")} --key {here.key("server")} --client-ca {ca} \\
-    --revoked {here.revoked}
-sl-client run --server {joined((hosts or ["HOST"])[0], USUAL_PORT)} --ca {ca} --cert {here.cert(client)} --key {here.key(client)}"""
+        f"\nsl-server run RUN.toml --listen 0.0.0.0:50051 --cert {here.cert('server')} --key {here.key('server')} "
+        f"--client-ca {ca} \\\n    --revoked {here.revoked}\n"
+        f"sl-client run --server {server} --ca {ca} --cert {here.cert(client)} --key {here.key(client)}"
     )
 
 

@@ -57,7 +57,7 @@ def codecs(
     overrides: Overrides = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What each codec makes of a real tensor of a run: bytes, ratio, error, time. → marks the configured one."""
+    """Compare all codecs on a real tensor of a run: bytes, ratio, error, time. → marks the configured one."""
     from sl_common.config.run_config import RunConfig
     from sl_server.preflight.codecs import compare
 

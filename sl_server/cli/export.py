@@ -17,7 +17,8 @@ def export(
     lower: Annotated[
         Path | None,
         typer.Option(
-            help="The lower segment that a client wrote (sl-client run --save-lower FILE), where lower segments are private.",
+            help="The lower segment that a client wrote (sl-client run --save-lower FILE), where lower segments are "
+            "private.",
             envvar="SL_LOWER",
         ),
     ] = None,
@@ -33,5 +34,6 @@ def export(
 
     written, tensors = api.export(run_directory, to=to, lower=lower, head=head)
     typer.echo(
-        f"wrote {written}: {tensors} tensors; load with safetensors.torch.load_file and nn.Sequential(OrderedDict(blocks))"
+        f"wrote {written}: {tensors} tensors; load with safetensors.torch.load_file and "
+        f"nn.Sequential(OrderedDict(blocks))"
     )

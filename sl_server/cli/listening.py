@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from sl_server.cli.options import host_port
 
-if TYPE_CHECKING:  # what imports gRPC is imported when it is needed, not for --help
+if TYPE_CHECKING:  # modules that import gRPC are imported when needed, not for --help
     from sl_server.security.credentials import Credentials
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Listening:
-    """Where a server listens, and how clients prove who they are."""
+    """A server's addresses, and the credentials that clients must have."""
 
     address: str  # HOST:PORT
     metrics: tuple[str, int] | None
@@ -23,7 +23,10 @@ class Listening:
 
 
 def listening(listen: str, metrics: str | None, files: Mapping[str, Path | None], *, insecure: bool) -> Listening:
-    """Check --listen, --metrics and the files of --cert, --key, --client-ca, --revoked and --tokens. Raises ConfigError."""
+    """Check the addresses and the files of a server's options. Raises ConfigError.
+
+    `files`: paths by option: cert, key, client_ca, revoked, tokens.
+    """
     host, port = host_port(listen, "--listen")
     at = host_port(metrics, "--metrics") if metrics else None
     from sl_server.security.credentials import make_door

@@ -15,7 +15,7 @@ USUAL_METRICS = 9464
 
 
 def _overrides(context: typer.Context, values: list[str] | None) -> list[str] | None:
-    """The items of SL_SET by our own rule: click splits at every space, also within a value."""
+    """Split the items of SL_SET by our own rule: click splits at every space, also within a value."""
     source = context.get_parameter_source("overrides")
     if source is None or source.name != "ENVIRONMENT":
         return values
@@ -31,8 +31,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="Override a key of the file: --set run.rounds=3 --set codec.up=float8. May be repeated; in the variable, items are "
-        "separated by spaces, and a value with spaces stands in quotes: run.rounds=3 run.name='my run'.",
+        help="Override a key of the file: --set run.rounds=3 --set codec.up=float8. May be repeated; in the "
+        "variable, items are separated by spaces, and a value with spaces stands in quotes: run.rounds=3 "
+        "run.name='my run'.",
         envvar=SET_VARIABLE,
         callback=_overrides,
     ),
@@ -40,7 +41,8 @@ Overrides = Annotated[
 ServerCertOption = Annotated[
     Path | None,
     typer.Option(
-        help="Turn TLS on: this server's certificate in PEM form (sl-server certs makes one). Read again when it changes.",
+        help="Turn TLS on: this server's certificate in PEM form (sl-server certs makes one). Read again when it "
+        "changes.",
         envvar="SL_CERT",
     ),
 ]
@@ -58,8 +60,8 @@ ClientCa = Annotated[
 RevokedOption = Annotated[
     Path | None,
     typer.Option(
-        help="A list of revoked certificates (a CRL in PEM form) of --client-ca: whoever is on it is locked out, at once. Read "
-        "again when it changes; sl-server certs DIR --revoke CLIENT writes it.",
+        help="A list of revoked certificates (a CRL in PEM form) of --client-ca: whoever is on it is locked out, at "
+        "once. Read again when it changes; sl-server certs DIR --revoke CLIENT writes it.",
         envvar="SL_REVOKED",
     ),
 ]
@@ -75,7 +77,8 @@ TensorBoardOption = Annotated[
     bool,
     typer.Option(
         "--tensorboard",
-        help="Also write the columns of metrics.csv for TensorBoard, into the run directory. Needs the extra tensorboard.",
+        help="Also write the columns of metrics.csv for TensorBoard, into the run directory. Needs the extra "
+        "tensorboard.",
         envvar="SL_TENSORBOARD",
     ),
 ]
@@ -92,14 +95,14 @@ Plaintext = Annotated[
     bool,
     typer.Option(
         "--insecure",
-        help="Listen in plaintext beyond this machine: whoever is on the way reads labels and activations, and anybody "
-        "may join.",
+        help="Listen in plaintext beyond this machine: whoever is on the way reads labels and activations, and "
+        "anybody may join.",
         envvar="SL_INSECURE",
     ),
 ]
 
 
 def host_port(text: str, option: str) -> tuple[str, int]:
-    """HOST:PORT or PORT; an IPv6 address keeps its brackets. Raises ConfigError."""
+    """Parse HOST:PORT or PORT; an IPv6 address keeps its brackets. Raises ConfigError."""
     address = address_to_listen(text, option, USUAL_METRICS if option == "--metrics" else USUAL_PORT)
     return address.bracketed, address.port

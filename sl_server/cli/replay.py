@@ -15,7 +15,7 @@ from sl_common.host.commands import JsonOption
 from sl_common.host.log import json_line, write_line
 from sl_common.host.text import printable_lines
 
-if TYPE_CHECKING:  # what imports torch is imported when it is needed, not for --help
+if TYPE_CHECKING:  # modules that import torch are imported when needed, not for --help
     from sl_common.messages.training import Logged
     from sl_common.wire.eventlog import Entry, LogReader
     from sl_server.core.outbox import Messages
@@ -49,8 +49,8 @@ def replay(
 ) -> None:
     """Replay a run that was recorded (run --record), and compare all messages and weights with its event log.
 
-    Exit code 0: they agree, bit for bit. 1: the replay departs, or the log is damaged; the error names the event and the tensor.
-    Computations agree between machines of one kind: the same torch, processor type and device.
+    Exit code 0: they agree, bit for bit. 1: the replay departs, or the log is damaged; the error names the event and
+    the tensor. Computations agree between machines of one kind: the same torch, processor type and device.
     """
     from sl_server.storage.eventlog import EVENT_LOG
 
@@ -95,7 +95,7 @@ def _end(found: Replayed, path: Path, until: int | None, as_json: bool) -> None:
     ended, expected = found.coordinator.ended, summary.get("weights_sha256")
     if stopped:
         expected = None
-    elif expected is not None and ended is None:  # it was resumed, and then not recorded; or a full disk ended the log
+    elif expected is not None and ended is None:  # the run was resumed without --record, or a full disk ended the log
         _print(as_json, "warning", {"text": "the log ends before the run did: what came after was not recorded"})
         expected = None
     if expected not in (None, sha):
@@ -126,8 +126,8 @@ def _print(as_json: bool, event: str, fields: dict[str, Any]) -> None:
             over = f"the run ended: {fields['reason']}" if fields["reason"] else "the run was under way"
             same = ", as in summary.json" if fields["as_summary"] else ""
             text = (
-                f"replayed {fields['events']:,} events, every message and all weights agree; {over}; "
-                f"weights {fields['weights_sha256'][:16]}{same}"
+                f"replayed {fields['events']:,} events, every message and all weights agree; {over}; weights "
+                f"{fields['weights_sha256'][:16]}{same}"
             )
         case _:
             who = f" {fields['client']}" if fields["client"] else ""
@@ -151,7 +151,7 @@ def _short(fields: dict[str, str]) -> str:
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    """What the run's directory says of its end; nothing where it says nothing."""
+    """Return the run's summary; empty if there is none or it has no digest."""
     try:
         found = json.loads((path.parent / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -161,7 +161,7 @@ def _summary(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _progress(total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar over the log's bytes on a terminal: a function that is told how many are replayed."""
+    """Show a bar over the log's bytes on a terminal; yield a function that takes the number of bytes replayed."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -34,8 +34,8 @@ def run(
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Go on with the run in this directory, from its newest checkpoint, in place of a configuration. With one: begin "
-            "it there if the directory holds no run yet, and end at once if that run is over.",
+            help="Go on with the run in this directory, from its newest checkpoint, in place of a configuration. "
+            "With one: begin it there if the directory holds no run yet, and end at once if that run is over.",
             envvar="SL_RESUME",
             metavar="DIR",
         ),
@@ -54,7 +54,8 @@ def run(
         bool,
         typer.Option(
             "--record",
-            help="Also write every event to events.log, to replay the run bit for bit with sl-server replay. Holds all activations.",
+            help="Also write every event to events.log, to replay the run bit for bit with sl-server replay. Holds "
+            "all activations.",
             envvar="SL_RECORD",
         ),
     ] = False,

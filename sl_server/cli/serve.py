@@ -30,8 +30,8 @@ def serve(
     max_wait: Annotated[
         float,
         typer.Option(
-            help="Milliseconds that a query may wait for others to go through the head with; while all clients that are "
-            "connected wait for answers, none does.",
+            help="Milliseconds that a query may wait for others to go through the head with; while all clients that "
+            "are connected wait for answers, none does.",
             envvar="SL_MAX_WAIT",
             min=0,
             max=10_000,
@@ -56,7 +56,8 @@ def serve(
     log_level: LogLevel = Level.INFO,
     quiet: Quiet = False,
 ) -> None:
-    """After a run: answer split inference. Clients compute the lower segment (sl-client predict), this server the head."""
+    """After a run: answer split inference. Clients compute the lower segment (sl-client predict), this server the
+    head."""
     keep_going(as_json=as_json)
     files = {"cert": cert, "key": key, "client_ca": client_ca, "revoked": revoked, "tokens": tokens}
     here = listening(listen, metrics, files, insecure=insecure)

@@ -16,7 +16,7 @@ from sl_server.storage.run_selection import new_directory, read_config
 
 
 class Stacking(StrEnum):
-    """What a simulation may compute as one."""
+    """When clients' lower segments are computed as one."""
 
     OFF = "off"
     AUTO = "auto"
@@ -31,8 +31,9 @@ def simulate(
     stacked: Annotated[
         Stacking,
         typer.Option(
-            help="Compute all clients' lower segments as one, for runs with many clients: off; auto, if a short trial says that it "
-            "is faster; on. The last bits of the weights then differ from those of the real run.",
+            help="Compute all clients' lower segments as one, for runs with many clients: off; auto, if a short "
+            "trial says that it is faster; on. The last bits of the weights then differ from those of the real "
+            "run.",
             envvar="SL_STACKED",
         ),
     ] = Stacking.OFF,
@@ -41,7 +42,8 @@ def simulate(
     log_level: LogLevel = Level.INFO,
     quiet: Quiet = False,
 ) -> None:
-    """The same run in one process, without a network. The weights are those of the real run, bit for bit, unless stacked."""
+    """The same run in one process, without a network. The weights are those of the real run, bit for bit, unless
+    stacked."""
     keep_going(as_json=as_json)
     config = read_config(config_file, overrides)
     name_run(config.run.name)

@@ -1,4 +1,4 @@
-"""How far a run has come, from its facts: what a bar draws, and a line every few seconds where there is none."""
+"""Progress of a run, computed from its facts: for a bar, or for a line every few seconds where there is no bar."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from sl_server.telemetry.ledger import Ledger
 
 
 class RunProgress:
-    """Takes facts in one thread and is asked from others. `clients`: how many the run waits for before it begins."""
+    """Takes facts in one thread and is read from others. `clients`: number of clients that the run waits for at its
+    start."""
 
     def __init__(self, ledger: Ledger, rounds: int, clients: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._ledger, self.rounds, self._wanted, self._clock = ledger, rounds, clients, clock
@@ -32,36 +33,36 @@ class RunProgress:
         self.wave: WaveBegun | None = None
         self._over = False
         self._ready = 0
-        self._rounds_here: list[float] = []  # when the first wave of this process began, and when each round ended
-        self._last_round = 0  # rounds that are over
+        self._rounds_here: list[float] = []  # when the first wave of this process began, then when each round ended
+        self._last_round = 0  # number of rounds that are over
         self._begin(None)
 
     def _begin(self, wave: WaveBegun | None) -> None:
         self.wave, self._since = wave, self._clock()
-        self._busy = frozenset(wave.clients if wave else ())  # replaced as a whole: other threads read it
+        self._busy = frozenset(wave.clients if wave else ())  # replaced as a whole, because other threads read it
         self.done = self.samples = 0
         self._loss = 0.0
 
     @property
     def evaluating(self) -> bool:
-        """Whether the wave under way evaluates."""
+        """True while the current wave evaluates."""
         return self.wave is not None and self.wave.evaluate
 
     @property
     def total(self) -> int | None:
-        """How much the wave under way has to do: batches, or samples where it evaluates; None if that is not known."""
+        """Work of the current wave: batches, or samples if it evaluates; None if unknown."""
         if self.wave is None:
             return None
         return (self.wave.held_out if self.wave.evaluate else self.wave.steps) or None
 
     @property
     def loss(self) -> float | None:
-        """Mean over the batches of this wave so far."""
+        """Mean loss over the batches of this wave so far."""
         done = self.done
         return self._loss / done if done and not self.evaluating else None
 
     def fact(self, fact: Fact) -> None:
-        """Something happened."""
+        """Update progress by one fact."""
         match fact:
             case Trained(loss=loss, samples=samples):
                 self.done, self.samples, self._loss = self.done + 1, self.samples + samples, self._loss + loss
@@ -89,14 +90,15 @@ class RunProgress:
                 pass
 
     def wave_left_s(self) -> float | None:
-        """Seconds that the rest of this wave takes at its speed so far."""
+        """Estimate the seconds left in this wave at its speed so far."""
         total, done = self.total, self.done
         if not total or not done:
             return None
         return max(0, total - done) * (self._clock() - self._since) / done
 
     def run_left_s(self) -> float | None:
-        """Seconds that the rest of the run takes if the rounds to come are like those of this process; None before one is over."""
+        """Estimate the seconds left in the run, if later rounds take as long as those of this process; None before one
+        is over."""
         times = self._rounds_here
         if len(times) < 2:
             return None
@@ -105,23 +107,23 @@ class RunProgress:
         return max(left, self.wave_left_s() or 0.0, 0.0)
 
     def left(self) -> str:
-        """Both in words."""
+        """Return both estimates as text."""
         wave, run = self.wave_left_s(), self.run_left_s()
         told = [] if wave is None else [f"{duration(wave)} left of this wave"]
         return ", ".join(told + ([] if run is None else [f"{duration(run)} of the run"]))
 
     def bytes(self) -> tuple[int, int, float]:
-        """Wire bytes up, down, and of both in a second."""
+        """Return wire bytes up, down, and both per second."""
         up, down = self._ledger.total("up"), self._ledger.total("down")
         return up, down, self._rate.at(up + down)
 
     def wire(self) -> str:
-        """The same in words."""
+        """Return bytes and rate as text."""
         up, down, per_s = self.bytes()
         return f"{size(up + down)} {rate(per_s)}"
 
     def line(self) -> tuple[str, dict[str, Any]] | None:
-        """A line of text and its fields; None when the run is over."""
+        """Return a line of text and its fields; None when the run is over."""
         wave = self.wave
         if self._over:
             return None

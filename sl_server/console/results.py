@@ -14,7 +14,10 @@ from sl_common.messages.training import WIRE_KINDS
 
 
 def summary_parts(summary: dict[str, Any]) -> list[RenderableType]:
-    """Return the parts to print: heading, results, bytes, and the fingerprint on a line of its own, which no table's width can cut."""
+    """Return the parts to print: heading, results, bytes, fingerprint.
+
+    The fingerprint stands on its own line, so that a table's width cannot cut it.
+    """
     heading = f"run {summary['name']} ({summary['preset'] or 'own protocol'}): {summary['reason']}"
     fingerprint = f"weights sha256 {summary['weights_sha256']}"
     return [

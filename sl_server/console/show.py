@@ -1,4 +1,4 @@
-"""What a person at the server sees: a progress bar on a terminal, plain lines in a pipe, or one JSON line an event."""
+"""The server's console: a progress bar on a terminal, plain lines in a pipe, or one JSON object a line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sl_server.telemetry.ledger import Ledger
 
 
 class ServerConsole:
-    """Lines; with `as_json`, one JSON object each."""
+    """Prints lines; with `as_json`, one JSON object each."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class ServerConsole:
         as_json: bool = False,
         level: Level = Level.INFO,
     ) -> None:
-        """`clients`: how many the run waits for."""
+        """`clients`: number of clients that the run waits for at its start."""
         self._ledger = ledger
         self._rounds = rounds
         self._json = as_json
@@ -49,16 +49,16 @@ class ServerConsole:
         self._log.say(event, line, level, fields)
 
     def warn(self, text: str) -> None:
-        """Something that a person should know of."""
+        """Print a warning."""
         self.say("warning", f"warning: {text}", level=Level.WARNING, text=text)
 
     def begin(self) -> None:
-        """From now on say every few seconds how far the run has come."""
-        self.progress.bytes()  # from here the first rate counts
+        """Begin to print progress every few seconds."""
+        self.progress.bytes()  # the first rate counts from here
         self._beat.start()
 
     def tick(self) -> None:
-        """Say how far the run has come."""
+        """Print the progress so far."""
         found = self.progress.line()
         if found is None:
             return
@@ -67,25 +67,25 @@ class ServerConsole:
             self.say("progress", text, **fields)
 
     def device(self, device: str, asked: str) -> None:
-        """Say on which device the head is computed, and what was asked for."""
+        """Print the device that computes the head, and the one that was asked for."""
         text = f"computing the head on {described(device)}" + (" (device = auto)" if asked == "auto" else "")
         self.say("device", text, device=device, asked=asked)
 
     def fact(self, fact: Fact) -> None:
-        """Say what matters to a person."""
+        """Print the fact if it matters to a person."""
         self.progress.fact(fact)
-        if isinstance(fact, Trained | BatchEvaluated):  # one a batch: they move the bar only
+        if isinstance(fact, Trained | BatchEvaluated):  # one a batch; a bar shows them
             return
         event = event_of(fact, self._rounds, self._ledger)
         if event is not None:
             self.say(event.name, event.line, level=event.level, **event.fields)
 
     def stop(self) -> None:
-        """Say nothing more by itself, and leave the terminal as it was."""
+        """Stop printing progress, and leave the terminal as it was."""
         self._beat.stop()
 
     def summary(self, summary: dict[str, Any], where: str | None) -> None:
-        """The table at the end."""
+        """Print the table at the end."""
         self.stop()
         if self._json:
             self.say("summary", "", **summary)
@@ -99,7 +99,7 @@ class ServerConsole:
 
 
 class RunBar(ServerConsole):
-    """A progress bar for the wave under way, and lines above it."""
+    """A progress bar for the current wave, with lines above it."""
 
     _is_bar = True
 
@@ -110,10 +110,10 @@ class RunBar(ServerConsole):
         self._bar.start()
 
     def begin(self) -> None:
-        """The bar says it."""
+        """Do nothing: the bar shows progress all the time."""
 
     def fact(self, fact: Fact) -> None:
-        """Move the bar too."""
+        """Print the fact, and move the bar."""
         super().fact(fact)
         match fact:
             case WaveBegun(evaluate=evaluate):
@@ -130,7 +130,7 @@ class RunBar(ServerConsole):
                 pass
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         super().stop()
         self._bar.stop()
 
@@ -138,7 +138,7 @@ class RunBar(ServerConsole):
 def make_server_console(
     ledger: Ledger, rounds: int, *, clients: int, as_json: bool, level: Level = Level.INFO
 ) -> ServerConsole:
-    """Make what fits where the output goes."""
+    """Return the console that suits the output: a bar on a terminal, else lines."""
     if wants_bar(level, as_json=as_json):
         return RunBar(ledger, rounds, clients=clients, level=level)
     return ServerConsole(ledger, rounds, clients=clients, as_json=as_json, level=level)

@@ -1,4 +1,4 @@
-"""The time that the server's alignments of auxiliary networks take, estimated from one batch."""
+"""Cost of the server's alignments of auxiliary networks, estimated from one batch."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from sl_common.protocol.align import AlignmentSamples
 from sl_common.seeds import torch_generator
 from sl_common.training.segment import Segment
 
-MEASURED = 128  # samples that an alignment is measured on, at most
+MEASURED = 128  # most samples that are used to measure an alignment
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlignmentCost:
-    """What the server's alignments take, estimated from one batch of noise on this machine's CPU."""
+    """Time and bytes of the server's alignments, estimated from one batch of noise on this machine's CPU."""
 
     samples: int  # in a client's memory, once it is full
-    times: int  # in the run, over all clients
-    seconds: float  # of one, with a full memory
-    aux_bytes: int  # down to a client each time
+    times: int  # number of alignments in the run, over all clients
+    seconds: float  # of one alignment, with a full memory
+    aux_bytes: int  # sent down to a client each time
 
     def __str__(self) -> str:
         return (
-            f"alignment of one client's auxiliary network ({size(self.aux_bytes)}) on {self.samples} samples: about {self.seconds:.1f} s "
-            f"on this machine's CPU; {self.times} of them in this run, about {self.times * self.seconds:.0f} s of work beside the training"
+            f"alignment of one client's auxiliary network ({size(self.aux_bytes)}) on {self.samples} samples: about "
+            f"{self.seconds:.1f} s on this machine's CPU; {self.times} of them in this run, about "
+            f"{self.times * self.seconds:.0f} s of work beside the training"
         )
 
 
 def measure_alignment(config: RunConfig, network: Network) -> AlignmentCost:
-    """Twice one batch of the alignment: the first warms up."""
+    """Measure one batch of the alignment, the second time: the first warms up."""
     how, gate, run = config.server.alignment, config.protocol.gate, config.run
     directives = [gate.decide([], At(seed=run.seed, round=r, rounds=run.rounds)) for r in range(run.rounds)]
     record = next((d.record for d in directives if not d.warm), None) or Newest(

@@ -1,4 +1,4 @@
-"""What a configuration means before it is run: the cuts, a step's exact bytes, the client's memory."""
+"""Examine a configuration before it runs: its cuts, the exact bytes of a step, the client's memory."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from sl_server.preflight.cuts import CutOption, try_cut
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckReport:
-    """What `sl-server check` says."""
+    """The result of `sl-server check`."""
 
     config: RunConfig
     cuts: list[CutOption]
     chosen: int
     head_bytes: int
-    device: str  # of the head on this machine, or why there is none such here
-    aligning: AlignmentCost | None  # where the server aligns auxiliary networks
+    device: str  # the head's device on this machine, or why it is not available here
+    aligning: AlignmentCost | None  # None where the server aligns no auxiliary networks
     ties: tuple[Tie, ...] = ()  # tensors that have several names
-    found: tuple[str, ...] = ()  # what a trial of the network has to say
+    found: tuple[str, ...] = ()  # warnings from a trial of the network
 
     def to_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """Return the report for --json."""
         return {
             "config": self.config.model_dump(mode="json"),
             "cuts": [asdict(cut) for cut in self.cuts],
@@ -63,7 +63,7 @@ def inspect(config: RunConfig) -> CheckReport:
 
 
 def _device(config: RunConfig) -> str:
-    """The server may be another machine than this one: a device that is not here is told, not refused."""
+    """Return the head's device. A missing one is reported, not refused: the server may be another machine."""
     try:
         return pick_device(config.server.device, "server.device")
     except ConfigError as error:

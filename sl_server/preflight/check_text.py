@@ -24,13 +24,13 @@ def show_report(console: Console, report: CheckReport, *, resolved: bool) -> Non
     if resolved:
         console.print_json(json.dumps(config.model_dump(mode="json")))
     console.print(
-        f"run {config.run.name!r}: {config.run.rounds} rounds, {config.run.clients} clients, {config.preset or 'own protocol'}, "
+        f"run {config.run.name!r}: {config.run.rounds} rounds, {config.run.clients} clients, "
+        f"{config.preset or 'own protocol'}, "
         f"model {config.model.name} on {config.data.name} {config.input}, batch {config.data.batch_size}"
     )
     console.print(
-        f"devices: server.device = {config.server.device} is {report.device} on this machine; "
-        f"client.device = {config.client.device}"
-        + (", a GPU where one has it" if config.client.device == "auto" else "")
+        f"devices: server.device = {config.server.device} is {report.device} on this machine; client.device = "
+        f"{config.client.device}" + (", a GPU where one has it" if config.client.device == "auto" else "")
     )
     console.print(_cuts_table(report))
     console.print(_traffic_table(own))
@@ -74,7 +74,7 @@ def _cuts_table(report: CheckReport) -> Table:
 
 
 def _uploads(config: RunConfig) -> str:
-    """How many of a wave's batches cross the cut."""
+    """Return a line about the share of a wave's batches that cross the cut."""
     learner, steps = config.protocol.learner, config.client.wave.steps
     assert isinstance(learner, LocalLoss)
     every = learner.send_every
@@ -84,7 +84,7 @@ def _uploads(config: RunConfig) -> str:
 
 
 def _broadcast(scatter: Averaged, down: int, clients: int) -> str:
-    """The accounting of the paper, which no unicast stream can have."""
+    """Return a line with the paper's count of bytes, which assumes a broadcast; unicast streams have none."""
     sharing = len(scatter.sharing(list(range(clients)), At(seed=0)))
     messages = clients - sharing + 1 if sharing > 1 else clients
     return (

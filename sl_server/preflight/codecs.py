@@ -1,4 +1,4 @@
-"""What each codec makes of a real tensor of a run: bytes, ratio, error. `sl-server codecs`."""
+"""Compare codecs on a real tensor of a run: bytes, ratio, error. The command `sl-server codecs`."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ SHOWN: tuple[Codec, ...] = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodecRow:
-    """One codec on one tensor."""
+    """The result of one codec on one tensor."""
 
     codec: str
     config: dict[str, Any]
-    configured: bool  # this run uses it for such tensors
+    configured: bool  # True: this run uses the codec for such tensors
     nbytes: int
     ratio: float  # float32 bytes to encoded bytes
     error: float  # ‖x − x̂‖ / ‖x‖
@@ -79,7 +79,7 @@ class CodecRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """All of them."""
+    """The results of all codecs."""
 
     on: On
     shape: tuple[int, ...]
@@ -87,11 +87,11 @@ class Comparison:
     rows: list[CodecRow]
 
     def to_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """Return the comparison for --json."""
         return asdict(self)
 
     def show(self, console: Console, config: RunConfig) -> None:
-        """For people."""
+        """Print the comparison for people."""
         what = "a batch's activation" if self.on == "activation" else "its cut gradient"
         title = (
             f"{what}: {config.model.name} on {config.data.name} at cut {config.model.cut!r}, untrained, {self.shape}, "
@@ -111,12 +111,13 @@ class Comparison:
             )
         console.print(table)
         console.print(
-            "ratio: bytes as float32 to encoded bytes; error: ‖x − x̂‖ ÷ ‖x‖; times: the best of five on this machine's CPU, where codecs always run"
+            "ratio: bytes as float32 to encoded bytes; error: ‖x − x̂‖ ÷ ‖x‖; times: the best of five on this "
+            "machine's CPU, where codecs always run"
         )
 
 
 def compare(config: RunConfig, *, on: On, data: Path | None, allowed: Collection[str] | None = None) -> Comparison:
-    """Every codec on the first batch of the first client. Raises ConfigError or DataError if there is none."""
+    """Try every codec on the first batch of the first client. Raises ConfigError or DataError if there is none."""
     torch.set_num_threads(config.run.threads)
     z, dz = _tensors(config, data, allowed)
     own: Codec = config.codec.up if on == "activation" else config.codec.down
@@ -129,7 +130,7 @@ def compare(config: RunConfig, *, on: On, data: Path | None, allowed: Collection
 
 
 def _tensors(config: RunConfig, data: Path | None, allowed: Collection[str] | None) -> tuple[Tensor, Tensor]:
-    """(activation, d(mean loss)/d(activation)) of one batch."""
+    """Return (activation, d(mean loss)/d(activation)) of one batch."""
     seat = first_seat(config, data, allowed)
     batch = next(iter(seat.data.train(0, 1)))
     z = seat.bank.get("lower").forward(batch.x, grad=False) if "lower" in seat.bank else batch.x
@@ -161,7 +162,7 @@ def _round_trip(codec: Codec, x: Tensor, coding: Coding) -> Tensor:
 
 
 def _received(codec: Codec, packed: Packed, coding: Coding) -> Tensor:
-    """As the peer has it: from bytes, after the header was checked."""
+    """Decode as the peer does: from bytes, after checking the header."""
     layout: Layout = packed.layout
     codec.check(layout)
     data = aligned_buffer(layout.nbytes)
@@ -170,7 +171,7 @@ def _received(codec: Codec, packed: Packed, coding: Coding) -> Tensor:
 
 
 def _milliseconds(once: Any) -> float:
-    """The best of five."""
+    """Return the best time of five."""
     times = []
     for _ in range(5):
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Every place where a network can be cut, and what each costs: bytes of a step, the client's memory."""
+"""All places where a network can be cut, with the cost of each: bytes of a step, the client's memory."""
 
 from __future__ import annotations
 
@@ -23,30 +23,33 @@ from sl_server.preflight.traffic import StepTraffic, traffic_down, traffic_up
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CutOption:
-    """One place where the network could be cut."""
+    """One place where the network can be cut."""
 
     cut: int
     after: str
     shape: tuple[int, ...]  # of one sample
-    up: StepTraffic  # one step's Smashed
-    down: StepTraffic  # its Gradient
+    up: StepTraffic  # of one step's Smashed
+    down: StepTraffic  # of its Gradient
     lower_bytes: int
-    client_memory: int  # weights, gradients, optimiser state and what autograd keeps of one batch; an auxiliary's too
+    # weights, gradients, optimiser state, and the activations that autograd keeps of one batch; also of an auxiliary
+    # network
+    client_memory: int
 
 
 def try_cut(network: Network, cut: int, config: RunConfig) -> CutOption | None:
-    """None at another place than the configured one that the network, or what goes with it, cannot be cut at."""
+    """Measure a cut. Return None if the network cannot be cut there, unless it is the configured cut, whose error is
+    raised."""
     try:
         return _cut(list(network.blocks), cut, config, network.weights_nbytes)
-    except Exception:  # whatever the modules raise
+    except Exception:  # the model's modules may raise anything
         if cut == network.cut:
             raise
         return None
 
 
 def _cut(blocks: list[Block], cut: int, config: RunConfig, weights: int) -> CutOption | None:
-    """None where more than one tensor passes from block to block, or one without gradients, or where the sides would share what is trained:
-    no cut there."""
+    """Measure a cut. Return None if several tensors cross it, or one without gradients, or if both sides would share
+    weights."""
     lower = join(blocks[:cut])
     try:
         ties_of({"lower": lower, "head": join(blocks[cut:])}, config.model.name, cut)
@@ -65,7 +68,7 @@ def _cut(blocks: list[Block], cut: int, config: RunConfig, weights: int) -> CutO
     if chosen is not None:
         try:
             aux = chosen.make(auxiliary_fit(config, tuple(z.shape[1:]), cut, None))
-        except ConfigError:  # fits the configured cut, not this one
+        except ConfigError:  # the network fits the configured cut, but not this one
             return None
         kept = kept_by(aux, z.clone().requires_grad_())[1]
         memory += Footprint.of(aux, client.aux_optimizer or client.optimizer, kept)
@@ -81,15 +84,19 @@ def _cut(blocks: list[Block], cut: int, config: RunConfig, weights: int) -> CutO
 
 
 def _forward_noise(lower: nn.Module, config: RunConfig) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """A batch of noise, its activations, and the bytes that autograd keeps. Where noise will not do, of zeros, on which the network was
-    tried: numbers of words, for one, are neither broken nor below 0."""
+    """Return a batch of noise, its activations, and the bytes that autograd keeps.
+
+    Zeros replace noise where the network refuses it: word numbers, for example, are integers from 0 on. The network
+    was tried on zeros before.
+    """
     noise = torch.randn(most_in_batch(config), *config.input, generator=torch_generator(config.run.seed, "check"))
-    with contextlib.suppress(Exception):  # whatever the user's modules raise
+    with contextlib.suppress(Exception):  # the user's modules may raise anything
         return noise, *kept_by(lower, noise)
     zeros = torch.zeros_like(noise)
     try:
         return zeros, *kept_by(lower, zeros)
     except Exception as error:
         raise ConfigError(
-            f"model {config.model.name!r} does not run on a batch of {len(zeros)} samples {config.input}: {error!r:.300}"
+            f"model {config.model.name!r} does not run on a batch of {len(zeros)} samples {config.input}: "
+            f"{error!r:.300}"
         ) from error

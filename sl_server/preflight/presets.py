@@ -1,4 +1,4 @@
-"""The presets as `sl-server presets` shows them: for people and for programs."""
+"""The presets as `sl-server presets` prints them: for people and for programs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Hooks = dict[str, dict[str, Any]]
 
 
 def catalogue() -> dict[str, dict[str, Any]]:
-    """For --json: each preset's source, traffic, and the hooks that are not the default."""
+    """Return each preset's source, traffic, and non-default hooks, for --json."""
     return {name: {"source": p.source, "traffic": p.traffic, "hooks": hooks(p.protocol)} for name, p in PRESETS.items()}
 
 
 def hooks(protocol: Protocol) -> Hooks:
-    """What is not the default, as it could stand under [protocol]."""
+    """Return the non-default hooks, as they could be written under [protocol]."""
     default = Protocol()
     return {name: _changed(value) for name, value in protocol if value != getattr(default, name)}
 
 
 def _changed(value: Value) -> dict[str, Any]:
-    """Its kind and what is not the default, down to the values that it is made of."""
+    """Return a value's kind and its non-default fields, recursively."""
     fields = type(value).model_fields
     own = value.model_dump(mode="json")
     return {
@@ -39,7 +39,7 @@ def _changed(value: Value) -> dict[str, Any]:
 
 
 def show(console: Console) -> None:
-    """For people."""
+    """Print the presets for people."""
     table = Table(title=Text("presets: [protocol] preset = NAME"), show_lines=True)
     table.add_column("preset")
     table.add_column("source, hooks that are not the default, traffic of one pass over the data")
@@ -52,7 +52,7 @@ def show(console: Console) -> None:
 
 
 def _words(changed: Hooks) -> str:
-    """waves sequential; merge average, parts lower and head."""
+    """Return hooks as text: "waves sequential; merge average, parts lower and head"."""
     phrases = []
     for hook, fields in changed.items():
         phrases.append(f"{hook} {_phrase(fields)}")

@@ -1,7 +1,7 @@
-"""Bytes of one step in each direction, from real frames: the endpoint of a run packs a full batch, as the second of a wave.
+"""Bytes of one step in each direction, from real frames: a run's endpoint packs a full batch, as the second of a wave.
 
-Where a codec's bytes depend on the values, its bounds stand beside them. In a long run the numbers of frame, step and round take a few
-bytes more, and a client on the network adds its timings (about 50 bytes).
+Where a codec's bytes depend on the values, its bounds are given too. In a long run the numbers of frame, step and
+round take a few bytes more, and a client on the network adds its timings (about 50 bytes).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class StepTraffic:
 
     @property
     def exact(self) -> bool:
-        """The same for every batch of this size."""
+        """True if every batch of this size takes the same number of bytes."""
         return self.least == self.most
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ def traffic_up(batch: Smashed, config: RunConfig, limit: int) -> StepTraffic:
 
 
 def traffic_down(z: torch.Tensor, config: RunConfig, limit: int) -> StepTraffic:
-    """A gradient of random numbers for the same batch, where the learner asks for one."""
+    """Measure the reply to a batch: a gradient of random numbers, if the learner asks for one."""
     client, server = _warm_endpoints(config, limit)
     if config.protocol.learner.exchange != "gradient":
         asked = config.protocol.learner.exchange == "activation"
@@ -64,7 +64,7 @@ def traffic_down(z: torch.Tensor, config: RunConfig, limit: int) -> StepTraffic:
 
 
 def _warm_endpoints(config: RunConfig, limit: int) -> tuple[Endpoint, Endpoint]:
-    """Client's and server's, after welcome, begin and the first batch have been exchanged."""
+    """Return the client's and the server's endpoint, after welcome, begin and the first batch were exchanged."""
     client, server = (Endpoint(side, link=config.codec, limit_bytes=limit) for side in ("client", "server"))
     client.sent = client.received = server.sent = server.received = 3
     return client, server

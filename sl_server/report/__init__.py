@@ -1,1 +1,1 @@
-"""What a run directory says, on one page: read back (past), laid out in time (timeline), drawn (plots, svg), written (page)."""
+"""A run directory on one page: read back (past), ordered in time (timeline), drawn (plots, svg), written (page)."""

@@ -1,4 +1,4 @@
-"""What all plots of a report share: sizes, units, and names written at the ends of lines."""
+"""Sizes, units and line labels that all plots of a report share."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from sl_common.host.progress import size
 
-PANEL = (4.8, 3.1)  # inches; one column of a page, and a phone's whole width
-BARS = 6.6  # half a page
-PAGE_ROWS = 11.5  # a whole page
-_GAP = 0.075  # between two names, of the axes' height
+PANEL = (4.8, 3.1)  # inches; one column of a page, or a phone's whole width
+BARS = 6.6  # inches; half a page
+PAGE_ROWS = 11.5  # inches; a whole page
+_GAP = 0.075  # between two labels, as a share of the axes' height
 
 
 def panel(width: float = PANEL[0], height: float = PANEL[1]) -> tuple[Figure, Axes]:
-    """An empty plot. Callers draw within svg.STYLE."""
+    """Return an empty plot. Callers draw within svg.STYLE."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.tick_params(length=0)
@@ -26,28 +26,28 @@ def panel(width: float = PANEL[0], height: float = PANEL[1]) -> tuple[Figure, Ax
 
 
 def seconds_unit(longest: float) -> tuple[float, str]:
-    """What to divide seconds by, and what they are then."""
+    """Return the divisor for seconds, and the resulting unit."""
     return (1.0, "s") if longest < 180 else (60.0, "min") if longest < 3 * 3600 else (3600.0, "h")
 
 
 def percent(axis: Any) -> None:
-    """Ticks of 0 to 1 as per cent."""
+    """Format ticks of 0 to 1 as per cent."""
     axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g} %"))
 
 
 def in_bytes(axis: Any) -> None:
-    """Ticks with their unit: 200 MB."""
+    """Format ticks with their unit: 200 MB."""
     axis.set_major_formatter(FuncFormatter(lambda n, _: size(n).replace(".0 ", " ")))
     axis.set_major_locator(MaxNLocator(5, min_n_ticks=2))
 
 
 def whole(axis: Any) -> None:
-    """Ticks at whole numbers."""
+    """Put ticks at whole numbers."""
     axis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1))
 
 
 def name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """(x, y, text, colour) beside the ends of lines, moved apart where they would cover each other."""
+    """Label the ends of lines with (x, y, text, colour), moved apart where they would overlap."""
     left, right = axes.get_xlim()
     axes.set_xlim(right=right + (right - left) * 0.024 * max((len(text) for _, _, text, _ in ends), default=0))
     low, high = axes.get_ylim()

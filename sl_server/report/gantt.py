@@ -1,4 +1,4 @@
-"""The clients' timeline as a plot: a row each, what it did along the run's time."""
+"""The clients' timeline as a plot: one row a client, along the run's time."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sl_server.report import svg
 from sl_server.report.plots import Plot, Shown, finished
 from sl_server.report.timeline import ClientTimeline, Doing, TimelineSpan, timeline
 
-MAX_GANTT_ROWS = 40  # at most; those to whom something happened come first
-FINE = 600  # spans that lie closer than the run's time divided by this cannot be told apart, and are drawn as one
+MAX_GANTT_ROWS = 40  # at most; clients that left or were late come first
+FINE = 600  # gaps shorter than the run's time divided by this are not visible: their spans are drawn as one
 
 
 def clients(shown: Sequence[Shown]) -> Iterator[Plot]:
-    """A plot for each run in which there was a client."""
+    """Yield a plot for each run that had a client."""
     for s in shown:
         found = timeline(s.run.lines)
         rows = _chosen(found.rows)
@@ -87,7 +87,7 @@ def _row(axes: Axes, y: int, course: ClientTimeline, color: str, factor: float, 
 
 
 def _joined(spans: Iterable[TimelineSpan], apart: float) -> Iterator[TimelineSpan]:
-    """The same at the picture's resolution."""
+    """Join spans that cannot be told apart at the picture's resolution."""
     last: TimelineSpan | None = None
     for span in sorted(spans, key=lambda span: span.start):
         if last is not None and span.start - last.end < apart and span.end - last.start < 4 * apart:
@@ -101,7 +101,7 @@ def _joined(spans: Iterable[TimelineSpan], apart: float) -> Iterator[TimelineSpa
 
 
 def _legend(axes: Axes, color: str, rows: Sequence[ClientTimeline], *, went_back: bool) -> None:
-    """What occurs, above the plot."""
+    """Draw a legend of the marks that occur, above the plot."""
     doings = {span.doing for course in rows for span in course.spans}
     bars = {"train": "trains", "eval": "evaluates", "lost": "wave not finished", "away": "stream broken"}
     keys: list[Patch | Line2D] = []

@@ -1,6 +1,6 @@
-"""`sl-server report`: one HTML file that holds everything it shows and asks nobody for anything.
+"""`sl-server report`: one HTML file that contains everything it shows and loads nothing.
 
-Needs matplotlib and jinja2, which only this does (the extra `report`).
+Needs matplotlib and jinja2 (the extra `report`), which nothing else needs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _KINDS = {"smashed": "activations", "gradient": "cut gradients", "eval": "evalua
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """Plots under a heading; `key` names the colours of their parts, `without` says why there is none."""
+    """Plots under a heading; `key` names the colours of their parts, `without` is shown if there is no plot."""
 
     title: str
     text: str
@@ -44,7 +44,7 @@ class Section:
 
 
 def make_page(paths: Sequence[Path]) -> str:
-    """The HTML of these run directories, in this order. Raises ConfigError for one that is none."""
+    """Return the HTML of these run directories, in this order. Raises ConfigError if one is not a run directory."""
     runs = [read_past_run(path) for path in paths]
     letters = [chr(ord("A") + number) if number < 26 else str(number + 1) for number in range(len(runs))]
     shown = [
@@ -97,7 +97,8 @@ def _learning_sections(shown: Sequence[Shown]) -> Iterator[Section]:
 def _cost_sections(shown: Sequence[Shown]) -> Iterator[Section]:
     yield Section(
         title="Bytes by kind",
-        text="Counted on the wire: serialized gRPC messages with their prefixes, what was sent again included. Up is to the server.",
+        text="Counted on the wire: serialized gRPC messages with their prefixes, what was sent again included. Up is "
+        "to the server.",
         plots=tuple(plots.traffic(shown)),
         without="no bytes are recorded",
         key=tuple(_KINDS.get(kind, kind) for kind in WIRE_KINDS),
@@ -107,7 +108,8 @@ def _cost_sections(shown: Sequence[Shown]) -> Iterator[Section]:
         title="Where a step's time goes",
         text="From a client's batch to its next one, with the wait for other clients in it.",
         plots=tuple(plots.step(shown)),
-        without="no step was timed: this is measured where clients on a network wait for gradients, not in a simulation",
+        without="no step was timed: this is measured where clients on a network wait for gradients, not in a "
+        "simulation",
         key=tuple(_PHASES[phase] for phase in PHASES),
         half=True,
     )

@@ -1,4 +1,4 @@
-"""A run directory, read back. What is not there is said, not guessed; what is no run directory is refused."""
+"""Read a run directory back. Missing parts are reported, not guessed; other directories are refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Line(BaseModel):
 
 
 class RoundLine(_Line):
-    """A round is over; bytes are those so far, phases the mean seconds of this round's `timed_steps`."""
+    """The end of a round; bytes are those so far, phases the mean seconds of this round's `timed_steps`."""
 
     event: Literal["round"]
     round: Count
@@ -41,7 +41,7 @@ class RoundLine(_Line):
 
 
 class EvaluationLine(_Line):
-    """Held-out data after a round."""
+    """An evaluation on held-out data after a round."""
 
     event: Literal["evaluation"]
     round: Count
@@ -56,7 +56,7 @@ class EvaluationLine(_Line):
 
 
 class ClientLine(_Line):
-    """Something became of one client."""
+    """An event of one client."""
 
     event: Literal["client_joined", "client_left", "client_late", "client_away", "client_back", "client_done"]
     client: str
@@ -65,7 +65,7 @@ class ClientLine(_Line):
 
 
 class WaveLine(_Line):
-    """Clients were told to begin."""
+    """The start of a wave."""
 
     event: Literal["wave_begun"]
     clients: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class WaveLine(_Line):
 
 
 class RunLine(_Line):
-    """Something became of the whole run."""
+    """An event of the whole run."""
 
     event: Literal["went_back", "run_ended"]
     reason: str = ""
@@ -107,27 +107,27 @@ class PastRun:
     config: RunConfig
     lines: tuple[FactLine, ...]
     summary: Mapping[str, Any] | None
-    missing: tuple[str, ...]  # in words
+    missing: tuple[str, ...]  # as text
 
     @property
     def rounds(self) -> list[RoundLine]:
-        """In order."""
+        """Ends of rounds, in order."""
         return [line for line in self.lines if isinstance(line, RoundLine)]
 
     @property
     def evaluations(self) -> list[EvaluationLine]:
-        """In order."""
+        """Evaluations, in order."""
         return [line for line in self.lines if isinstance(line, EvaluationLine)]
 
     @property
     def seconds(self) -> float:
-        """How long it took, or has taken so far."""
+        """Return the seconds that the run took, or has taken so far."""
         if self.summary is not None:
             return float(self.summary["seconds"])
         return max((line.seconds for line in self.lines), default=0.0)
 
     def bytes(self, which: Literal["bytes", "payload_bytes"] = "bytes") -> BytesByKind:
-        """In all, or so far."""
+        """Return all bytes by direction and kind, or those so far."""
         if self.summary is not None:
             found: BytesByKind = self.summary[which]
             return found
@@ -136,7 +136,7 @@ class PastRun:
 
     @property
     def phases(self) -> dict[str, float]:
-        """Mean seconds of a step by phase, over all steps that were timed."""
+        """Return the mean seconds of a step by phase, over all timed steps."""
         total: dict[str, float] = {}
         steps = sum(line.timed_steps for line in self.rounds)
         for line in self.rounds:
@@ -145,13 +145,14 @@ class PastRun:
         return total
 
     def bytes_at(self, line: RoundLine | EvaluationLine) -> int:
-        """On the wire, both ways, until then, without what evaluation took: how often to evaluate is nobody's cost."""
+        """Return wire bytes of both directions up to a round, without evaluation, which is no part of the cost of
+        training."""
         counts = line.bytes or next((r.bytes for r in self.rounds if r.round == line.round), {})
         return sum(n for kinds in counts.values() for kind, n in kinds.items() if kind != "eval")
 
 
 def read_past_run(path: Path) -> PastRun:
-    """Raises ConfigError if this is no run directory, or one that cannot be read."""
+    """Read a run directory. Raises ConfigError if it is none, or cannot be read."""
     config = config_of(path)
     missing: list[str] = []
     lines = _lines(path / "metrics.jsonl", missing)
@@ -178,10 +179,10 @@ def _lines(path: Path, missing: list[str]) -> tuple[FactLine, ...]:
 
 
 def _parsed(path: Path, text: str) -> Iterator[FactLine]:
-    for number, row in enumerate(io.StringIO(text), 1):  # one at a time, and at line feeds alone
+    for number, row in enumerate(io.StringIO(text), 1):  # one line at a time, split at line feeds only
         try:
             found = json.loads(row)
-            if found["event"] in _EVENTS:  # there are more than are shown
+            if found["event"] in _EVENTS:  # other events are not shown
                 yield _KNOWN.validate_python(found)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             what = (

@@ -1,4 +1,4 @@
-"""The plots of a report, each as SVG with a caption. Runs have a colour and a letter each, in every plot."""
+"""The plots of a report, each as SVG with a caption. Each run has a colour and a letter, the same in every plot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sl_server.report import svg
 from sl_server.report.past import EvaluationLine, PastRun, RoundLine
 from sl_server.telemetry.names import PHASES
 
-MARKED = 40  # points of a line, at most, that get a mark each
+MARKED = 40  # a line with more points gets marks on at most so many
 
 
 Form = Literal["panel", "bars", "rows"]
@@ -27,18 +27,18 @@ Form = Literal["panel", "bars", "rows"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plot:
-    """An <svg> element, and what it shows in words."""
+    """An <svg> element, with a caption."""
 
     name: str
     svg: str
     caption: str
     form: Form = "panel"
-    of: Shown | None = None  # the one run that it is of, where there are several
+    of: Shown | None = None  # the run that it shows, if the report has several
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shown:
-    """A run in its colour; the letter is empty where it is the only one."""
+    """A run with its colour; the letter is empty if there is only one."""
 
     run: PastRun
     letter: str
@@ -46,12 +46,12 @@ class Shown:
 
     @property
     def color(self) -> str:
-        """A stand-in."""
+        """The run's colour, as a stand-in for a CSS variable."""
         return svg.RUN_COLORS[self.number % len(svg.RUN_COLORS)]
 
 
 def finished(figure: Figure, name: str, caption: str, form: Form = "panel", of: Shown | None = None) -> Plot:
-    """Drawn: `figure` as it is now."""
+    """Return `figure` as a finished plot."""
     caption += f", run {of.letter}" if of and of.letter else ""
     drawn = svg.inline(figure, name, escape(caption))
     return Plot(name=name, svg=drawn, caption=caption, form=form, of=of if of and of.letter else None)
@@ -62,7 +62,7 @@ def finished(figure: Figure, name: str, caption: str, form: Form = "panel", of: 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Against:
-    """What is along the x axis."""
+    """The quantity along the x axis."""
 
     name: str
     label: str
@@ -71,7 +71,7 @@ class Against:
 
 
 def againsts(shown: Sequence[Shown]) -> list[Against]:
-    """Rounds, bytes, time in a unit that suits the longest run."""
+    """Return rounds, bytes, and time in a unit that suits the longest run."""
     factor, unit = ax.seconds_unit(max((s.run.seconds for s in shown), default=0.0))
     return [
         Against(name="rounds", label="round", of=lambda _run, line: line.round),
@@ -91,7 +91,7 @@ def againsts(shown: Sequence[Shown]) -> list[Against]:
 
 
 def accuracies(shown: Sequence[Shown]) -> Iterator[Plot]:
-    """Accuracy on held-out data."""
+    """Yield plots of the accuracy on held-out data."""
     if not any(s.run.evaluations for s in shown):
         return
     for against in againsts(shown):
@@ -113,7 +113,7 @@ def accuracies(shown: Sequence[Shown]) -> Iterator[Plot]:
 
 
 def loss_plots(shown: Sequence[Shown]) -> Iterator[Plot]:
-    """Training loss, and loss on held-out data."""
+    """Yield plots of the training loss, and of the loss on held-out data."""
     if not any(s.run.rounds for s in shown):
         return
     for against in againsts(shown):
@@ -136,7 +136,7 @@ def loss_plots(shown: Sequence[Shown]) -> Iterator[Plot]:
 def _line(
     axes: Axes, x: Sequence[float], y: Sequence[float], color: str, text: str, *, dashed: bool = False
 ) -> list[tuple[float, float, str, str]]:
-    """Draw it; where its name goes, if it has one and a last point."""
+    """Draw a line; return the place of its label, if it has a label and a last point."""
     mark = "o" if len(x) <= MARKED else ""
     axes.plot(
         x,
@@ -161,7 +161,7 @@ def _label(axes: Axes, against: Against, y: str) -> None:
 
 
 def traffic(shown: Sequence[Shown]) -> Iterator[Plot]:
-    """Bytes on the wire by direction and kind, a bar for each run and direction."""
+    """Yield bars of wire bytes by direction and kind, one for each run and direction."""
     rows = [
         (f"{s.letter} {arrow} {direction}".strip(), s.run.bytes().get(direction, {}))
         for s in shown
@@ -180,7 +180,7 @@ def traffic(shown: Sequence[Shown]) -> Iterator[Plot]:
 
 
 def step(shown: Sequence[Shown]) -> Iterator[Plot]:
-    """Where a step's time goes: a bar for each run."""
+    """Yield bars of a step's time by phase, one for each run."""
     timed = [s for s in shown if s.run.phases]
     if timed:
         rows = [(s.letter or "step", {phase: 1000 * t for phase, t in s.run.phases.items()}) for s in timed]
@@ -231,7 +231,7 @@ def _bars(
 
 
 def phases(shown: Sequence[Shown]) -> Iterator[Plot]:
-    """The phases of a step over the rounds, a plot for each run."""
+    """Yield plots of a step's phases over the rounds, one for each run."""
     for s in shown:
         rounds = [r for r in s.run.rounds if r.timed_steps]
         if len(rounds) < 2:

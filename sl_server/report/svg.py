@@ -1,6 +1,6 @@
-"""A matplotlib figure as SVG that lives inside a page: its width, its font and its colours are the page's.
+"""A matplotlib figure as SVG inside a page, with the page's width, font and colours.
 
-Colours are drawn as stand-ins and become CSS variables, so that one picture serves light and dark.
+Colours are drawn as stand-ins and become CSS variables, so that one picture works in light and dark mode.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"  # stand-ins
-RUN_COLORS = tuple(f"#0101{number:02x}" for number in range(0x11, 0x19))  # one for each run, then from the beginning
+INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"  # stand-ins for CSS variables
+RUN_COLORS = tuple(f"#0101{number:02x}" for number in range(0x11, 0x19))  # one for each run; they repeat
 PART_COLORS = tuple(f"#0102{number:02x}" for number in range(0x11, 0x18))  # kinds of bytes, phases of a step
 BAD = "#010301"
 CSS_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper", BAD: "bad"}
@@ -22,7 +22,7 @@ CSS_VARIABLES |= {color: f"part{number}" for number, color in enumerate(PART_COL
 
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
-    "text.parse_math": False,  # a client may be called $x$
+    "text.parse_math": False,  # a client may have the name $x$
     "svg.hashsalt": "cutlayer",  # the same figure gives the same bytes
     "font.family": "sans-serif",
     "font.size": 9.5,
@@ -50,7 +50,10 @@ _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 def inline(figure: Figure, name: str, label: str) -> str:
-    """The figure as an <svg> element; `name` keeps its ids apart from other figures', `label` is what a screen reader says."""
+    """Return the figure as an <svg> element.
+
+    `name` keeps its ids apart from other figures', `label` is the text for screen readers.
+    """
     with mpl.rc_context(STYLE):
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata=_NO_METADATA)
@@ -58,7 +61,7 @@ def inline(figure: Figure, name: str, label: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(
         r"<(metadata|style)\b.*?</\1>\s*", "", svg, flags=re.DOTALL
-    )  # a style in here would be the whole page's
+    )  # a style element in the figure would apply to the whole page
     asked = {found for pair in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', svg) for found in pair}
     svg = re.sub(r'\sid="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in asked else "", svg)
     svg = re.sub(r'(?:xlink:)?href="#([^"]+)"', rf'href="#{name}-\1"', svg)

@@ -1,4 +1,4 @@
-"""When each client trained, evaluated, was away, left and came back, by the facts that a run wrote down. Pure."""
+"""When each client trained, evaluated, was away, left and came back, from the facts that a run wrote. Pure."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Literal
 
 from sl_server.report.past import ClientLine, FactLine, RoundLine, RunLine, WaveLine
 
-Doing = Literal["here", "train", "eval", "lost", "away"]  # lost: a wave that it began and did not finish
+Doing = Literal["here", "train", "eval", "lost", "away"]  # lost: a wave that was begun and not finished
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimelineSpan:
-    """Seconds since the first wave began."""
+    """A span of time, in seconds since the first wave began."""
 
     doing: Doing
     start: float
@@ -22,7 +22,7 @@ class TimelineSpan:
 
 @dataclass(kw_only=True, slots=True)
 class ClientTimeline:
-    """One client's run."""
+    """One client's part of a run."""
 
     client: str
     shard: int
@@ -33,35 +33,35 @@ class ClientTimeline:
     _open: dict[Doing, float] = field(default_factory=dict)
 
     def begin(self, doing: Doing, now: float) -> None:
-        """From now on."""
+        """Begin an activity."""
         self._open[doing] = now
 
     def end(self, doing: Doing, now: float, said: Doing | None = None) -> None:
-        """Until now, if it began; `said`: it turned out to be this."""
+        """End an activity, if it was begun, as `said`."""
         start = self._open.pop(doing, None)
         if start is not None:
             self.spans.append(TimelineSpan(doing=said or doing, start=start, end=now))
 
     def leave(self, now: float) -> None:
-        """Whatever it was doing is lost."""
+        """End every activity as lost."""
         for doing in ("train", "eval"):
             self.end(doing, now, "lost")
         self.end("away", now)
         self.end("here", now)
 
     def close(self, now: float) -> None:
-        """There is no more to tell."""
+        """End every activity at the end of the data."""
         for doing in tuple(self._open):
             self.end(doing, now)
 
     def forget(self, doing: Doing) -> None:
-        """It never did that."""
+        """Drop an activity, as if it had never begun."""
         self._open.pop(doing, None)
 
 
 @dataclass(kw_only=True, slots=True)
 class Timeline:
-    """All clients, by shard, and when the run went back to a checkpoint."""
+    """All clients, by shard, and the times when the run went back to a checkpoint."""
 
     courses: dict[str, ClientTimeline] = field(default_factory=dict)
     back: list[float] = field(default_factory=list)
@@ -69,12 +69,12 @@ class Timeline:
 
     @property
     def rows(self) -> list[ClientTimeline]:
-        """By shard."""
+        """Clients by shard."""
         return sorted(self.courses.values(), key=lambda course: (course.shard, course.client))
 
 
 def timeline(lines: Iterable[FactLine]) -> Timeline:
-    """The facts of a run, in the order in which they were written."""
+    """Order a run's facts, in the order in which they were written, into a timeline."""
     found = Timeline()
     for line in lines:
         found.end = max(found.end, line.seconds)
@@ -86,7 +86,7 @@ def timeline(lines: Iterable[FactLine]) -> Timeline:
                     _course(found, name).begin("eval" if line.evaluate else "train", line.seconds)
             case RoundLine():
                 for course in found.courses.values():
-                    course.forget("train")  # the server played back what it had of it
+                    course.forget("train")  # the server trained on recorded activations in its place
             case RunLine(event="went_back"):
                 found.back.append(line.seconds)
                 for course in found.courses.values():

@@ -1,4 +1,4 @@
-"""A run in words: what it was, what came of it, and where runs differ. Every number is the run directory's own."""
+"""A run as text: its settings, its results, differences between runs. Every number is from the run directory."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ NO_VALUE = "–"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportRow:
-    """One line of a table: what, and a cell for each run."""
+    """One line of a table: a name, and a cell for each run."""
 
     name: str
     cells: tuple[str, ...]
 
     @property
     def differs(self) -> bool:
-        """Not all runs have the same."""
+        """True if the runs' cells are not all equal."""
         return len(set(self.cells)) > 1
 
 
 def title_of(run: PastRun) -> str:
-    """For people."""
+    """Return a run's title for people."""
     return run.config.run.name
 
 
 def state_of(run: PastRun) -> str:
-    """Finished, or why not."""
+    """Return "finished", or why the run is not."""
     if run.summary is None:
         return f"not over: {len(run.rounds)} of {run.config.run.rounds} rounds"
     return "finished" if run.summary["finished"] else f"ended early: {run.summary['reason']}"
 
 
 def results(runs: Sequence[PastRun]) -> list[ReportRow]:
-    """What came of them; beside bytes and seconds of later runs stands how many times the first one's they are."""
+    """Return the results; bytes and seconds of later runs are followed by their ratio to the first run's."""
     return [
         _row("state", runs, state_of),
         _row("accuracy", runs, _accuracy),
@@ -56,7 +56,7 @@ def results(runs: Sequence[PastRun]) -> list[ReportRow]:
 
 
 def settings(runs: Sequence[PastRun]) -> list[ReportRow]:
-    """What they were, the usual suspects."""
+    """Return the settings that people compare most."""
     asked: list[tuple[str, Callable[[PastRun], str]]] = [
         ("protocol", lambda run: run.config.preset or "own"),
         ("model, cut", lambda run: f"{run.config.model.name}, {run.config.model.cut}"),
@@ -84,7 +84,7 @@ def settings(runs: Sequence[PastRun]) -> list[ReportRow]:
 
 
 def differences(runs: Sequence[PastRun]) -> list[ReportRow]:
-    """Every key of the configurations in which the runs differ."""
+    """Return every configuration key in which the runs differ."""
     flat = [dict(_leaves(run.config.model_dump(mode="json"))) for run in runs]
     keys = sorted(set().union(*flat) - {"run.name", "preset"})
     rows = [ReportRow(name=key, cells=tuple(str(one.get(key, NO_VALUE)) for one in flat)) for key in keys]
@@ -92,7 +92,7 @@ def differences(runs: Sequence[PastRun]) -> list[ReportRow]:
 
 
 def rounds(run: PastRun) -> tuple[list[str], list[list[str]]]:
-    """The plotted numbers as a table: its head, and a row a round."""
+    """Return the plotted numbers as a table: its head, and one row a round."""
     head = [
         "round",
         "loss",

@@ -1,7 +1,8 @@
-"""Certificates for one run: a CA, the server's, and one for each client whose common name is the client's id.
+"""The folder of certificates for one run: a CA, the server's, and one for each client, with its id as common name.
 
-Law: a private key is readable by its owner alone from its first byte on, and no file is ever overwritten but the list of revoked
-certificates and, where it was asked for, what `renewal` renews: each is replaced whole, and no pair of files has to change at once.
+Law: only its owner can read a private key, from its first byte on. Files are never overwritten, with two exceptions:
+the list of revoked certificates, and files that `renewal` was asked to renew. Each of these is replaced as a whole,
+and no two files have to change at the same moment.
 """
 
 from __future__ import annotations
@@ -29,49 +30,51 @@ REVOKED = "revoked"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Written:
-    """One file."""
+    """One file that was written, and its purpose."""
 
     path: Path
     what: str
 
 
 class Folder:
-    """A folder of certificates in PEM form: NAME.pem and NAME.key for the authority `ca`, the `server` and each client."""
+    """A folder of certificates in PEM form: NAME.pem and NAME.key for the authority `ca`, the `server` and each
+    client."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def cert(self, name: str) -> Path:
-        """Where a certificate is."""
+        """Return the path of a certificate."""
         return self._path / f"{name}.pem"
 
     def key(self, name: str) -> Path:
-        """Where its private key is."""
+        """Return the path of a private key."""
         return self._path / f"{name}.key"
 
     @property
     def path(self) -> Path:
-        """Where it is."""
+        """Path of the folder."""
         return self._path
 
     @property
     def previous(self) -> Folder:
-        """The authority that is being replaced, while both are trusted."""
+        """The folder of the authority that is being replaced, while both are trusted."""
         return Folder(self._path / "previous")
 
     def superseded(self, name: str) -> Path:
-        """Certificates of this name that were renewed, in one file: they hold until their own dates."""
+        """Return the path of the renewed certificates of this name, in one file: they stay valid until their own
+        dates."""
         return self._path / "superseded" / f"{name}.pem"
 
     @property
     def revoked(self) -> Path:
-        """Where the list of revoked certificates is."""
+        """Path of the list of revoked certificates."""
         return self.cert(REVOKED)
 
     def fill(self, clients: Sequence[str], hosts: Sequence[str], days: int, *, add: bool) -> Iterator[Written]:
-        """Make what is wanted; nothing is written if a file is in the way. With `add`, by the authority that is there.
+        """Make the certificates; nothing is written if a file exists already. With `add`, use the existing authority.
 
-        A command that is killed leaves no certificate without its key, and no authority before all else that it was to make.
+        If the command is killed, no certificate lacks its key, and the authority is written after everything else.
         """
         _check(clients)
         if add and not self.cert("ca").exists():
@@ -92,7 +95,7 @@ class Folder:
                 yield Written(path=self.revoked, what="to the server, for --revoked: nobody is locked out yet")
             for name, issued in reversed(
                 made.items()
-            ):  # the authority's certificate is the last: without it the rest is of no use
+            ):  # the authority's certificate comes last: without it the others are useless
                 create_atomically(self.key(name), issued.key_pem, mode=0o600)
                 yield Written(path=self.key(name), what=_whose(name))
                 create_atomically(self.cert(name), issued.cert_pem, mode=0o644)
@@ -113,13 +116,14 @@ class Folder:
             raise ConfigError(f"{path} exists and is not overwritten: choose another folder or remove it{hint}")
 
     def revoke(self, clients: Sequence[str]) -> list[Written]:
-        """Put the certificates that these clients have here on the list. Raises ConfigError, with nothing changed."""
+        """Put these clients' certificates in this folder on the list. Raises ConfigError, with nothing changed."""
         authorities = self.authorities("--revoke")
         with sole_writer(self._path, "certs", keep=False):
             return self._revoke(authorities, clients)
 
     def _revoke(self, authorities: Sequence[Issued], clients: Sequence[str]) -> list[Written]:
-        """A certificate goes on the list of the authority that signed it; so do those of the same key that it has replaced."""
+        """Put each certificate, and those of the same key that it replaced, on the list of the authority that signed
+        it."""
         try:
             shown = {name: self.certificates(name) for name in clients}
             if "ca" in shown:
@@ -145,27 +149,27 @@ class Folder:
         ]
 
     def certificates(self, name: str) -> list[x509.Certificate]:
-        """The certificate of this name, and those that it has replaced. Raises OSError, ValueError."""
+        """Return the certificate of this name, and those that it replaced. Raises OSError, ValueError."""
         files = [self.cert(name), *(path for path in [self.superseded(name)] if path.exists())]
         return [one for path in files for one in x509.load_pem_x509_certificates(path.read_bytes())]
 
     def lists(self) -> list[x509.CertificateRevocationList]:
-        """What is in the file of revoked certificates: a list of each authority. Raises OSError, ValueError."""
+        """Return the lists of revoked certificates, one of each authority. Raises OSError, ValueError."""
         return read_lists(self.revoked.read_bytes()) if self.revoked.exists() else []
 
     def authorities(self, option: str) -> list[Issued]:
-        """The one that signs, and the one before it while it is being replaced. Raises ConfigError."""
+        """Return the authority that signs, and the previous one while it is being replaced. Raises ConfigError."""
         before = self.previous
         found = [self._authority(option)]
         if before.cert("ca").exists() and before.key("ca").exists():
             old = before._authority(option)
-            if old.certificate != found[0].certificate:  # or the replacement was cut short
+            if old.certificate != found[0].certificate:  # equal if the replacement was cut short
                 found.append(old)
         return found
 
     @staticmethod
     def issuer_of(one: x509.Certificate, authorities: Sequence[Issued]) -> Issued:
-        """Who of them signed it. Raises InvalidSignature or ValueError if none did."""
+        """Return the authority that signed a certificate. Raises InvalidSignature or ValueError if none did."""
         for ca in authorities:
             if one.issuer == ca.certificate.subject:
                 one.verify_directly_issued_by(ca.certificate)

@@ -1,4 +1,4 @@
-"""How clients come in: plaintext or TLS, and what a stream shows of who it is. It knows gRPC, and decides nothing."""
+"""Access for clients: plaintext or TLS, and the identity that a stream proves. Knows gRPC; decides nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sl_server.security.tokens import Tokens
 
 
 class Credentials:
-    """With certificates it speaks TLS and nothing else."""
+    """Certificates, tokens and revocation lists of a server. With certificates the server accepts TLS only."""
 
     def __init__(
         self,
@@ -31,42 +31,42 @@ class Credentials:
 
     @property
     def says(self) -> str:
-        """For people: what protects whoever comes through."""
+        """Protection of the connection, as text for people."""
         tls = "plaintext" if self.certificates is None else "TLS"
         mutual = self.certificates is not None and self.certificates.files.client_ca is not None
         asked = [what for what, asks in (("certificate", mutual), ("token", self.tokens is not None)) if asks]
         return tls + (f", clients show a {' and a '.join(asked)}" if asked else "")
 
     def attach(self, warn: Callable[[str], None]) -> None:
-        """From now on there is somebody to tell."""
+        """Set the function that receives warnings from now on."""
         for kept in (self.certificates, self.tokens, self.revoked):
             if kept is not None:
                 kept.attach(warn)
 
     @property
     def watches(self) -> bool:
-        """Whether what an open stream showed may prove something else later."""
+        """True if the identity that an open stream proved may change later."""
         return self.tokens is not None or self.revoked is not None
 
     def renew(self) -> None:
-        """Read tokens and revoked certificates again if they have changed."""
+        """Read tokens and revocation lists again if their files have changed."""
         for kept in (self.tokens, self.revoked):
             if kept is not None:
                 kept.renew()
 
     @property
     def version(self) -> tuple[int, ...]:
-        """Changes with them."""
+        """A value that changes whenever tokens or revocation lists do."""
         return tuple(kept.version for kept in (self.tokens, self.revoked) if kept is not None)
 
     def open(self, server: grpc.aio.Server, listen: str) -> int:
-        """Bind; the port. Raises RuntimeError if it is taken."""
+        """Bind the address and return the port. Raises RuntimeError if it is taken."""
         if self.certificates is None:
             return int(server.add_insecure_port(listen))
         return int(server.add_secure_port(listen, self.certificates.credentials()))
 
     def identity(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> StreamIdentity:
-        """What this call's connection and metadata prove."""
+        """Return the identity that a call's connection and metadata prove."""
         certificate, bearer, revoked = None, None, False
         if self.certificates is not None and self.certificates.files.client_ca is not None:
             shown = context.auth_context()
@@ -81,7 +81,7 @@ class Credentials:
 
 
 def peer_of(context: grpc.aio.ServicerContext[bytes, bytes]) -> str:
-    """Where a call comes from, without the port: `ipv4:192.0.2.1:4711` is 192.0.2.1."""
+    """Return a call's origin without its port: `ipv4:192.0.2.1:4711` is 192.0.2.1."""
     _scheme, _, address = unquote(context.peer()).partition(":")
     return (address.rpartition(":")[0] or address).strip("[]")
 
@@ -96,7 +96,8 @@ def make_door(
     tokens: Path | None = None,
     insecure: bool = False,
 ) -> Credentials:
-    """From a person's options. Raises ConfigError for files that cannot be used and options that do not go together."""
+    """Make credentials from command-line options. Raises ConfigError for unusable files and options that exclude each
+    other."""
     if (cert is None) != (key is None):
         raise ConfigError("--cert and --key belong together: the certificate and its private key")
     if client_ca is not None and cert is None:

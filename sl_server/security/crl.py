@@ -1,4 +1,4 @@
-"""The authority's list of revoked certificates, as `sl-server certs` writes it; `revoked` reads it."""
+"""The authority's list of revoked certificates, as `sl-server certs` writes it; `revocation` reads it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _END = b"-----END X509 CRL-----"
 
 
 def read_lists(data: bytes) -> list[x509.CertificateRevocationList]:
-    """The lists in a file, one of each authority. Raises ValueError if there is none, or what is there is none."""
+    """Return the lists in a file, one of each authority. Raises ValueError if there is none, or one is damaged."""
     *blocks, rest = data.split(_END)
     if not blocks or b"-----BEGIN" in rest:
         blocks.append(rest)
@@ -28,7 +28,7 @@ def make_list(
     old: x509.CertificateRevocationList | None = None,
     more: Sequence[int] = (),
 ) -> bytes:
-    """The authority's list of revoked certificates, as PEM: those that were on it, and these serial numbers."""
+    """Return the authority's list in PEM form: the old list's entries, and these serial numbers."""
     now = datetime.now(UTC)
     entries = dict.fromkeys(more, now) | {one.serial_number: one.revocation_date_utc for one in old or ()}
     number = 0 if old is None else old.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number + 1

@@ -1,4 +1,4 @@
-"""How long a server's certificates hold: a metric, and a warning at start and each day from two weeks before their end."""
+"""Expiry of a server's certificates: a metric, and warnings at start and daily from two weeks before the end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WHICH = {
 
 
 def expose(registry: CollectorRegistry, certificates: Certificates | None) -> None:
-    """Read when scraped."""
+    """Register the metric; it is read when scraped."""
     text = "When a certificate of this server ends, of several in its file the first; +Inf without one"
     gauge = Gauge("sl_certificate_expiry_timestamp_seconds", text, ("which",), registry=registry)
     for which in WHICH:
@@ -34,7 +34,7 @@ def _end(certificates: Certificates, which: str) -> float:
 
 
 class Expiry:
-    """Warns of certificates that are about to end."""
+    """Warns of certificates that are about to expire."""
 
     def __init__(
         self, certificates: Certificates | None, warn: Callable[[str], None], clock: Callable[[], float] = time.time
@@ -43,7 +43,7 @@ class Expiry:
         self._told: dict[str, float] = {}
 
     def look(self) -> None:
-        """Read files that have changed, and warn of what was not warned of within a day."""
+        """Read files that have changed, and warn at most once a day about each."""
         if self._certificates is None:
             return
         self._certificates.renew()
@@ -58,7 +58,7 @@ class Expiry:
                 self._warn(f"{option} {path} {left_in_words(ends, now)}: {remedy}")
 
     async def watch(self) -> None:
-        """As long as the server runs."""
+        """Check regularly as long as the server runs."""
         while True:
             self.look()
             await asyncio.sleep(EXPIRY_LOOK_S)

@@ -1,8 +1,10 @@
-"""TLS handshakes that failed, and connections that no descriptor was free for. gRPC tells of them nowhere but in its log, which goes to
-file descriptor 2: they are read there.
+"""Failed TLS handshakes, and connections without a free descriptor.
 
-Law: every other line goes on to stderr, without control characters, and Python's own stderr does not pass here. A crash of C code may lose the
-last lines that it wrote. With GRPC_VERBOSITY=ERROR gRPC does not write them, and nothing is counted.
+gRPC reports them only in its log, which goes to file descriptor 2, so they are read there.
+
+Law: every other line is passed on to stderr, without control characters; Python's own stderr does not pass through
+here. A crash of C code may lose the last lines that it wrote. With GRPC_VERBOSITY=ERROR gRPC does not write these
+lines, and nothing is counted.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from sl_common.host.text import printable_lines
 
 _FAILED = re.compile(rb"\] Handshake failed with error [^:]*(?::.*OPENSSL_internal:(\w+)(?:: (.*))?)?$")
 _NAME = re.compile(rb"\] No match found for server name: (.*)$")
-_FULL = b"] File descriptor limit reached"  # once a second, as long as it lasts
-_MAX_LINE = 4096  # bytes that are looked at: the patterns go back and forth
-_MINE = b"ssl_transport_security"  # the source file that says either
+_FULL = b"] File descriptor limit reached"  # gRPC writes it once a second, as long as it lasts
+_MAX_LINE = 4096  # bytes that are searched: the patterns backtrack
+_MINE = b"ssl_transport_security"  # the source file of both messages
 _BROKE_OFF = "it may not trust --cert: another CA, a date, a name it is not for"
 _CAUSES = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": ("a client without a certificate", "--client-ca asks for one"),
@@ -34,7 +36,7 @@ _CAUSES = {
 
 
 def read_line(line: bytes) -> tuple[str, Refused] | None:
-    """Who was refused, and why; None for a line that says something else."""
+    """Return the refused peer and the reason; None for any other line."""
     line = line[:_MAX_LINE].rstrip()
     if _MINE not in line:
         return None
@@ -59,7 +61,11 @@ def _cause(code: str, detail: str) -> tuple[str, Refused]:
 
 @contextlib.contextmanager
 def heard(tell: Callable[[str, Refused], None], full: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """While inside, `tell` hears of each failed handshake, and `full` of each connection without a descriptor, from a thread of its own."""
+    """While the context lasts, call `tell` for each failed handshake and `full` for each connection without a
+    descriptor.
+
+    Both are called from another thread.
+    """
     kept = os.dup(2)
     before, ours = sys.stderr, output.stderr()
     if ours is not None:
@@ -75,7 +81,7 @@ def heard(tell: Callable[[str, Refused], None], full: Callable[[], None] = lambd
     try:
         yield
     finally:
-        os.dup2(kept, 2)  # nobody writes into the pipe any more: its reader comes to the end
+        os.dup2(kept, 2)  # closes the pipe's last writer, so that its reader ends
         reader.join(1.0)
         if ours is not None:
             ours.move(2)
@@ -93,7 +99,7 @@ def _read(out: int, to: TextIO, tell: Callable[[str, Refused], None], full: Call
                 continue
             found = read_line(line)
             if found is None:
-                with contextlib.suppress(OSError, ValueError):  # a full disk, or it is closed
+                with contextlib.suppress(OSError, ValueError):  # a full disk, or stderr is closed
                     to.write(printable_lines(line.decode(errors="backslashreplace")))
             else:
                 tell(*found)

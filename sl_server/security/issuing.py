@@ -1,4 +1,4 @@
-"""Certificates and keys as values: an authority, and what it signs. Nothing here reads or writes a file."""
+"""Certificates and keys as values: an authority, and the certificates it signs. Nothing here reads or writes a file."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class Issued:
 
     @property
     def cert_pem(self) -> bytes:
-        """For everybody."""
+        """The certificate in PEM form, which is public."""
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
     @property
     def key_pem(self) -> bytes:
-        """For its owner alone."""
+        """The private key in PEM form, which is secret."""
         encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
         return self.key.private_bytes(encoding, form, serialization.NoEncryption())
 
 
 def make_ca(days: int = CA_DAYS, *, now: datetime | None = None) -> Issued:
-    """A new authority, which can sign certificates but no further authorities."""
+    """Make a new authority, which can sign certificates but no further authorities."""
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = _name(f"Cutlayer CA {secrets.token_hex(4)}")  # two of them are told apart by their names
+    subject = _name(f"Cutlayer CA {secrets.token_hex(4)}")  # the random part tells two authorities apart
     builder = _begin(subject, subject, key.public_key(), key, days, now)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
@@ -49,7 +49,7 @@ def make_ca(days: int = CA_DAYS, *, now: datetime | None = None) -> Issued:
 
 
 def issue(ca: Issued, name: str, days: int, *, hosts: Sequence[str] = (), now: datetime | None = None) -> Issued:
-    """A certificate for `hosts` is a server's, one without any a client's. `now` is for tests of dates."""
+    """Sign a new certificate: a server's if `hosts` are given, else a client's. `now` is for tests of dates."""
     key = ec.generate_private_key(ec.SECP256R1())
     builder = _begin(_name(name), ca.certificate.subject, key.public_key(), ca.key, days, now)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -61,7 +61,10 @@ def issue(ca: Issued, name: str, days: int, *, hosts: Sequence[str] = (), now: d
 
 
 def reissue(ca: Issued, old: x509.Certificate, days: int, *, now: datetime | None = None) -> x509.Certificate:
-    """The same once more, signed by `ca`: key, names and role stay, number and dates are new. It does not outlive the authority."""
+    """Sign the same certificate again: key, names and role stay, number and dates are new.
+
+    It does not outlive the authority.
+    """
     key = old.public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey), "of another kind than this module makes"
     left = (ca.certificate.not_valid_after_utc - (now or datetime.now(UTC))).days
@@ -97,7 +100,7 @@ def _begin(
 def _name(text: str) -> x509.Name:
     try:
         return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-    except ValueError as error:  # X.509 counts bytes
+    except ValueError as error:  # X.509 limits the bytes of a name
         raise ConfigError(f"{text!r} cannot be in a certificate: {error}") from error
 
 
@@ -130,5 +133,5 @@ def _alternative(host: str) -> x509.GeneralName:
 
 
 def hosts_of(extra: Sequence[str]) -> list[str]:
-    """What a server's certificate is for: this machine by every usual name, and `extra`."""
+    """Return the names of a server's certificate: every usual name of this machine, and `extra`."""
     return list(dict.fromkeys(["localhost", "127.0.0.1", "::1", socket.gethostname(), *extra]))

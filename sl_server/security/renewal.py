@@ -1,7 +1,8 @@
-"""Certificates that go on: renewed with their key, names and role, and an authority that takes the place of another.
+"""Renewal: new dates for a certificate with the same key, names and role, and replacement of an authority.
 
-Law: each step replaces one file by one rename, and what is in the folder after any of them can be used. So a certificate keeps its key (a pair
-could not change at once under a server that reads it); whoever wants another key revokes the old one and makes a new pair.
+Law: each step replaces one file by one rename, and the folder is usable after each. A certificate therefore keeps its
+key: a pair of files could not change at once while a server reads them. For another key, revoke the old certificate
+and make a new pair.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _PEM = serialization.Encoding.PEM
 
 
 def renew(here: Folder, names: Sequence[str], days: int) -> list[Written]:
-    """Certificates of these names with new dates. Raises ConfigError, with nothing changed, for one that this folder did not make."""
+    """Renew the certificates of these names. Raises ConfigError, with nothing changed, for one that this folder did
+    not make."""
     authorities = here.authorities("--renew")
     ca = authorities[0]
     if ca.certificate.not_valid_after_utc <= datetime.now(UTC) + timedelta(days=1):
@@ -47,7 +49,8 @@ def renew(here: Folder, names: Sequence[str], days: int) -> list[Written]:
 
 
 def _old(here: Folder, name: str, authorities: Sequence[Issued]) -> x509.Certificate:
-    """The certificate to renew. Raises ConfigError unless this folder made it, with its key, and it is not revoked."""
+    """Return the certificate to renew. Raises ConfigError unless this folder made it, with its key, and it is not
+    revoked."""
     if name == "ca":
         raise ConfigError("--renew ca: an authority is replaced, not renewed: --renew-ca")
     if not is_name(name) or name == REVOKED:
@@ -78,7 +81,7 @@ def _holds(listed: x509.CertificateRevocationList, one: x509.Certificate) -> boo
 
 
 def _supersede(here: Folder, name: str) -> None:
-    """Keep what is about to be replaced: it holds until its own date, and --revoke must know its number."""
+    """Keep the certificate that will be replaced: it stays valid until its date, and --revoke needs its number."""
     kept = here.superseded(name)
     now = datetime.now(UTC)
     old = [one for one in here.certificates(name) if one.not_valid_after_utc > now]
@@ -87,7 +90,7 @@ def _supersede(here: Folder, name: str) -> None:
 
 
 def renew_ca(here: Folder, days: int) -> list[Written]:
-    """A new authority beside the one that is there: `ca.pem` holds both, `ca.key` is the new one's. Raises ConfigError."""
+    """Make a new authority beside the old one: `ca.pem` then holds both, `ca.key` the new key. Raises ConfigError."""
     old = here.authorities("--renew-ca")
     before = here.previous
     if len(old) > 1:
@@ -100,7 +103,7 @@ def renew_ca(here: Folder, days: int) -> list[Written]:
             write_atomically(before.cert("ca"), old[0].cert_pem, mode=0o644)
             lists = here.revoked.read_bytes() if here.revoked.exists() else make_list(old[0].certificate, old[0].key)
             write_atomically(here.revoked, make_list(new.certificate, new.key) + lists, mode=0o644)
-            write_atomically(here.cert("ca"), new.cert_pem + old[0].cert_pem, mode=0o644)  # of use with either key
+            write_atomically(here.cert("ca"), new.cert_pem + old[0].cert_pem, mode=0o644)  # valid with either key
             write_atomically(here.key("ca"), new.key_pem, mode=0o600)
         except OSError as error:
             raise ConfigError(f"--renew-ca: {error.filename or here.path}: {error.strerror or error}") from error
@@ -115,7 +118,8 @@ def renew_ca(here: Folder, days: int) -> list[Written]:
 
 
 def drop_ca(here: Folder) -> list[Written]:
-    """Trust the new authority alone. Raises ConfigError as long as a certificate in the folder is of the old one."""
+    """Trust the new authority alone. Raises ConfigError while the old one's certificates are still in use in the
+    folder."""
     authorities = here.authorities("--drop-ca")
     if len(authorities) < 2:
         raise ConfigError(f"--drop-ca: there is one authority in {here.cert('ca')}: --renew-ca makes another one")
@@ -140,7 +144,7 @@ def drop_ca(here: Folder) -> list[Written]:
 
 
 def _signed_by(here: Folder, ca: Issued) -> list[str]:
-    """Names of certificates in the folder that are the authority's and let somebody in."""
+    """Return the names of certificates in the folder that this authority signed and that are still accepted."""
     found, now = [], datetime.now(UTC)
     for path in sorted(here.path.glob("*.pem")):
         if path.stem in (RESERVED[0], REVOKED):

@@ -1,6 +1,7 @@
-"""Which client certificates were revoked: the CA's own list (X.509 CRL), checked against it, read anew when it changes.
+"""Revoked client certificates: the CA's own list (X.509 CRL), verified, and read again when it changes.
 
-gRPC for Python hands no such list to its TLS. So a connection with a revoked certificate comes about, and gets nothing but a no.
+gRPC for Python cannot pass such a list to its TLS, so a connection with a revoked certificate is established and then
+refused.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ class _Listed:
     issuer: x509.Name
     serials: frozenset[int]
     until: datetime | None  # when the authority promised a newer list
-    number: int | None  # raised by the authority with each list; None if it counts none
+    number: int | None  # the authority raises it with each list; None if it numbers none
 
     def check_follows(self, newest: _Listed, what: str) -> None:
-        """Raise ConfigError if this list is older than one of the same authority, or another one under its number."""
+        """Raise ConfigError if this list is older than another of its authority, or differs under the same number."""
         if newest.number is None:
             return
         if self.number is None or self.number < newest.number:
@@ -40,7 +41,7 @@ class _Listed:
 
 
 class RevocationList:
-    """A file for --revoked: a list of each authority in --client-ca, or of some of them."""
+    """The file of --revoked: a list of each authority in --client-ca, or of some of them."""
 
     def __init__(self, path: Path, client_ca: Path) -> None:
         self._path = path
@@ -48,9 +49,10 @@ class RevocationList:
         self._watched = Watched([path, client_ca], lambda: self._next(client_ca))
 
     def _next(self, client_ca: Path) -> Mapping[bytes, _Listed]:
-        """The lists as they are now. Raises ConfigError for one that would let somebody in again whom a newer one keeps out.
+        """Return the lists as they are now. Raises ConfigError for an older list that would accept a revoked
+        certificate again.
 
-        What an authority is not trusted with any more, its list need not keep out.
+        The list of an authority that is no longer trusted may disappear.
         """
         found, trusted = _read(self._path, client_ca)
         for authority, newest in self._newest.items():
@@ -62,7 +64,7 @@ class RevocationList:
         return found
 
     def attach(self, warn: Callable[[str], None]) -> None:
-        """Tell of a list that is out of date, and later of one that cannot be read any more."""
+        """Set the function that receives warnings: of a list that is out of date, or can no longer be read."""
         self._watched.attach(warn)
         for until in (listed.until for listed in self._watched.current.values()):
             if until is None or until >= datetime.now(UTC):
@@ -71,7 +73,7 @@ class RevocationList:
 
     @property
     def version(self) -> int:
-        """Changes with the file."""
+        """A number that changes with the file."""
         return self._watched.version
 
     def renew(self) -> None:
@@ -79,7 +81,7 @@ class RevocationList:
         self._watched.renew()
 
     def holds(self, certificate: bytes) -> bool:
-        """Whether a verified certificate in PEM form is on the list; one that cannot be read counts as revoked."""
+        """Return True if a verified certificate in PEM form is on the list; an unreadable one counts as revoked."""
         from cryptography import x509
 
         self.renew()
@@ -92,9 +94,9 @@ class RevocationList:
 
 
 def _read(path: Path, client_ca: Path) -> tuple[dict[bytes, _Listed], set[bytes]]:
-    """The lists of trusted authorities by authority, and who is trusted. A list of somebody else is passed over: it lets nobody in.
+    """Return the lists by trusted authority, and the trusted authorities. Lists of other authorities are ignored.
 
-    Raises ConfigError if there is none but those.
+    Raises ConfigError if there are only lists of other authorities.
     """
     try:
         from cryptography import x509
@@ -140,4 +142,6 @@ def _number(listed: x509.CertificateRevocationList) -> int | None:
 
 
 def _signed(listed: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:
-    return listed.issuer == authority.subject and listed.is_signature_valid(authority.public_key())  # type: ignore[arg-type]
+    if listed.issuer != authority.subject:
+        return False
+    return listed.is_signature_valid(authority.public_key())  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The server's certificate: read from files, checked, and read anew whenever they change, without a restart."""
+"""The server's certificate: read from files, checked, and read again when they change, without a restart."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sl_server.security.watched_files import Watched, caution, read_file
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadedCertificate:
-    """For gRPC, and when the first certificate of each file ends, in seconds since 1970."""
+    """A certificate in gRPC's form, and the end of the first certificate of each file, in seconds since 1970."""
 
     shown: grpc.ServerCertificateConfiguration
     ends: dict[str, float]
@@ -25,7 +25,7 @@ class LoadedCertificate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CertificateFiles:
-    """In PEM form. With `client_ca` clients must show a certificate that it signed."""
+    """Paths of files in PEM form. With `client_ca`, clients must have a certificate that it signed."""
 
     cert: Path
     key: Path
@@ -33,11 +33,11 @@ class CertificateFiles:
 
     @property
     def paths(self) -> list[Path]:
-        """All that there are."""
+        """All paths that are set."""
         return [path for path in (self.cert, self.key, self.client_ca) if path is not None]
 
     def read(self) -> LoadedCertificate:
-        """Raises ConfigError naming the option and the file that gRPC could not use."""
+        """Read and check the files. Raises ConfigError naming the option and the file that gRPC could not use."""
         cert, key = read_file("--cert", self.cert), read_file("--key", self.key, MAX_KEY_FILE)
         client_ca = read_file("--client-ca", self.client_ca) if self.client_ca else None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -45,7 +45,7 @@ class CertificateFiles:
             context.load_cert_chain(self.cert, self.key, password=self._no_password)
         except ssl.SSLError as error:
             raise ConfigError(_pair_fault(self.cert, self.key, error)) from error
-        except OSError as error:  # they were there a moment ago
+        except OSError as error:  # the files were deleted meanwhile
             raise ConfigError(f"--cert {self.cert}, --key {self.key}: {error.strerror or error}") from error
         if self.client_ca is not None:
             try:
@@ -63,7 +63,7 @@ class CertificateFiles:
 
 
 class Certificates:
-    """What gRPC shows in each handshake."""
+    """The certificate that gRPC uses in each handshake."""
 
     def __init__(self, files: CertificateFiles) -> None:
         self.files = files
@@ -71,14 +71,14 @@ class Certificates:
         self._given = 0  # the version that gRPC has
 
     def attach(self, warn: Callable[[str], None]) -> None:
-        """Tell of files that others can read, and later of what cannot be read any more."""
+        """Set the function that receives warnings: of files that others can read, or that can no longer be read."""
         self._watched.attach(warn)
         for text in caution("--key", self.files.key):
             warn(text)
 
     @property
     def ends(self) -> dict[str, float]:
-        """When those in use end, by which: `server`, `client_ca`."""
+        """Ends of the certificates in use, by file: `server`, `client_ca`."""
         return self._watched.current.ends
 
     def renew(self) -> None:
@@ -86,13 +86,14 @@ class Certificates:
         self._watched.renew()
 
     def credentials(self) -> grpc.ServerCredentials:
-        """gRPC asks before every handshake, from threads of its own, whether there is a new certificate."""
+        """Return credentials for gRPC, which asks for a newer certificate before every handshake, from its own
+        threads."""
         return grpc.dynamic_ssl_server_credentials(
             self._watched.current.shown, self._newer, require_client_authentication=self.files.client_ca is not None
         )
 
     def _newer(self) -> grpc.ServerCertificateConfiguration | None:
-        """What gRPC has not got yet, whoever read it first."""
+        """Return the certificate if gRPC has not got it yet, whichever thread read it."""
         self._watched.renew()
         version = self._watched.version
         if version == self._given:
@@ -104,7 +105,7 @@ class Certificates:
 def _first_end(pem: bytes) -> float:
     try:
         return min(ends_of(pem), default=float("inf"))
-    except (ValueError, IndexError):  # OpenSSL takes it, and says at the handshake what it thinks of its dates
+    except (ValueError, IndexError):  # OpenSSL accepts the certificate, and judges its dates at the handshake
         return float("inf")
 
 

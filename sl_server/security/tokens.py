@@ -1,4 +1,4 @@
-"""Who has which token. Kept as SHA-256 digests and compared in constant time; a token itself is neither kept nor told."""
+"""Tokens of clients, kept as SHA-256 digests and compared in constant time. A token is neither kept nor logged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sl_common.errors import ConfigError
 from sl_common.names import is_name, is_token
 from sl_server.security.watched_files import Watched, caution, read_file
 
-SHORT = 16  # characters; fewer can be guessed
+SHORT = 16  # characters; a shorter token can be guessed
 SCHEME = "bearer "
 
 
@@ -24,14 +24,14 @@ class _Kept:
 
 
 class Tokens:
-    """A file of lines `id = "token"`, read anew when it changes: taking a line out locks its client out."""
+    """A file of lines `id = "token"`, read again when it changes: removing a line locks its client out."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._watched = Watched([path], lambda: _read(path))
 
     def attach(self, warn: Callable[[str], None]) -> None:
-        """Tell of a file that others can read, and later of one that cannot be read any more."""
+        """Set the function that receives warnings: of a file that others can read, or that can no longer be read."""
         self._watched.attach(warn)
         for text in caution("--tokens", self._path):
             warn(text)
@@ -41,7 +41,7 @@ class Tokens:
 
     @property
     def version(self) -> int:
-        """Changes with the file."""
+        """A number that changes with the file."""
         return self._watched.version
 
     def renew(self) -> None:
@@ -49,7 +49,8 @@ class Tokens:
         self._watched.renew()
 
     def owner(self, authorization: str) -> tuple[str, ...]:
-        """Whose token is in a call's `authorization`: one name or none. It takes as long whatever came."""
+        """Return the client whose token is in a call's `authorization`: one name or none. Takes the same time for any
+        token."""
         self._watched.renew()
         token = authorization[len(SCHEME) :].strip() if authorization[: len(SCHEME)].lower() == SCHEME else ""
         shown = _digest(token)
@@ -65,7 +66,7 @@ def _digest(token: str) -> bytes:
 def _read(path: Path) -> _Kept:
     try:
         lines = tomllib.loads(read_file("--tokens", path).decode())
-    except (ValueError, RecursionError) as error:  # its texts say where, and nothing of what is there
+    except (ValueError, RecursionError) as error:  # the error's text gives the place, and none of the content
         raise ConfigError(f'--tokens {path}: write a line id = "token" for each client ({error})') from error
     if not lines:
         raise ConfigError(f'--tokens {path}: there is nobody in it; write a line id = "token" for each client')

@@ -1,4 +1,4 @@
-"""What was read from files, and is read anew when they change: a run must not end for a renewed certificate."""
+"""Values read from files, and read again when these change: a renewed certificate must not end a run."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ T = TypeVar("T")
 
 
 class Watched(Generic[T]):
-    """The value of `read`, which raises ConfigError. What cannot be read later leaves the last good one in place, and is said once."""
+    """Holds the result of `read`, which raises ConfigError.
+
+    If a later read fails, the last good value stays, and the failure is reported once.
+    """
 
     def __init__(self, files: Sequence[Path], read: Callable[[], T]) -> None:
         self._files = files
         self._read = read
         self._warn: Callable[[str], None] = lambda _text: None
-        self._seen = self._stamps()  # before reading: what changes meanwhile is read again
+        self._seen = self._stamps()  # taken before reading, so that a change meanwhile is read again
         self.current = read()
-        self.version = 0  # how often it was read again
+        self.version = 0  # number of times that the files were read again
 
     def attach(self, warn: Callable[[str], None]) -> None:
-        """From now on there is somebody to tell."""
+        """Set the function that receives warnings from now on."""
         self._warn = warn
 
     def renew(self) -> bool:
-        """Read again if a file has changed; whether there is something new. From any thread."""
+        """Read again if a file has changed; return True if the value is new. Callable from any thread."""
         stamps = self._stamps()
         if stamps == self._seen:
             return False
@@ -39,7 +42,7 @@ class Watched(Generic[T]):
         try:
             self.current = self._read()
         except ConfigError as error:
-            if is_spent(error):  # they were not looked at: again the next time
+            if is_spent(error):  # out of descriptors: try again next time
                 self._seen = []
                 return False
             self._warn(f"{error}; what was read before stays in use")
@@ -60,7 +63,8 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def read_file(option: str, path: Path, most: int = MAX_PAPER) -> bytes:
-    """Read a text file of at most so many bytes, without a byte order mark. Raises ConfigError with the option that named it."""
+    """Read a text file of at most so many bytes, without a byte order mark. Raises ConfigError with the option that
+    named it."""
     try:
         return read_bounded(path, most).removeprefix(BOM_UTF8)
     except OSError as error:
@@ -68,7 +72,7 @@ def read_file(option: str, path: Path, most: int = MAX_PAPER) -> bytes:
 
 
 def caution(option: str, path: Path) -> list[str]:
-    """What to say of a secret that everybody on this machine can read."""
+    """Return a warning about a secret that everybody on this machine can read, or None."""
     if not path.stat().st_mode & stat.S_IROTH:
         return []
     return [f"{option} {path} can be read by everybody on this machine: chmod o-r {path}"]

@@ -1,4 +1,4 @@
-"""Whether a simulation is stacked: as it was asked for, or as a short trial of both says."""
+"""Choose whether a simulation is stacked: as the option says, or by a short trial of both ways."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sl_server.simulation.vectorized.eligibility import reason_against
 from sl_server.simulation.vectorized.simulation import Stacked
 
 OTHER_BITS = "stacked: the last bits of the weights may differ from those of real processes"
-_WORTH_IT = 1.1  # times as fast: for less nobody wants other bits
-_CLIENTS, _PAIRS, _TRIAL_S = 32, 5, 5.0  # of a trial; with more clients the gain is larger still
+_WORTH_IT = 1.1  # times as fast; a smaller gain is not worth different bits
+_CLIENTS, _PAIRS, _TRIAL_S = 32, 5, 5.0  # limits of the trial; with more clients the gain is larger still
 
 StackedOption = Literal["off", "auto", "on"]
 
@@ -27,7 +27,8 @@ StackedOption = Literal["off", "auto", "on"]
 def simulation_of(
     config: RunConfig, asked: StackedOption, *, data: Path | None, device: str, client_device: str, count: Count
 ) -> tuple[Simulation, str | None]:
-    """The simulation, and what its user should know of the choice. Raises ConfigError if it must be stacked and cannot be."""
+    """Return the simulation, and a remark on the choice for its user. Raises ConfigError if it must be stacked and
+    cannot be."""
     if asked == "off":
         return Simulation(config, data=data, device=device, client_device=client_device, count=count), None
     reason = reason_against(config, Network.build(config))
@@ -45,7 +46,7 @@ def simulation_of(
 def measured_gain(
     config: RunConfig, data: Path | None = None, device: str = "cpu", client_device: str = "cpu"
 ) -> float:
-    """How many times as fast the first clients of this run step when they are stacked: the median of pairs, one step each in turn."""
+    """Return the speed-up of stacking for the first clients of this run: the median of pairs, one step each in turn."""
     clients = min(config.run.clients, _CLIENTS)
     short = config.model_copy(
         update={
@@ -57,7 +58,7 @@ def measured_gain(
     plain, stacked = (
         kind(short, data=data, device=device, client_device=client_device).facts() for kind in (Simulation, Stacked)
     )
-    for facts in (plain, stacked):  # places are taken, and torch warms up
+    for facts in (plain, stacked):  # clients join, and torch warms up
         seconds_of(facts, clients)
     until, gains = time.perf_counter() + _TRIAL_S, list[float]()
     while len(gains) < _PAIRS and not (gains and time.perf_counter() > until):
@@ -66,7 +67,7 @@ def measured_gain(
 
 
 def seconds_of(facts: Iterator[Fact], batches: int) -> float:
-    """How long a simulation takes to train on so many more batches."""
+    """Return the seconds that a simulation takes to train on so many more batches."""
     began = time.perf_counter()
     for _ in islice((fact for fact in facts if isinstance(fact, Trained)), batches):
         pass

@@ -1,6 +1,7 @@
-"""Replay of a recorded run: the same events to a fresh coordinator, and everything that it says compared with the log.
+"""Replay of a recorded run: a fresh coordinator gets the same events, and its messages are compared with the log.
 
-A bug report is an event log: the same events give the same messages and weights, bit for bit, on any machine of the same kind.
+A bug report is an event log: the same events give the same messages and weights, bit for bit, on any machine of the
+same kind.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from sl_server.storage.spill import DiskSpill
 
 
 class Departed(CutlayerError):
-    """A replay computed something else than the run did, or its log is damaged. The text names the event, and the tensor if it is one."""
+    """Raised when a replay computes something else than the run did, or its log is damaged.
+
+    The text names the event, and the tensor if there is one.
+    """
 
     def __init__(self, number: int, text: str) -> None:
         """`number`: of the event, from 1."""
@@ -44,12 +48,12 @@ class Replay:
         self._on_fact = on_fact
         self.number = 0  # of the last event, from 1
         self._digests = AdvanceDigests(coordinator)
-        self._kept: dict[int, Tree] = {0: copy.deepcopy(coordinator.snapshot())}  # snapshots by checkpoint
+        self._kept: dict[int, Tree] = {0: copy.deepcopy(coordinator.snapshot())}  # snapshots by number of checkpoint
         self._aligned: dict[tuple[str, int, int], Aligned] = {}  # results of the coordinator's jobs
         self._raised: Exception | None = None
 
-    def take(self, client: str, event: Logged) -> Messages:
-        """The next event; what the coordinator says to it. Raises Departed where the run did something else."""
+    def take(self, client: str, event: Logged) -> Said:
+        """Apply the next event; return the coordinator's messages. Raises Departed where the run did something else."""
         self.number += 1
         if self._raised is not None and not isinstance(event, Failed):
             raise self._departed(f"the replay failed at the event before ({_told(self._raised)}), the run did not")
@@ -60,12 +64,10 @@ class Replay:
             if isinstance(error, Departed):
                 raise
             raise self._departed(f"{_name(client, event)} is refused ({error}), the run took it") from error
-        except Exception as error:  # the log is to say that the run failed here, too
-            self._raised = error
-        if turn is None:
-            return []
-        self._finish_turn(turn)
-        return turn.messages
+        except Exception as error:  # the log must record the same failure as its next event
+            self._raised, said = error, []
+        self._work()
+        return said
 
     def _take(self, client: str, event: Logged) -> Turn | None:
         match event:
@@ -116,20 +118,20 @@ class Replay:
         if found is not None and (told := digest_difference(dict(fields_of(event)), dict(fields_of(found)))):
             raise self._departed(f"aligned for {client}: {told}")
 
-    def _finish_turn(self, turn: Turn) -> None:
-        """Do what an engine does after sending messages: run jobs, whose results the log has as events, and take facts."""
-        self.coordinator.run_deferred_step()
-        for job in turn.jobs:
+    def _work(self) -> None:
+        """Do the engine's other work: run jobs, whose results the log holds as events, and pass on facts."""
+        self.coordinator.settle()
+        for job in self.coordinator.jobs():
             try:
                 result = job.run()
-            except CutlayerError:  # the log says what became of its client
+            except CutlayerError:  # the log holds the consequence for the client
                 continue
             self._aligned[job.client, result.round, result.wave] = result
         for fact in turn.facts():
             self._on_fact(fact)
 
     def finish(self) -> None:
-        """After the last event of a log. Raises Departed if the replay failed where the run did not."""
+        """End a log. Raises Departed if the replay failed where the run did not."""
         if self._raised is not None:
             raise self._departed(f"the replay failed ({_told(self._raised)}), the log does not say that the run did")
 
@@ -146,8 +148,8 @@ def _name(client: str, event: Logged) -> str:
     return f"{kind} of {client}" if client else kind
 
 
-def replay_events(coordinator: Coordinator, events: Iterable[tuple[str, Logged]]) -> Messages:
-    """Everything that a coordinator says to these events. Raises Departed."""
+def replay_events(coordinator: Coordinator, events: Iterable[tuple[str, Logged]]) -> Said:
+    """Return all messages of a coordinator to these events. Raises Departed."""
     replay = Replay(coordinator)
     said = [one for client, event in events for one in replay.take(client, event)]
     replay.finish()
@@ -156,12 +158,12 @@ def replay_events(coordinator: Coordinator, events: Iterable[tuple[str, Logged]]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Replayed:
-    """A log that was replayed to its end, or as far as was asked."""
+    """A log that was replayed to its end, or to the event that was asked for."""
 
     recorded: Recorded
     coordinator: Coordinator
     events: int
-    cut_short: int  # bytes of a last record that is not whole
+    cut_short: int  # bytes of an incomplete last record
 
 
 Watch = Callable[[Entry, Messages, LogReader], None]
@@ -175,9 +177,10 @@ def replay_log(
     watch: Watch | None = None,
     on_fact: Callable[[Fact], None] = lambda _fact: None,
 ) -> Replayed:
-    """Replay the log in a file, in memory for one event at a time. `watch` sees every event and what was said to it.
+    """Replay the log in a file, holding one event in memory at a time. `watch` gets every event and the messages to
+    it.
 
-    Raises ConfigError if it is no log of this version, Departed where it is damaged or the replay differs.
+    Raises ConfigError if it is no log of this version, Departed if it is damaged or the replay differs.
     """
     with opened_log(path) as (recorded, reader):
         config = RunConfig.from_json(recorded.config)
@@ -189,7 +192,7 @@ def replay_log(
                 said = replay.take(entry.client, entry.event)
                 if watch is not None:
                     watch(entry, said, reader)
-        except WireError as error:  # the log's, as the coordinator's are told apart above
+        except WireError as error:  # from the log; errors of the coordinator are Departed already
             raise Departed(replay.number + 1, str(error)) from error
         stopped = until is not None and replay.number == until
         if not stopped:

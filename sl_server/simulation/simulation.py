@@ -1,7 +1,7 @@
-"""A whole run in one process: the same core, with every message through the same endpoints, and no network.
+"""A whole run in one process: the same core, the same endpoints for every message, and no network.
 
-The one module that knows both sides. Its result equals that of separate processes bit for bit wherever the protocol's result
-does not depend on timing.
+The only module that knows both sides. Its result equals that of separate processes bit for bit wherever the protocol's
+result does not depend on timing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sl_server.storage.spill import DiskSpill
 from sl_server.telemetry.ledger import Direction
 from sl_server.training.workers import run_timed
 
-Count = Callable[[Direction, Frame | Message], None]  # every frame and every message
+Count = Callable[[Direction, Frame | Message], None]  # called with every frame and every message
 
 
 class SimulatedClient:
@@ -49,11 +49,11 @@ class SimulatedClient:
         return self.seat
 
     def hear(self, message: ToClient) -> None:
-        """The server says something to this client."""
+        """Deliver a message of the server to this client."""
         self.flow.deliver(self.receive(message))
 
     def receive(self, message: ToClient) -> ToClient:
-        """What the server says, as it comes out of this client's endpoint."""
+        """Return a message of the server as this client's endpoint decodes it."""
         self._count("down", message)
         for frame in self.session.endpoint.pack(message):
             self._count("down", frame)
@@ -62,7 +62,7 @@ class SimulatedClient:
         return received.message  # type: ignore[return-value]
 
     def go_on(self) -> bool:
-        """Run until the client must wait; whether it said anything."""
+        """Run until the client must wait; return True if it sent anything."""
         said = False
         for message in self.flow.run():
             if isinstance(message, Alive):
@@ -72,7 +72,7 @@ class SimulatedClient:
         return said
 
     def say(self, message: ToServer) -> None:
-        """This client says something to the server."""
+        """Send a message of this client to the server."""
         self._count("up", message)
         for frame in self.endpoint.pack(message):
             self._count("up", frame)
@@ -80,13 +80,13 @@ class SimulatedClient:
 
 
 def first_seat(config: RunConfig, data: Path | None, allowed: Collection[str] | None) -> Seat:
-    """The place of the client that has the first shard. Raises ConfigError or DataError if it could not take part."""
+    """Return the seat of the client with the first shard. Raises ConfigError or DataError if it could not take part."""
     welcome = Welcome(config=config.to_json(), client="c0", shard=0, shards=config.shards)
     return take_seat(welcome, data=data, allowed=allowed)
 
 
 class Simulation:
-    """One run in this process. `facts` runs it to the end, yielding what happens."""
+    """One run in this process. `facts` runs it to the end and yields its facts."""
 
     def __init__(
         self,
@@ -116,22 +116,22 @@ class Simulation:
 
     @property
     def seats(self) -> dict[int, Seat]:
-        """The clients' places, by shard."""
+        """The clients' seats, by shard."""
         return {c.seat.shard: c.seat for c in self._clients.values() if c.seat is not None}
 
     def facts(self) -> Iterator[Fact]:
-        """Run to the end. The order in which clients are served is fixed: by shard, each until it waits."""
+        """Run to the end. The order of the clients is fixed: by shard, each until it waits."""
         moved = True
         while moved:
             moved = False
             while (turn := self.sessions.advance()).worked:
                 moved = True
-                for _session, error in self.sessions.end_expelled(turn):  # it is one of ours
+                # a client of this simulation was expelled: a bug or bad data
+                for _session, error in self.sessions.expelled():
                     raise error
                 for name, message in turn.messages:
                     self._tell(self._clients[name], message)
-                yield from turn.facts()
-                for job in turn.jobs:  # at once: what it comes to does not depend on when it is done
+                for job in self.coordinator.jobs():  # run immediately: the result does not depend on the moment
                     result, told = run_timed(job)
                     self.sessions.aligned(job.client, result)
                     yield told
@@ -143,10 +143,10 @@ class Simulation:
         client.hear(message)
 
     def _go_on(self) -> Iterator[bool]:
-        """Each client in turn, as far as it gets; whether it said anything."""
+        """Run each client in turn until it waits; yield True for each that sent anything."""
         for client in self._clients.values():
             yield client.go_on()
 
     def run(self) -> list[Fact]:
-        """All facts of the whole run."""
+        """Return all facts of the whole run."""
         return list(self.facts())

@@ -1,4 +1,4 @@
-"""Checkpoints as files: written whole or not at all, two kept, the newest that is undamaged found again."""
+"""Checkpoints as files: each is written completely or not at all, two are kept, the newest undamaged one is found."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ _NAME = "checkpoint-{:08d}.tree"
 
 
 class Checkpoints:
-    """Those of one run, in its directory."""
+    """The checkpoints of one run, in its directory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._used: Path | None = None  # that the run went on from
+        self._used: Path | None = None  # the checkpoint that the run resumed from
 
     def save(self, number: int, tree: Tree) -> None:
-        """Durable when it returns; then all but the newest few are removed. Raises OSError, with the older ones still there."""
+        """Write a checkpoint durably, then remove all but the newest few. Raises OSError, with the older ones still
+        there."""
         write_atomically(self._folder / _NAME.format(number), dumps(tree))
         for old in self._found()[:-KEPT_CHECKPOINTS]:
             with contextlib.suppress(OSError):
                 old.unlink()
 
     def newest(self, warn: Callable[[str], None], check: Callable[[Tree], None] = lambda _tree: None) -> Tree | None:
-        """The newest one that is whole and fits its run; others are told and passed over. None if the run had made none.
+        """Return the newest checkpoint that is complete and fits its run, or None if there is none. Damaged ones are
+        skipped with a warning.
 
-        `check` raises DataError for one that is whole and cannot be gone on from. Raises ConfigError if there are some and none is of use.
+        `check` raises DataError for a complete checkpoint that the run cannot resume from. Raises ConfigError if there
+        are checkpoints and none of them can be used.
         """
         found, why = self._found(), ""
         for path in reversed(found):
@@ -52,7 +55,7 @@ class Checkpoints:
         return None
 
     def forget_newer(self) -> None:
-        """Remove those that `newest` passed over: the run goes on from before them, and they never happened.
+        """Remove the checkpoints that `newest` skipped: the run goes on from before them.
 
         Raises ConfigError.
         """

@@ -1,6 +1,7 @@
-"""The opt-in event log (`--record`): every event the coordinator took, in order, and digests of what came of each.
+"""The optional event log (`--record`): every event that the coordinator handled, in order, with digests of its
+results.
 
-file = b"SLEVENTS", version, length of the preface, its CRC-32 | preface: JSON | records, as sl_common.wire.eventlog has them
+file = b"SLEVENTS", version, length of the preface, its CRC-32 | preface: JSON | records, as in sl_common.wire.eventlog
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ EVENT_LOG = "events.log"  # in a run directory
 MAX_PREFACE = 4 << 20  # bytes
 _MAGIC = b"SLEVENTS"
 _START = struct.Struct("<8sIII")
-GROWN = 1_000_000_000  # bytes of an event log between two lines that say how large it is
+GROWN = 1_000_000_000  # bytes of an event log between two messages about its size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recorded:
-    """Where and of which run a log was made: computations agree to the last bit between machines of one kind only."""
+    """The run and the machine that a log is from. Results agree to the last bit only between machines of one kind."""
 
     config: str  # JSON
-    run: str = ""  # the run's own name for itself
+    run: str = ""  # the run's identifier, made at random when it began
     cutlayer: str = __version__
     torch: str = torch.__version__
     machine: str = platform.machine()
@@ -44,12 +45,12 @@ class Recorded:
 
     @property
     def kind(self) -> str:
-        """The machine and programs that computed, for people."""
+        """The machine, device and program versions, as text for people."""
         return f"cutlayer {self.cutlayer}, torch {self.torch}, {self.machine}, device {self.device}"
 
 
 class EventLog:
-    """Appends events to a file as they are handled. A log with a gap could not be replayed: it ends before one."""
+    """Appends events to a file as they are handled. A log with a gap cannot be replayed, so it ends before the gap."""
 
     def __init__(
         self,
@@ -60,19 +61,20 @@ class EventLog:
         run: str = "",
         device: str = "cpu",
     ) -> None:
-        """`say` is told how large the log has grown, at each gigabyte, and why it ends early. Raises ConfigError."""
+        """Begin a log. `say` is called with a message at each gigabyte, and when the log ends early. Raises
+        ConfigError."""
         try:
             self._file = GrowingFile(path)
         except OSError as error:
             raise ConfigError(f"--record: {path}: {error.strerror or error}") from error
         self._say = say
-        self._told = 0  # gigabytes
+        self._told = 0  # gigabytes that a message was sent about
         self.complete = True
         preface = json.dumps(asdict(Recorded(config=config.to_json(), run=run, device=device))).encode()
         self._file.append(_START.pack(_MAGIC, LOG_VERSION, len(preface), zlib.crc32(preface)) + preface)
 
     def append(self, entry: tuple[str, Logged]) -> None:
-        """One event of one client."""
+        """Append one event of one client."""
         if not self.complete:
             return
         self._file.append(eventlog.dump(*entry))
@@ -84,17 +86,17 @@ class EventLog:
             self._say(f"{self._file.path} has {self._file.length / 1e9:.1f} GB: --record keeps every activation")
 
     def sync(self) -> None:
-        """Make it durable so far. Raises OSError."""
+        """Make everything appended so far durable. Raises OSError."""
         self._file.sync()
 
     def close(self) -> None:
-        """Write what there is."""
+        """Write what is still in memory, and close the file."""
         self._file.close()
 
 
 @contextmanager
 def opened_log(path: Path) -> Iterator[tuple[Recorded, LogReader]]:
-    """A log for reading, its version checked before anything else. Raises ConfigError."""
+    """Open a log for reading, checking its version before anything else. Raises ConfigError."""
     try:
         file = path.open("rb")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Joining what a run left into the unsplit network's state dict."""
+"""Join the parts that a run left into the state dict of the unsplit network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sl_server.storage.weight_set import read_weights_of
 def export_run(
     directory: Path, *, to: Path | None = None, lower: Path | None = None, head: Path | None = None
 ) -> tuple[Path, int]:
-    """Write the whole network's state dict: where to, and how many tensors.
+    """Write the whole network's state dict; return its path and the number of tensors.
 
     Raises ConfigError if a part is missing or does not fit the model that `config.json` names.
     """
@@ -41,15 +41,16 @@ def export_run(
         raise ConfigError(f"{directory}: the weights do not fit model {config.model.name!r}: {error}") from error
     path = to or directory / "model.safetensors"
     try:
-        write_atomically(path, save(copy_state(whole.state_dict())))  # of a tied tensor each name has a copy
+        # a tied tensor is copied once for each of its names
+        write_atomically(path, save(copy_state(whole.state_dict())))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     return path, len(state)
 
 
 def _listed(directory: Path, chosen: Collection[Path]) -> dict[Path, dict[str, Tensor]]:
-    """Of the chosen files those that are the run's own, all of the same evaluation."""
-    own = {path.stem: _real(path) for path in chosen if _real(path.parent) == _real(directory)}
+    """Return the state dicts of the chosen files that belong to the run itself, all of the same evaluation."""
+    own = {path.stem: path.resolve() for path in chosen if path.parent.resolve() == directory.resolve()}
     return {own[part]: state for part, state in (read_weights_of(directory, own.keys()) if own else {}).items()}
 
 

@@ -1,4 +1,4 @@
-"""What a run's clients trained on, in its directory: `inputs.json`, for those who ask the network later."""
+"""Type, range and normalisation of the data that a run's clients trained on: `inputs.json`, for later inference."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ FILE = "inputs.json"
 
 
 def write_inputs(folder: Path, inputs: Inputs | None) -> None:
-    """Nothing if that is not known. Raises OSError."""
+    """Write the file, or nothing if `inputs` is None. Raises OSError."""
     if inputs is not None:
         write_atomically(folder / FILE, json.dumps(asdict(inputs), indent=2).encode() + b"\n")
 
 
 def read_inputs(folder: Path) -> Inputs | None:
-    """None for a run of an older version, or whose clients did not say. Raises ConfigError."""
+    """Read the file; None for a run of an older version, or one whose clients did not send these values. Raises
+    ConfigError."""
     path = folder / FILE
     try:
         found = json.loads(path.read_bytes())
@@ -45,5 +46,5 @@ def read_inputs(folder: Path) -> Inputs | None:
 
 
 def inputs_of(inputs: Inputs | None) -> dict[str, Any] | None:
-    """For `summary.json`."""
+    """Return the part that goes into `summary.json`."""
     return None if inputs is None else {"dtype": inputs.dtype, "low": inputs.low, "high": inputs.high}

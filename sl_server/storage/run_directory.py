@@ -1,4 +1,4 @@
-"""What a run leaves behind: a directory that can be read at any moment, whole or cut short."""
+"""The directory of a run: readable at any moment, whether the run is over or was cut short."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ from sl_server.storage.weight_set import put_in_place, write_weights
 from sl_server.telemetry.ledger import Ledger
 
 GROWING = ("metrics.jsonl", "metrics.csv", "digests.log")
-BOARD_FILES = "events.out.tfevents.*"  # TensorBoard's name for them
-EMPTY_FILES: Mapping[str, int] = dict.fromkeys(GROWING, 0)  # their bytes, when nothing is written
+BOARD_FILES = "events.out.tfevents.*"  # the name that TensorBoard gives its files
+EMPTY_FILES: Mapping[str, int] = dict.fromkeys(GROWING, 0)  # lengths in bytes before anything is written
 
 
 class RunDirectory:
-    """`run.json`, `config.json`, `metrics.jsonl`, `metrics.csv`, `digests.log`, weights as safetensors after every evaluation, `summary.json`.
+    """Writes the files of one run.
 
-    Whoever makes one holds the directory: see `sl_common.host.locks`.
+    They are `run.json`, `config.json`, `metrics.jsonl`, `metrics.csv`, `digests.log`, weights as safetensors after
+    every evaluation, and `summary.json`. The caller must hold the directory: see `sl_common.host.locks`.
     """
 
     def __init__(
@@ -43,21 +44,24 @@ class RunDirectory:
         resumed: Mapping[str, int] | None = None,
         board: Board | None = None,
     ) -> None:
-        """`resumed`: go on with the files of a run that is there, cut back to what they were at its checkpoint."""
+        """Create the directory, or open that of a run to resume, its files cut to the lengths `resumed`.
+
+        Raises ConfigError.
+        """
         self.path = path
         self._ledger = ledger
         self._rounds: list[RoundEnded] = []
         self.evaluated: Evaluated | None = None
         self.loss: float | None = None
-        self.notes: dict[str, Any] = {}  # what else the summary is to say
+        self.notes: dict[str, Any] = {}  # further entries of the summary
         self._rounds_over: int | None = None
-        self._unwritten = False  # the last weights could not be written
-        self._inputs: Inputs | None = None  # as written
-        self._refused = False  # nor could the last lines
+        self._unwritten = False  # True while the last weights could not be written
+        self._inputs: Inputs | None = None  # the last value that was written
+        self._refused = False  # True while the last lines could not be written
         try:
             make_folder(path)
             if resumed is not None:
-                (path / "summary.json").unlink(missing_ok=True)  # of the failure that it goes on after
+                (path / "summary.json").unlink(missing_ok=True)  # of the failure before
             else:
                 if (path / "config.json").exists():
                     raise ConfigError(f"--out {path}: holds a run already; choose another directory, or --resume it")
@@ -73,9 +77,9 @@ class RunDirectory:
         self._board = board
 
     def written(self) -> dict[str, int]:
-        """Make the growing files durable; their lengths. Raises OSError.
+        """Make the growing files durable and return their lengths. Raises OSError.
 
-        A checkpoint holds the lengths: what comes after it is written again after a restart.
+        A checkpoint holds the lengths; what was written after it is written again after a restart.
         """
         found = {name: file.sync() for name, file in self._files.items()}
         if self._board is not None:
@@ -84,17 +88,18 @@ class RunDirectory:
 
     @property
     def behind(self) -> bool:
-        """Whether something waits in memory for a disk that takes it."""
+        """True while something waits in memory because the disk did not take it."""
         return self._unwritten or self._refused
 
     def cut_back(self, lengths: Mapping[str, int]) -> None:
-        """Forget what was written beyond."""
+        """Remove everything after these lengths."""
         for name, file in self._files.items():
             file.cut_back(lengths.get(name, 0))
         self._table.begin_again()
 
     def fact(self, fact: Fact, seconds: float) -> None:
-        """Write down what matters, as it happens. Raises OSError; what could not be written then is written with a later fact."""
+        """Write a fact to the files that record it. Raises OSError; what could not be written is written with a later
+        fact."""
         try:
             self._note(fact, seconds)
         finally:
@@ -102,11 +107,11 @@ class RunDirectory:
                 self._flush()
 
     def warn(self, text: str, seconds: float) -> None:
-        """Keep a warning that nobody may have seen. It is in the file with the next fact at the latest."""
+        """Keep a warning that possibly nobody has read. It is in the file after the next fact at the latest."""
         self._line(event="warning", seconds=round(seconds, 3), text=text)
 
     def _flush(self) -> None:
-        """Raises the first OSError, when all files were tried."""
+        """Flush all files, then raise the first OSError."""
         failed = [error for file in self._files.values() if (error := _flushed(file)) is not None]
         self._refused = bool(failed)
         if failed:
@@ -128,7 +133,7 @@ class RunDirectory:
                 self._table.evaluated(fact, self._ledger, seconds)
             case _:
                 fields = asdict(fact)
-                for counted in ("round", "wave", "shard"):  # from 1 wherever they are shown
+                for counted in ("round", "wave", "shard"):  # shown from 1 everywhere
                     if counted in fields:
                         fields[counted] += 1
                 self._line(event=_snake(type(fact).__name__), seconds=round(seconds, 3), **fields)
@@ -153,15 +158,18 @@ class RunDirectory:
         self._table.ended(row_of(fact, self._ledger, seconds, steps, phases))
 
     def _bytes(self) -> dict[str, Any]:
-        """So far."""
+        """Return the bytes of the run so far."""
         return {"bytes": self._ledger.by_direction("wire"), "payload_bytes": self._ledger.by_direction("payload")}
 
     def _line(self, **fields: Any) -> None:
         self._files["metrics.jsonl"].write(json.dumps(fields) + "\n")
 
     def save_weights(self, states: dict[str, StateDict], inputs: Inputs | None = None) -> None:
-        """`lower.safetensors` and `head.safetensors`, or `head-<shard>.safetensors` where copies differ, all at once; before them what they
-        were trained on, if it has changed."""
+        """Write `lower.safetensors` and `head.safetensors` (or `head-<shard>.safetensors` where copies differ) as one
+        set.
+
+        `inputs.json` is written first if it has changed. Raises OSError.
+        """
         self._unwritten = True
         if inputs != self._inputs:
             write_inputs(self.path, inputs)
@@ -170,24 +178,26 @@ class RunDirectory:
         self._unwritten = False
 
     def summary(self, coordinator: Coordinator, seconds: float, failure: str | None) -> dict[str, Any]:
-        """The run in one object: what `summary.json` holds."""
+        """Return the content of `summary.json`."""
         lost = {name: file.lost for name, file in self._files.items() if file.lost}
         told = {"lost_lines": lost} if lost else {}
         return summarise(coordinator, self._ledger, self.evaluated, self.loss, seconds, failure) | self.notes | told
 
     def discard(self) -> None:
-        """Leave nothing of a run that could not begin, so that its place can be taken again."""
+        """Remove the files of a run that could not begin, so that the directory can be used again."""
         self.close()
         begun = (self.path / name for name in ("config.json", schema.RUN_FILE, eventlog.EVENT_LOG, *GROWING))
         for path in (*begun, *self.path.glob(BOARD_FILES)):
             path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # there is something else in it
+        with contextlib.suppress(OSError):  # the directory holds other files too
             self.path.rmdir()
 
     def finish(self, coordinator: Coordinator, seconds: float, failure: str | None = None) -> dict[str, Any]:
-        """Write the final weights, and the summary when all else is durable; what the summary says. Raises OSError.
+        """Write the final weights, then the summary when everything else is durable; return the summary. Raises
+        OSError.
 
-        A run that failed keeps the weights of its last evaluation: what there is in the middle of a wave belongs to no lower segment.
+        A run that failed keeps the weights of its last evaluation: a head in the middle of a wave fits no lower
+        segment.
         """
         if failure is None or not any(self.path.glob("head*.safetensors")):
             self.save_weights(coordinator.weights(), coordinator.agreement.inputs)
@@ -199,7 +209,7 @@ class RunDirectory:
         return summary
 
     def close(self) -> None:
-        """Nothing more is written."""
+        """Close all files; nothing more is written."""
         for file in self._files.values():
             file.close()
         if self._board is not None:
@@ -207,7 +217,8 @@ class RunDirectory:
 
 
 def shorter(folder: Path, lengths: Mapping[str, int]) -> str | None:
-    """Why a checkpoint does not fit the growing files of a directory: one is shorter than it counts on. None if it fits."""
+    """Return why a checkpoint does not fit a directory, because a growing file is shorter than it was then; None if it
+    fits."""
     for name, length in lengths.items():
         path = folder / name
         found = path.stat().st_size if path.exists() else 0

@@ -1,4 +1,4 @@
-"""Which run a command is about, and how far it has come: a configuration, a directory, or both."""
+"""Find the run that a command is about, and its stage, from a configuration, a directory, or both."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from sl_common.errors import ConfigError
 from sl_common.host.text import given
 
-if TYPE_CHECKING:  # what imports torch is imported when it is needed, not for --help
+if TYPE_CHECKING:  # modules that import torch are imported when needed, not for --help
     from sl_common.config.run_config import RunConfig
 
 
 class Stage(Enum):
-    """How far the run of a directory has come."""
+    """Progress of the run in a directory."""
 
     NEW = "new"
     BEGUN = "begun"
@@ -29,7 +29,7 @@ class Stage(Enum):
 
 
 def read_config(path: Path, overrides: list[str] | None) -> RunConfig:
-    """A run's configuration from TOML, or from the JSON that a run directory holds. Raises ConfigError."""
+    """Read a run's configuration from TOML, or from the JSON in a run directory. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -48,7 +48,10 @@ def read_config(path: Path, overrides: list[str] | None) -> RunConfig:
 
 
 def new_directory(name: str, suffix: str = "") -> Path:
-    """runs/NAME-TIME; a second run in the same second gets a number. What the locale's file names cannot hold becomes an underscore."""
+    """Return runs/NAME-TIME; a second run in the same second gets a number.
+
+    Characters that file names of this locale cannot hold become underscores.
+    """
     coding = sys.getfilesystemencoding()
     name = name.encode(coding, "replace").decode(coding).replace("?", "_")
     first = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}{suffix}"
@@ -60,9 +63,10 @@ def new_directory(name: str, suffix: str = "") -> Path:
 def held_run(
     config_file: Path | None, resume: Path | None, out: Path | None, overrides: list[str] | None, *, record: bool
 ) -> Iterator[tuple[RunConfig, Path, Stage]]:
-    """What `which_run` says, with the directory held by this process alone before anything is decided by what is in it, or written.
+    """Yield the result of `which_run` while this process alone holds the directory.
 
-    Raises ConfigError, also if another process writes there.
+    The lock is taken before the directory's content is read for the decision. Raises ConfigError, also if another
+    process writes there.
     """
     from sl_common.host.locks import sole_writer
 
@@ -71,7 +75,7 @@ def held_run(
         yield config, where, stage
         return
     with sole_writer(where, "--out" if resume is None else "--resume"):
-        if resume is not None:  # it may have come further before it was held
+        if resume is not None:  # another process may have continued the run before the lock was taken
             config, where, stage = which_run(config_file, resume, out, overrides, record=record)
         yield config, where, stage
 
@@ -79,10 +83,10 @@ def held_run(
 def which_run(
     config_file: Path | None, resume: Path | None, out: Path | None, overrides: list[str] | None, *, record: bool
 ) -> tuple[RunConfig, Path, Stage]:
-    """The configuration to run and its directory: a new one, or the one that `resume` holds.
+    """Return the configuration to run, its directory (a new one, or `resume`), and the stage.
 
-    With a configuration and `resume`, the directory may also be empty, or hold a run of that configuration that is over.
-    Raises ConfigError unless it is clear which.
+    With a configuration and `resume`, the directory may also be empty, or hold a finished run of that configuration.
+    Raises ConfigError if the options are ambiguous.
     """
     if resume is None:
         if config_file is None:
@@ -112,17 +116,18 @@ def which_run(
 
 
 def is_over(run_directory: Path) -> bool:
-    """Whether all rounds of a run are done. One that ended before has a summary too, and can go on: it failed, its operator
-    stopped it, its clients left."""
+    """Return True if all rounds of a run are done.
+
+    A run that ended earlier has a summary too, and can be resumed: it failed, its operator stopped it, or its clients
+    left.
+    """
     try:
         summary = json.loads((run_directory / "summary.json").read_text(encoding="utf-8-sig"))
         return summary.get("finished") is not False and summary.get("failed") is not True
     except FileNotFoundError:
         return False
-    except OSError:  # no folder, or a name that no folder can have
-        return os.path.lexists(run_directory / "summary.json")
-    except (ValueError, AttributeError, RecursionError):
-        return True  # something was written when it ended
+    except (OSError, ValueError, AttributeError):
+        return True  # an unreadable summary was still written at the end of a run
 
 
 def _same_run(config: RunConfig, held: RunConfig, config_file: Path, resume: Path) -> None:
@@ -138,7 +143,7 @@ def _same_run(config: RunConfig, held: RunConfig, config_file: Path, resume: Pat
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of a tree, dotted, with its value."""
+    """Yield every key of a tree, dotted, with its value."""
     if isinstance(value, Mapping):
         for key, below in value.items():
             yield from _leaves(below, f"{prefix}.{key}" if prefix else str(key))
@@ -147,7 +152,7 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def outcome(run_directory: Path) -> str:
-    """How a run that is over ended, in one line. Raises ConfigError if its summary cannot be read."""
+    """Return the end of a finished run in one line. Raises ConfigError if its summary cannot be read."""
     path = run_directory / "summary.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8-sig"))

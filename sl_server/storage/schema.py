@@ -1,6 +1,6 @@
-"""The schema of a run directory: which files it has and what is in them, as one number, written before anything else.
+"""The schema of a run directory, its files and their content, as one number that is written before anything else.
 
-Law: a program that goes on with a run changes nothing in its directory unless the numbers agree.
+Law: a program that resumes a run changes nothing in its directory unless the numbers agree.
 """
 
 from __future__ import annotations
@@ -14,30 +14,31 @@ from sl_common import __version__
 from sl_common.errors import ConfigError
 from sl_common.host.files import read_bounded, write_atomically
 
-SCHEMA = 2  # 1 had no run.json
+SCHEMA = 2  # schema 1 had no run.json
 RUN_FILE = "run.json"
 _MOST = 1 << 16  # bytes
 
 
 def write_schema(folder: Path) -> None:
-    """Raises OSError."""
+    """Write the schema's file. Raises OSError."""
     said = {"schema": SCHEMA, "cutlayer": __version__, "torch": torch.__version__}
     write_atomically(folder / RUN_FILE, json.dumps(said, indent=2).encode() + b"\n")
 
 
 def check_schema(folder: Path) -> None:
-    """Raise ConfigError, with nothing touched, unless the run in `folder` has this program's schema."""
+    """Raise ConfigError, with nothing changed, unless the run in `folder` has this program's schema."""
     found, by = _read(folder / RUN_FILE)
     if found != SCHEMA:
         raise ConfigError(
-            f"--resume {folder}: a run of schema {found}, begun by {by}; this program, cutlayer {__version__}, goes on with "
+            f"--resume {folder}: a run of schema {found}, begun by {by}; this program, cutlayer {__version__}, goes "
+            f"on with "
             f"schema {SCHEMA}: finish the run with the program that began it, or begin anew in another directory. Its "
             "directory is as it was"
         )
 
 
 def _read(path: Path) -> tuple[object, str]:
-    """Schema and program. Raises ConfigError if the file is there and says neither."""
+    """Return the schema and the program's version. Raises ConfigError if the file exists and holds neither."""
     try:
         said = json.loads(read_bounded(path, _MOST).decode("utf-8-sig"))
         return said["schema"], f"cutlayer {said['cutlayer']}"

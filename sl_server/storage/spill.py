@@ -1,4 +1,5 @@
-"""Recorded batches on disk, through memory-mapped files without a name: they vanish with the process, and with their last batch."""
+"""Recorded batches on disk, in memory-mapped files without a name: they vanish with the process, or with their last
+batch."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ class DiskSpill:
         self._used = 0
 
     def __call__(self, data: memoryview) -> memoryview:
-        """The same bytes in a file; the file goes when nothing refers to any of its bytes."""
+        """Return the same bytes in a file; the file is freed when nothing refers to any of its bytes."""
         if self._used + len(data) > len(self._segment):
             self._segment = self._new(max(SEGMENT, len(data)))
             self._used = 0
@@ -34,7 +35,8 @@ class DiskSpill:
     def _new(self, nbytes: int) -> memoryview:
         try:
             with tempfile.TemporaryFile(dir=self._folder, prefix="recordings-") as file:
-                os.posix_fallocate(file.fileno(), 0, nbytes)  # a disk that fills later would end the process
+                # reserve the space now: a disk that fills up later would kill the process
+                os.posix_fallocate(file.fileno(), 0, nbytes)
                 return memoryview(mmap.mmap(file.fileno(), nbytes))
         except OSError as error:
             raise CutlayerError(f"no room on disk for recorded activations ({nbytes} bytes): {cause(error)}") from error

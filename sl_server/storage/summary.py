@@ -27,7 +27,7 @@ def summarise(
         "name": config.run.name,
         "preset": config.preset,
         "finished": bool(ended and ended.finished),
-        "failed": failure is not None,  # and so goes on from its newest checkpoint, if it is resumed
+        "failed": failure is not None,  # a failed run resumes from its newest checkpoint
         "reason": failure or (ended.reason if ended else "cut short"),
         "rounds": config.run.rounds,
         "clients": len(coordinator.roster.known()),
@@ -40,7 +40,7 @@ def summarise(
         "weights_sha256": coordinator.weights_sha256(),
         "seed": config.run.seed,
         "threads": config.run.threads,
-        "device": coordinator.device,  # of the head; each client says its own
+        "device": coordinator.device,  # the head's device; each client reports its own
         "torch": torch.__version__,
         "cutlayer": __version__,
     }

@@ -1,6 +1,6 @@
-"""A run's numbers as a flat table, one row a round: `metrics.csv`, which any spreadsheet opens, and what TensorBoard shows.
+"""A run's numbers as a flat table, one row a round: `metrics.csv` for spreadsheets, and the same rows for TensorBoard.
 
-A row is written when all of its round is known, at the latest when the next round begins: a checkpoint never parts one.
+A row is written when its round is complete, at the latest when the next round begins, so no checkpoint splits a row.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from sl_server.storage.append_only import GrowingFile
 from sl_server.telemetry.ledger import Ledger
 from sl_server.telemetry.names import PHASES
 
-RoundRow = Mapping[str, float | None]  # column -> value; None: there was none in this round
+RoundRow = Mapping[str, float | None]  # column -> value; None: no value in this round
 
-# the round, from 1 · mean training loss · of the held-out data: accuracy (mean, least and greatest over clients) and mean loss
+# round (from 1) · mean training loss · held-out data: accuracy (mean, least, greatest over clients), mean loss
 _ROUND = ("round", "loss", "accuracy", "accuracy_min", "accuracy_max", "eval_loss")
-# samples trained on in this round · clients that finished it · since the first wave began, evaluation included
+# samples trained on in this round · clients that finished it · seconds since the first wave began, evaluation included
 _SIZE = ("samples", "clients", "seconds")
-# on the wire since the run began, evaluation included, by direction and kind; the same as float32
+# bytes on the wire since the run began, evaluation included, by direction and kind; the same tensors as float32
 _BYTES = tuple(f"{direction}_{kind}_bytes" for direction in ("up", "down") for kind in WIRE_KINDS)
 _BYTES += ("up_payload_bytes", "down_payload_bytes")
-# steps of this round that were timed, and the mean seconds of each phase of them
+# steps of this round that were timed, and the mean seconds of each of their phases
 _PHASES = ("timed_steps", *(f"{phase}_seconds" for phase in PHASES))
-_UNSHOWN = 4096  # rows that are kept for a board that cannot be written; metrics.csv has them all
+_UNSHOWN = 4096  # rows kept for a board that cannot be written; metrics.csv has them all
 COLUMNS = (*_ROUND, *_SIZE, *_BYTES, *_PHASES)
 
 
 def row_of(fact: RoundEnded, ledger: Ledger, seconds: float, steps: int, phases: Mapping[str, float]) -> RoundRow:
-    """A round that is over, before its evaluation."""
+    """Return the row of a finished round, before its evaluation."""
     return {
         "round": fact.round + 1,
         "loss": fact.loss,
@@ -45,7 +45,7 @@ def row_of(fact: RoundEnded, ledger: Ledger, seconds: float, steps: int, phases:
 
 
 def evaluated(row: RoundRow, fact: Evaluated, ledger: Ledger, seconds: float) -> RoundRow:
-    """The same round with its evaluation."""
+    """Return the same row with the round's evaluation."""
     found = {"accuracy": fact.accuracy, "accuracy_min": fact.lowest, "accuracy_max": fact.highest}
     return {**row, **found, "eval_loss": fact.loss, **_so_far(ledger, seconds)}
 
@@ -57,40 +57,40 @@ def _so_far(ledger: Ledger, seconds: float) -> RoundRow:
 
 
 class Board(Protocol):
-    """Where rows go besides."""
+    """A second destination for the rows."""
 
     def add(self, row: RoundRow) -> None:
-        """One more round. Raises OSError."""
+        """Add one round. Raises OSError."""
         ...
 
     def back(self, rounds: int) -> None:
-        """Rounds after so many never happened."""
+        """Remove the rounds after the first `rounds`."""
         ...
 
     def sync(self) -> None:
-        """Make what was added durable. Raises OSError."""
+        """Make added rows durable. Raises OSError."""
         ...
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """Close the board."""
         ...
 
 
 class RoundTable:
-    """Rows into an open file, which may hold some already, and to a board if there is one."""
+    """Writes rows into an open file, which may hold some already, and to a board if there is one."""
 
     def __init__(self, file: GrowingFile, board: Board | None = None) -> None:
         self._file = file
         self._board = board
         self._shown = 0  # rows that the board has
         self._unshown: deque[RoundRow] = deque(maxlen=_UNSHOWN)
-        self._broken = False  # the board is to begin again behind the rows that it has
+        self._broken = False  # True: the board must begin again after the rows that it has
         self._pending: RoundRow | None = None
         self._writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         self.begin_again()
 
     def begin_again(self) -> None:
-        """Go on from what the file holds now, read from its beginning."""
+        """Count the rows in the file, and continue after them."""
         self._pending = None
         lines = self._file.lines()
         if not lines:
@@ -101,17 +101,17 @@ class RoundTable:
             self._board.back(self._shown)
 
     def ended(self, row: RoundRow) -> None:
-        """A round is over; its evaluation may follow."""
+        """Take the row of a finished round; its evaluation may follow."""
         self._pending = row
 
     def evaluated(self, fact: Evaluated, ledger: Ledger, seconds: float) -> None:
-        """The evaluation of that round."""
+        """Add the evaluation to the pending row, and write it."""
         if self._pending is not None:
             self._pending = evaluated(self._pending, fact, ledger, seconds)
         self.settle()
 
     def settle(self) -> None:
-        """Nothing more comes for the round that is over. Raises OSError."""
+        """Write the pending row: nothing more comes for its round. Raises OSError."""
         row, self._pending = self._pending, None
         if row is None:
             return
@@ -121,7 +121,7 @@ class RoundTable:
             self._show(self._board)
 
     def _show(self, board: Board) -> None:
-        """Rows that a full disk kept from the board come later, and once."""
+        """Send the board the rows that it does not have yet, each once. Raises OSError."""
         try:
             if self._broken:
                 board.back(self._shown)

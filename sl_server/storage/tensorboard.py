@@ -1,6 +1,6 @@
-"""Scalars for TensorBoard, in the run directory itself: `tensorboard --logdir runs` names each run after its directory.
+"""Scalars for TensorBoard in the run directory: `tensorboard --logdir runs` names each run after its directory.
 
-Needs the package `tensorboard`, which only `--tensorboard` does (the extra `tensorboard`).
+Needs the package `tensorboard` (the extra `tensorboard`), which nothing else needs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TAGS |= {f"{phase}_seconds": f"step seconds/{phase}" for phase in PHASES}
 
 
 def tag_of(column: str) -> str:
-    """What a column of `metrics.csv` is called on the board."""
+    """Return the tag of a column of `metrics.csv` on the board."""
     if column.endswith("_bytes"):
         direction, _, kind = column.removesuffix("_bytes").partition("_")
         return f"bytes {direction}/{kind}"
@@ -32,7 +32,7 @@ def tag_of(column: str) -> str:
 
 
 def open_board(folder: Path) -> Board:
-    """TensorBoard's files in this folder. Raises ConfigError where its package is missing."""
+    """Open TensorBoard's files in this folder. Raises ConfigError if its package is missing."""
     try:
         return TensorBoard(folder)
     except ModuleNotFoundError as error:
@@ -42,7 +42,8 @@ def open_board(folder: Path) -> Board:
 
 
 class TensorBoard:
-    """Every column of `metrics.csv` as a scalar; the step is the round. Raises ModuleNotFoundError without its package."""
+    """Writes every column of `metrics.csv` as a scalar; the step is the round. Raises ModuleNotFoundError without the
+    package."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -53,12 +54,12 @@ class TensorBoard:
         self._added = False  # since the last `sync`
 
     def back(self, rounds: int) -> None:
-        """Later rounds are forgotten: a new file says which one it begins with."""
+        """Begin a new file that tells TensorBoard to drop later rounds."""
         self.close()
         self._writer = self._open(str(self._folder), purge_step=rounds + 1)
 
     def add(self, row: RoundRow) -> None:
-        """One more round, on disk when it returns."""
+        """Add one round; it is written when this returns."""
         assert self._writer is not None, "the table goes back before it adds"
         self._added = True
         for column in COLUMNS[1:]:
@@ -68,7 +69,7 @@ class TensorBoard:
         self._writer.flush()
 
     def sync(self) -> None:
-        """Make the newest file durable; those before it were closed. Raises OSError."""
+        """Make the newest file durable; earlier files were closed. Raises OSError."""
         if self._writer is not None and self._added:
             self._writer.flush()
             self._added = False
@@ -76,7 +77,7 @@ class TensorBoard:
                 sync_file(path)
 
     def close(self) -> None:
-        """Nothing more comes; what a full disk did not take is left out."""
+        """Close the file; data that a full disk did not take is lost."""
         writer, self._writer = self._writer, None
         if writer is not None:
             with contextlib.suppress(OSError):

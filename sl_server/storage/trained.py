@@ -1,4 +1,4 @@
-"""A run's directory, read back: its configuration, and the network as the run left it."""
+"""A run's directory, read for inference: its configuration, and the network as the run left it."""
 
 from __future__ import annotations
 
@@ -25,22 +25,25 @@ from sl_server.storage.weight_set import read_weights_of
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TrainedRun:
-    """What answers after a run. `heads`: one for all under None, or one for each shard where clients had their own."""
+    """A trained network that answers queries.
+
+    `heads`: one for all clients under None, or one for each shard where clients had their own.
+    """
 
     config: RunConfig
     network: Network
-    lower: StateDict | None  # that all clients shared at the end; None: they have their own
+    lower: StateDict | None  # the segment that all clients shared at the end; None: each has its own
     heads: Mapping[int | None, nn.Module]
-    inputs: Inputs | None = None  # what the clients trained on, if they said
+    inputs: Inputs | None = None  # description of the training data, if the clients sent it
     build: Build | None = None  # the lower segment before it got its weights
 
     @property
     def lower_sha256(self) -> bytes:
-        """Of the shared lower segment; empty without one."""
+        """SHA-256 of the shared lower segment; empty without one."""
         return b"" if self.lower is None else state_digest(self.lower)
 
     def head_of(self, shard: int | None, shards: int | None) -> int | None:
-        """Which of the heads answers a client that asks for this shard's. Raises Refused if there is none."""
+        """Return the key of the head that answers a client with this shard. Raises Refused if there is none."""
         if shards not in (None, self.config.shards):
             raise Refused("shard", f"client says there are {shards} shards, this run has {self.config.shards}")
         if None in self.heads:
@@ -50,13 +53,14 @@ class TrainedRun:
             known = ", ".join(str(s + 1) for s in self.heads if s is not None)
             raise Refused(
                 "shard",
-                f"every client of this run had a head of its own: {asked}, with --shard I/{self.config.shards} (there are {known})",
+                f"every client of this run had a head of its own: {asked}, with --shard I/{self.config.shards} "
+                f"(there are {known})",
             )
         return shard
 
 
 def read_trained_run(directory: Path, warn: Callable[[str], None], device: str = "cpu") -> TrainedRun:
-    """What a run left. Raises ConfigError if that is no network that its `config.json` describes."""
+    """Read the network that a run left. Raises ConfigError if it does not fit its `config.json`."""
     config = config_of(directory)
     network = Network.build(config)
     (build,) = builds_of(config, network, ("lower",), nullcontext())
@@ -84,7 +88,7 @@ def read_trained_run(directory: Path, warn: Callable[[str], None], device: str =
 
 
 def _heads(parts: Collection[str]) -> dict[int | None, str]:
-    """Parts by shard."""
+    """Return the names of head parts by shard."""
     if "head" in parts:
         return {None: "head"}
     shards = (part.removeprefix("head-") for part in parts if part.startswith("head-"))
@@ -92,7 +96,7 @@ def _heads(parts: Collection[str]) -> dict[int | None, str]:
 
 
 def config_of(directory: Path) -> RunConfig:
-    """Raises ConfigError if it is no run directory."""
+    """Read the configuration of a run directory. Raises ConfigError if it is none."""
     path = directory / "config.json"
     try:
         return RunConfig.from_json(path.read_text(encoding="utf-8-sig"))
@@ -103,7 +107,7 @@ def config_of(directory: Path) -> RunConfig:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict as safetensors. Raises ConfigError."""
+    """Read a state dict from safetensors. Raises ConfigError."""
     try:
         state: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:

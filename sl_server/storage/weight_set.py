@@ -1,7 +1,8 @@
-"""The weights of one evaluation: several files that belong together, whenever their writer was killed or a reader comes.
+"""The weights of one evaluation: several files that stay consistent when their writer is killed or a reader comes.
 
-Law: `weights.json` names the files with their digests. New files lie beside the old ones under hidden names until it is replaced, and
-only then take their places. A reader takes each file from wherever the digest is the right one, or none at all.
+Law: `weights.json` lists the files with their digests. New files lie beside the old ones under hidden names until the
+list is replaced, and take their places only then. A reader takes each file from the place where its digest matches, or
+none at all.
 """
 
 from __future__ import annotations
@@ -25,27 +26,28 @@ from sl_common.tensors import StateDict
 
 MANIFEST = "weights.json"
 _PLAIN = ("lower.safetensors", "head.safetensors", "head-*.safetensors")
-_NEW = ".new"  # how the hidden name of a file ends that has not taken its place yet
+_NEW = ".new"  # suffix of the hidden name of a file that has not taken its place yet
 _DIGEST = re.compile("[0-9a-f]{64}")
-_TRIES = 20  # to read a set whose writer is at work
+_TRIES = 20  # attempts to read a set while its writer is at work
 _PAUSE_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Listed:
-    """One file of a set, as the manifest has it."""
+    """One file of a set, as the manifest lists it."""
 
     file: str
     nbytes: int
     sha256: str
 
     def new(self, folder: Path) -> Path:
-        """The file before it takes its place."""
+        """Return the hidden path of the file before it takes its place."""
         return folder / f".{self.file}.{self.sha256[:16]}{_NEW}"
 
     def read(self, folder: Path) -> bytes | None:
-        """The bytes with this digest, from whichever of its two places; None if they are in neither."""
-        for path in (folder / self.file, self.new(folder), folder / self.file):  # it may move in between
+        """Return the bytes with this digest, from either of the two places; None if neither has them."""
+        # the file may be renamed between the attempts
+        for path in (folder / self.file, self.new(folder), folder / self.file):
             with contextlib.suppress(FileNotFoundError):
                 data = path.read_bytes()
                 if len(data) == self.nbytes and hashlib.sha256(data).hexdigest() == self.sha256:
@@ -55,34 +57,34 @@ class Listed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightSet:
-    """What belongs together: part -> file. `round`: how many rounds were over, None if that is not known."""
+    """Files that belong together: part -> file. `round`: rounds that were over, None if unknown."""
 
     round: int | None
     files: Mapping[str, Listed]
 
     def to_json(self) -> bytes:
-        """As the manifest holds it."""
+        """Return the content of the manifest."""
         files = {part: asdict(listed) for part, listed in self.files.items()}
         return json.dumps({"round": self.round, "files": files}, indent=2).encode() + b"\n"
 
 
 def write_weights(folder: Path, states: Mapping[str, StateDict], rounds: int | None) -> None:
-    """Replace the set by these parts as PART.safetensors, durably. Raises OSError, with the old set as it was."""
+    """Replace the set by these parts as PART.safetensors, durably. Raises OSError, with the old set unchanged."""
     data = {name: save({k: t.detach().cpu().contiguous() for k, t in state.items()}) for name, state in states.items()}
     new = WeightSet(round=rounds, files={name: _listed(name, content) for name, content in data.items()})
     try:
         for name, content in data.items():
             write_atomically(new.files[name].new(folder), content)
-        write_atomically(folder / MANIFEST, new.to_json())  # from here on it is the new set that counts
+        write_atomically(folder / MANIFEST, new.to_json())  # from here on the new set is valid
     except OSError:
         with contextlib.suppress(OSError):
-            put_in_place(folder)  # a full disk needs the room
+            put_in_place(folder)  # remove the new files: a full disk needs the space
         raise
     put_in_place(folder)
 
 
 def put_in_place(folder: Path) -> None:
-    """Finish what a writer began: files of the set take their places, others are removed. Raises OSError."""
+    """Finish what a writer began: move the files of the set to their places, remove others. Raises OSError."""
     found = _manifest(folder)
     if found is None:
         return
@@ -97,7 +99,8 @@ def put_in_place(folder: Path) -> None:
 
 
 def read_weights_of(folder: Path, wanted: Collection[str] | None = None) -> dict[str, dict[str, Tensor]]:
-    """State dicts by part, all of one evaluation, also beside a run that writes the next one; parts that are not there are left out.
+    """Return state dicts by part, all of one evaluation, also while a run writes the next one; missing parts are left
+    out.
 
     Raises ConfigError if there is no such set.
     """
@@ -136,7 +139,7 @@ def _state(path: Path, content: bytes) -> dict[str, Tensor]:
 
 
 def _manifest(folder: Path) -> WeightSet | None:
-    """None if there is none. Raises OSError, ConfigError."""
+    """Read the manifest; None if there is none. Raises OSError, ConfigError."""
     path = folder / MANIFEST
     try:
         found = json.loads(path.read_bytes())
@@ -152,7 +155,11 @@ def _manifest(folder: Path) -> WeightSet | None:
 
 
 def _set_of(folder: Path) -> WeightSet:
-    """Without a manifest only a run that is over is taken: its summary was written after all of its weights, in older versions too."""
+    """Return the set in a folder.
+
+    Without a manifest only a finished run is accepted: its summary was written after all of its weights, in older
+    versions too.
+    """
     try:
         found = _manifest(folder)
     except OSError as error:
@@ -162,7 +169,8 @@ def _set_of(folder: Path) -> WeightSet:
     plain = sorted(path for pattern in _PLAIN for path in folder.glob(pattern))
     if plain and not (folder / "summary.json").exists():
         raise ConfigError(
-            f"{folder}: there is no {MANIFEST} and the run is not over: {', '.join(path.name for path in plain)} may be of "
+            f"{folder}: there is no {MANIFEST} and the run is not over: {', '.join(path.name for path in plain)} may "
+            f"be of "
             "different evaluations; resume the run, or give --lower and --head"
         )
     return WeightSet(round=None, files={path.stem: Listed(file=path.name, nbytes=0, sha256="") for path in plain})

@@ -1,7 +1,7 @@
-"""Each client's own series, for so many clients and no more: a run with thousands of them must not flood a Prometheus.
+"""Metrics of each client, for a limited number of clients: a run with thousands of them must not overload Prometheus.
 
-Law: summed over all rows a counter never falls, and is the run's. Clients beyond the limit share one row. A row is taken from a client
-that has left when a newcomer needs it; what it had counted goes into the shared one.
+Law: summed over all rows, a counter never falls and equals the run's. Clients beyond the limit share one row. When a
+new client needs a row, it gets that of a client that has left, whose counts move to the shared row.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from sl_server.telemetry.ledger import Direction
 
-OTHERS = "/others"  # no client is called so: a name has no '/'
-PLACES = ("client", "network", "server")  # where a step's time goes
-SeriesSample = tuple[str, float]  # what a series is called beyond its family, and its value
+OTHERS = "/others"  # no client has this name: a name has no '/'
+PLACES = ("client", "network", "server")  # the parts of a step's time
+SeriesSample = tuple[str, float]  # the text after the family's name (suffix and labels), and the value
 
 
 def _both() -> dict[Direction, int]:
@@ -22,9 +22,10 @@ def _both() -> dict[Direction, int]:
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class ClientCounters:
-    """One client since the server's process began, or all of those without a row of their own; what it counts never falls."""
+    """Counts of one client since the server's process began, or of all clients without a row of their own; they never
+    fall."""
 
-    here: bool = False  # it has joined, and not left
+    here: bool = False  # True between joining and leaving
     wire: dict[Direction, int] = field(default_factory=_both)  # bytes
     payload: dict[Direction, int] = field(default_factory=_both)  # bytes
     steps: int = 0
@@ -33,13 +34,13 @@ class ClientCounters:
     late: int = 0
     left: int = 0
     connected: int = 0  # open streams
-    timed: int = 0  # steps with a measure of their time
+    timed: int = 0  # steps whose time was measured
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PLACES, 0.0))
-    wave_s: float | None = None  # from the start of its last training wave to its end
-    accuracy: float | None = None  # of its slice of the test set, or of its own network
+    wave_s: float | None = None  # seconds from the start to the end of its last training wave
+    accuracy: float | None = None  # on its slice of the test set, or of its own network
 
     def absorb(self, other: ClientCounters) -> None:
-        """Count what another had counted."""
+        """Add another row's counts to this one's."""
         for way in self.wire:
             self.wire[way] += other.wire[way]
             self.payload[way] += other.payload[way]
@@ -79,18 +80,19 @@ class ClientSeries:
     """The rows of one run. The engine's thread writes them, a scrape reads them."""
 
     def __init__(self, limit: int) -> None:
-        """`limit`: clients with a row of their own."""
+        """`limit`: number of clients with a row of their own."""
         self._limit = limit
-        # Own rows in order of arrival, and the shared one; replaced as a whole, so that no scrape sees a client in both or in neither.
+        # Own rows in order of arrival, and the shared row. The pair is replaced as one value, so that no scrape sees a
+        # client in both or in neither.
         self._table: tuple[dict[str, ClientCounters], ClientCounters | None] = ({}, None)
 
     def row(self, client: str) -> ClientCounters:
-        """Where this client is counted."""
+        """Return the row that counts this client."""
         rows, others = self._table
         return rows.get(client) or others or self._new(client)
 
     def connected(self, client: str, change: int) -> None:
-        """A stream of this client's was opened (+1), which may get it a row of its own, or is gone (-1)."""
+        """Record that a stream of this client was opened (+1), which may give it a row of its own, or closed (-1)."""
         row = self._table[0].get(client) or self._new(client) if change > 0 else self.row(client)
         row.here = row.here or change > 0
         row.connected += change
@@ -110,21 +112,21 @@ class ClientSeries:
         return self.row(client)
 
     def left(self, client: str) -> None:
-        """Before the end."""
+        """Record that a client left before the end of the run."""
         row = self.row(client)
         row.here = False
         row.left += 1
 
     def scored(self, client: str, accuracy: float) -> None:
-        """Those without a row of their own have no accuracy together."""
+        """Record a client's accuracy; clients that share a row have none."""
         row = self.row(client)
         if row is not self._table[1]:
             row.accuracy = accuracy
 
     def text(self) -> str:
-        """All series as a Prometheus reads them, clients in the order in which they came, then the others.
+        """Return all series in Prometheus' text format, clients in order of arrival, then the shared row.
 
-        Written here rather than by prometheus_client, which takes ten times as long for the thousands of lines of a crowd.
+        Written by hand: prometheus_client takes ten times as long for the thousands of lines of a large run.
         """
         own, others = self._table
         rows = [(f'client="{_escaped(name)}"', row) for name, row in own.items()]
@@ -156,5 +158,5 @@ def _times(rows: list[tuple[str, ClientCounters]]) -> Iterator[SeriesSample]:
 
 
 def _escaped(name: str) -> str:
-    """As a label's value; a name has no line break."""
+    """Escape a label's value; a name has no line break."""
     return name.replace("\\", "\\\\").replace('"', '\\"')

@@ -1,7 +1,7 @@
 """Prometheus metrics of a server. Bytes and queues are read when scraped; the hot path pays for step phases only.
 
-Law: labels come from fixed lists, and so many clients as the configuration says; every series but losses and accuracies
-is there from the start.
+Law: labels come from fixed lists, and from as many clients as the configuration allows. Every series exists from the
+start, except losses and accuracies.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from sl_server.telemetry.run_series import LONG, LedgerCollector, Rounds, decade
 from sl_server.telemetry.scrapes import Scrapes
 from sl_server.telemetry.training_series import TrainingSeries
 
-_STEP = decades(-5, 2)  # 10 µs to 50 s: from a GPU on loopback to a Pi on a slow link
+_STEP = decades(-5, 2)  # 10 µs to 50 s: from a GPU on loopback to a Raspberry Pi on a slow link
 SOURCES = {
     "sl_queue_events": "Frames and events that wait for the engine",
     "sl_queue_bytes": "Bytes of frames that wait for the engine",
@@ -48,10 +48,10 @@ SOURCES = {
 
 
 class Metrics:
-    """All metrics of one run, in a registry of their own."""
+    """All metrics of one run, in their own registry."""
 
     def __init__(self, ledger: Ledger, config: RunConfig | None = None, device: str = "cpu") -> None:
-        """`config`: the run's; by default one with nothing set."""
+        """`config`: the run's configuration; by default one with nothing set."""
         config = config or RunConfig()
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -100,7 +100,10 @@ class Metrics:
         self._checkpoint_at = Gauge("sl_checkpoint_timestamp_seconds", text, registry=registry)
         text = "How often everybody went back to the last checkpoint because a client was lost"
         self._rollbacks = Counter("sl_rollbacks", text, registry=registry)
-        text = "Clients that were lost and for which the run went back no more, since they had caused run.redo_limit rollbacks"
+        text = (
+            "Clients that were lost and for which the run went back no more, since they had caused run.redo_limit "
+            "rollbacks"
+        )
         self._redo_spent = Counter("sl_redo_spent", text, registry=registry)
         for reason in REASONS:
             self._rejected.labels(reason)
@@ -127,20 +130,20 @@ class Metrics:
         Gauge("sl_clients_wanted", text, registry=registry).set(config.run.clients)
 
     def watch(self, sources: Mapping[str, Callable[[], float]]) -> None:
-        """Where to read the gauges of SOURCES when scraped; from any thread."""
+        """Set the functions that the gauges of SOURCES call when scraped. They are called from any thread."""
         for name, source in sources.items():
             self._sources[name].set_function(source)
 
     def text(self) -> bytes:
-        """All of them in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry) + self.clients.text().encode()
 
     def observe(self, phase: str, seconds: float) -> None:
-        """One phase of one step."""
+        """Add the seconds of one phase of one step."""
         self._phases[phase].observe(max(0.0, seconds))
 
     def times(self, name: str, *, client: float, network: float, server: float) -> None:
-        """The seconds of one whole step of one client, by place."""
+        """Add the seconds of one whole step of one client, by place."""
         row = self.clients.row(name)
         row.timed += 1
         for place, seconds in (("client", client), ("network", network), ("server", server)):
@@ -148,37 +151,37 @@ class Metrics:
         self._whole.observe(client + network + server)
 
     def rejected(self, reason: str) -> None:
-        """A client was refused."""
+        """Count a client that was refused."""
         self._rejected.labels(reason if reason in REASONS else "protocol").inc()
 
     def connected(self, client: str, change: int) -> None:
-        """A stream of a client was opened (+1), or is gone (-1)."""
+        """Record that a stream of a client was opened (+1) or closed (-1)."""
         self._clients["connected"].inc(change)
         self.clients.connected(client, change)
 
     def away(self, change: int) -> None:
-        """A client's stream broke (+1), or it is back or has left (-1)."""
+        """Record that a client's stream broke (+1), or that the client is back or has left (-1)."""
         self._clients["away"].inc(change)
 
     def reconnected(self, client: str) -> None:
-        """A session goes on over another stream."""
+        """Count a session that was resumed on another stream."""
         self.reconnects.inc()
         self.clients.row(client).reconnects += 1
 
     def checkpoint(self, seconds: float | None) -> None:
-        """One was made durable in so much time, or (None) could not be."""
+        """Count a checkpoint, and the seconds it took to become durable; None: it could not be written."""
         self._checkpoints.labels("failed" if seconds is None else "saved").inc()
         if seconds is not None:
             self._checkpoint.observe(seconds)
             self._checkpoint_at.set_to_current_time()
 
     def rolled_back(self) -> None:
-        """Everybody goes back to the last checkpoint, and comes anew."""
+        """Count a rollback to the last checkpoint; all clients join again."""
         self._rollbacks.inc()
         self._clients["ready"].set(0)
 
     def fact(self, fact: Fact) -> None:
-        """Something happened in the run."""
+        """Update the metrics that this fact concerns."""
         match fact:
             case ClientReady():
                 self._clients["ready"].inc()

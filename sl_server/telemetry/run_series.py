@@ -1,4 +1,4 @@
-"""Series of the run as a whole: bytes as the ledger has them when it is asked, and what each round took."""
+"""Series of the run as a whole: bytes from the ledger when scraped, and the time and bytes of each round."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ DIRECTIONS: tuple[Direction, ...] = ("up", "down")
 
 
 def decades(first: int, last: int) -> tuple[float, ...]:
-    """A histogram's bounds: 1, 2 and 5 times each power of ten; a quantile between two of them is off by a few tens of percent at most."""
+    """Return a histogram's bounds: 1, 2 and 5 times each power of ten.
+
+    A quantile between two bounds is off by a few tens of percent at most.
+    """
     return tuple(float(f"{n}e{e}") for e in range(first, last) for n in (1, 2, 5))
 
 
@@ -24,13 +27,13 @@ LONG = decades(-1, 4)  # 0.1 s to 5,000 s
 
 
 class LedgerCollector(Collector):
-    """The ledger's counts in Prometheus' words; every combination of labels is there from the start, at 0."""
+    """Exports the ledger's counts; every combination of labels exists from the start, at 0."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        """One family for the wire, one for the payload."""
+        """Yield one family for the wire and one for the payload."""
         texts = {
             "wire": "Serialized gRPC messages and their 5-byte prefixes, resent ones included",
             "payload": "The same tensors as float32 (labels and integers at their own size), each message once",
@@ -47,7 +50,7 @@ class LedgerCollector(Collector):
 
 
 class Rounds:
-    """What each round took, in time and bytes. Bytes of its evaluation count with the round after it."""
+    """Time and bytes of each round. The bytes of a round's evaluation count with the round after it."""
 
     def __init__(self, ledger: Ledger, registry: CollectorRegistry) -> None:
         self._ledger = ledger
@@ -68,11 +71,11 @@ class Rounds:
                 gauge.labels(direction)
 
     def begin(self) -> None:
-        """A training wave began."""
+        """Record the begin of a training wave."""
         self._began = time.monotonic() if self._began is None else self._began
 
     def end(self, number: int) -> None:
-        """A round is over, counted from 0."""
+        """Record the end of a round, counted from 0."""
         self.over.set(number + 1)
         if self._began is not None:
             self._seconds.observe(time.monotonic() - self._began)

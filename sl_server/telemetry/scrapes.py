@@ -1,4 +1,4 @@
-"""What a server says over HTTP, and its last scrape: a run that ends between two of them must not lose its last numbers."""
+"""The server's HTTP pages, and a last scrape: a run that ends between two scrapes must not lose its last numbers."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from sl_common.errors import ConfigError
 from sl_common.host.http import HttpAnswer, HttpServer
 from sl_server.telemetry.health import Health, page
 
-SCRAPER = "x-prometheus-scrape-timeout-seconds"  # whoever asks by hand does not come again by itself
+# Prometheus sends this header; a person with a browser does not, and will not come again
+SCRAPER = "x-prometheus-scrape-timeout-seconds"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-LAST_SCRAPE_S = 60.0  # that the end of a run waits for a last scrape
+LAST_SCRAPE_S = 60.0  # longest time that the end of a run waits for a last scrape
 
 
 class Scrapes:
-    """Answers at /metrics, /healthz and /readyz."""
+    """Serves /metrics, /healthz and /readyz."""
 
     def __init__(self, text: Callable[[], bytes]) -> None:
         """`text` is called in the thread that answers."""
         self._text = text
         self._server: HttpServer | None = None
-        self._begun: tuple[float, ...] = ()  # when the last two that were answered whole began, of a Prometheus
+        # start times of the last two scrapes by Prometheus that were answered completely
+        self._begun: tuple[float, ...] = ()
 
     def serve(self, host: str, port: int, health: Health) -> int:
-        """Answer at http://host:port/; returns the port. Raises ConfigError if it is taken."""
+        """Serve at http://host:port/; return the port. Raises ConfigError if it is taken."""
         pages = {
             "/metrics": self._metrics,
             "/healthz": lambda _: page(health.dead),
@@ -50,17 +52,17 @@ class Scrapes:
         self._begun = (*self._begun[-1:], began)
 
     async def last(self) -> None:
-        """Wait for one that begins now or later, if a Prometheus has come at least twice and is not overdue."""
+        """Wait for a scrape that begins now or later, if Prometheus has come at least twice and is not overdue."""
         now = time.monotonic()
         if len(self._begun) < 2:
             return
         before, newest = self._begun
-        due = newest + 1.5 * (newest - before) + 0.5  # a little late is late, not gone
+        due = newest + 1.5 * (newest - before) + 0.5  # a scrape may come a little late
         while self._begun[-1] < now and time.monotonic() < min(due, now + LAST_SCRAPE_S):
             await asyncio.sleep(0.05)
 
     def close(self) -> None:
-        """Stop answering, without waiting for anybody."""
+        """Stop answering, without waiting for open requests."""
         if self._server is not None:
             self._server.close()
             self._server = None

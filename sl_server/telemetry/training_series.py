@@ -42,7 +42,10 @@ class TrainingSeries:
         self._accuracy = Gauge("sl_accuracy", text, ("of",), registry=registry)
         self._samples = Counter("sl_samples", "Training samples that the head has learned from", registry=registry)
         self._steps = Counter("sl_steps", "Batches that the head has learned from", registry=registry)
-        text = "When the run last got on: a batch trained, a wave begun or finished by a client, a round over, an evaluation"
+        text = (
+            "When the run last got on: a batch trained, a wave begun or finished by a client, a round over, an "
+            "evaluation"
+        )
         self._progress = Gauge("sl_progress_timestamp_seconds", text, registry=registry)
         self._progress.set_to_current_time()
         self._over = Gauge("sl_run_over", "1 when nothing more will be trained", registry=registry)

@@ -1,4 +1,4 @@
-"""Which runs can be stacked."""
+"""Decide if a run can be stacked."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from sl_server.simulation.vectorized.stack import Stack
 
 
 def reason_against(config: RunConfig, network: Network) -> str | None:
-    """Why the clients of this run cannot compute as one; None if they can."""
+    """Return why the clients of this run cannot compute as one; None if they can."""
     learner, model = config.protocol.learner, f"model.name = {config.model.name!r} cut at {config.model.cut!r}"
     if not isinstance(learner, Split):
-        return f"protocol.learner.kind = {learner.kind!r}: only clients that train by the head's gradient alone are stacked"
+        return (
+            f"protocol.learner.kind = {learner.kind!r}: only clients that train by the head's gradient alone "
+            f"are stacked"
+        )
     for direction, codec in (("up", config.codec.up), ("down", config.codec.down)):
         if not isinstance(codec, Identity):
             return (
@@ -35,14 +38,14 @@ def reason_against(config: RunConfig, network: Network) -> str | None:
 
 
 def _trial(config: RunConfig, network: Network, model: str) -> str | None:
-    """Two clients, one step on zeros: not all that torch can do it can do for many at once."""
+    """Try one step of two clients on zeros: torch cannot vectorize all of its operations."""
     optimizer = config.client.optimizer
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", "There is a performance drop")  # torch would do it one by one
-            stack = Stack([Segment(copied(network.lower), optimizer) for _ in range(2)], optimizer, config.input)
+            warnings.filterwarnings("error", "There is a performance drop")  # torch would compute one client at a time
+            stack = Stack([Segment(copy.deepcopy(network.lower), optimizer) for _ in range(2)], optimizer, config.input)
             passed = stack.forward((0, 1), torch.zeros(2, 2, *config.input))
             stack.learn(passed, {place: torch.zeros_like(passed.z[place]) for place in (0, 1)}, optimizer.lr)
-    except Exception as error:  # whatever the modules and torch raise
+    except Exception as error:  # the modules and torch may raise anything
         return f"{model}: torch.func.vmap cannot run the lower segment: {str(error).partition(chr(10))[0]}"
     return None

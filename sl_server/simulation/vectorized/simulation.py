@@ -1,8 +1,8 @@
-"""A simulation in which the clients' lower segments compute as one: for experiments with hundreds of clients.
+"""The simulation that computes the clients' lower segments as one, for experiments with hundreds of clients.
 
-What is computed, said and counted is what the plain simulation computes, says and counts; only last bits may differ, since batched
-products and fused optimisers may add up in another order. Messages of a step reach the coordinator as they are, and their bytes are those
-of frames made once (sizes.py); whatever else is said goes through the endpoints.
+Results, messages and counts equal those of the plain simulation; only last bits may differ, because batched products
+and fused optimisers may add in another order. Messages of a step reach the coordinator directly, and their bytes are
+those of frames made once (sizes.py); all other messages go through the endpoints.
 """
 
 from __future__ import annotations
@@ -37,24 +37,25 @@ class Stacked(Simulation):
         client_device: str = "cpu",
         count: Count = lambda _direction, _sent: None,
     ) -> None:
-        """Raises ConfigError if this run cannot be stacked; the stack is on `device` too."""
+        """Raises ConfigError if this run cannot be stacked. The stack is on `device` too."""
         super().__init__(config, data=data, allowed=allowed, device=device, client_device=client_device, count=count)
         reason = self.reason_against(config, self.coordinator.network)
         if reason is not None:
             raise ConfigError(reason)
         self._device = device
         self._sizes = Sizes()
-        self._heard: list[SimulatedClient] = []  # what is not about a wave, and have not answered yet
+        # clients with a message that is not about a wave, and is not answered yet
+        self._heard: list[SimulatedClient] = []
         self._courses: dict[int, StackedWave] = {}
 
     @cached_property
     def _stack(self) -> Stack:
-        """Made when the first wave begins: all clients have their places by then."""
+        """Return the stack, made when the first wave begins: all clients have their seats by then."""
         lowers = [seat.bank.get("lower") for _, seat in sorted(self.seats.items())]
         config = self.coordinator.config
         return Stack(lowers, config.client.optimizer, config.input, self._device)
 
-    # --- what the server says
+    # --- messages from the server
 
     def _tell(self, client: SimulatedClient, message: ToClient) -> None:
         match message:
@@ -78,7 +79,7 @@ class Stacked(Simulation):
         seat.load(begin)
         self._courses[seat.shard] = open_course(client, begin, cast(Rows, seat.data))
 
-    # --- what the clients do
+    # --- the clients' work
 
     def _go_on(self) -> Iterator[bool]:
         heard, self._heard = self._heard, []
@@ -96,7 +97,7 @@ class Stacked(Simulation):
             yield True
 
     def _learn(self) -> None:
-        """Backward and step of all whose gradient has come."""
+        """Run backward and step for all clients whose gradient has arrived."""
         replied: dict[Pass, list[StackedWave]] = {}
         for _, course in sorted(self._courses.items()):
             if course.awaits is not None and course.dz is not None:
@@ -108,7 +109,7 @@ class Stacked(Simulation):
                 course.awaits = course.dz = None
 
     def _forward(self, group: Sequence[StackedWave]) -> list[Smashed]:
-        """The next batch of each of them."""
+        """Compute the next batch of each of these clients."""
         x, y = next_batches(group)
         begin = group[0].begin
         learns = group[0].learns
@@ -133,7 +134,7 @@ class Stacked(Simulation):
         return batches
 
     def _say(self, course: StackedWave, batches: Sequence[Smashed]) -> None:
-        """Its batches; if there are no more and none is awaited, its Done."""
+        """Send a client's batches, or its Done if there are no more and it awaits none."""
         client = course.client
         for batch in batches:
             self._count("up", batch)

@@ -1,7 +1,8 @@
-"""Many segments of one shape as one: each of their tensors is a slice of a tensor (C, …), and passes run over many slices at once.
+"""Many segments of one shape as one: each tensor is a slice of a tensor (C, …), and passes run over many slices at
+once.
 
-Law: a slice changes only by its own segment's steps and loads. Who computes together is decided anew for each pass and changes no more
-than the last bits of what comes out.
+Law: a slice changes only by its own segment's steps and loads. The grouping of segments is chosen anew for each pass,
+and changes only the last bits of a result.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Places = Sequence[int]  # of segments in the stack, ascending
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Pass:
-    """A forward pass of some of the segments, with what its backward pass needs."""
+    """A forward pass of some of the segments, with the values that its backward pass needs."""
 
     places: Places
     x: Tensor  # (G, B, *input)
@@ -33,7 +34,7 @@ class Pass:
 
 
 class Stack:
-    """The segments go on living: their parameters become slices of this stack's. Their own optimisers are not used any more."""
+    """Segments whose parameters become slices of this stack's tensors. Their own optimisers are no longer used."""
 
     def __init__(
         self,
@@ -42,9 +43,12 @@ class Stack:
         input: Sequence[int],
         device: torch.device | str = "cpu",
     ) -> None:
-        """Segments of one shape without buffers and draws, none of which has taken a step. `input` is the shape of one sample."""
+        """Stack segments of one shape, without buffers and random draws, before any of them has taken a step.
+
+        `input` is the shape of one sample.
+        """
         self._device = torch.device(device)
-        self._module = copy.deepcopy(segments[0].module)  # for its code alone
+        self._module = copy.deepcopy(segments[0].module)  # only its code is used
         named = [dict(segment.module.named_parameters()) for segment in segments]
         self._learns = {name: param.requires_grad for name, param in named[0].items()}
         self._weights = {
@@ -62,7 +66,8 @@ class Stack:
         return [name for name, learns in self._learns.items() if learns]
 
     def _lay_out_as_gradients(self, x: Tensor) -> None:
-        """In memory weights lie as torch leaves their gradients: transposing these in each step can cost as much as all the rest."""
+        """Lay weights out in memory as torch lays out their gradients: transposing in each step can cost as much as
+        the rest."""
         passed = self.forward(range(len(x)), x)
         leaves = [passed.weights[name] for name in self._trained()]
         gradients = torch.autograd.grad(passed.z, leaves, torch.zeros_like(passed.z), allow_unused=True)
@@ -77,11 +82,12 @@ class Stack:
         return weight.detach().permute(self._order[name])
 
     def age(self, place: int) -> int:
-        """What segments must have in common to step together."""
+        """Return the key that segments must share to step together."""
         return self._steps.age(place)
 
     def forward(self, places: Places, x: Tensor, *, train: bool = True, grad: bool = True) -> Pass:
-        """Outputs for x (G, B, *input), row g of which is for segment places[g]. These have one age if they are to learn."""
+        """Return outputs for x (G, B, *input), whose row g is for segment places[g]. They must have one age if they
+        are to learn."""
         if self._module.training != train:
             self._module.train(train)
         weights = {
@@ -101,7 +107,10 @@ class Stack:
         return vmap(one)(weights, x)
 
     def learn(self, passed: Pass, dz: Mapping[int, Tensor], lr: float) -> None:
-        """Backward from d loss/dz (B, *output) by place, and one step of those that have one; for some alone the pass is made again."""
+        """Run backward from d loss/dz (B, *output) by place, and one step of the segments that have one.
+
+        For a part of the segments the forward pass is made again.
+        """
         if len(dz) < len(passed.places):
             among = [row for row, place in enumerate(passed.places) if place in dz]
             passed = self.forward([passed.places[row] for row in among], passed.x[among])
@@ -113,31 +122,32 @@ class Stack:
             grad = passed.weights[name].grad
             leaf.grad = None if grad is None else self._as_it_lies(name, grad)
         self._steps.step(passed.places, leaves, lr)
-        if _span(passed.places) is None:  # copies were stepped
+        if _span(passed.places) is None:  # the pass ran on copies
             with torch.no_grad():
                 for name, weight in passed.weights.items():
                     self._weights[name][torch.tensor(passed.places)] = weight
 
 
 class Steps:
-    """An elementwise optimiser over slices of tensors, which keeps the state of each slice, and its age: the steps it has taken."""
+    """An elementwise optimiser over slices of tensors, with the state and the age of each slice: the steps it has
+    taken."""
 
     def __init__(self, optimizer: Optimizer, weights: Mapping[str, Tensor]) -> None:
         self._optimizer = optimizer
         self._weights = weights
         self._state: dict[str, dict[str, Tensor]] = {name: {} for name in weights}  # (C, …)
         self._taken = [0] * max((len(t) for t in weights.values()), default=0)
-        self._counts = False  # the rule depends on how many steps were taken
+        self._counts = False  # True: the rule depends on the number of steps taken
 
     def age(self, place: int) -> int:
-        """Slices of one age step together: most rules know no more than whether it is the first step."""
+        """Return the age of a slice; slices of one age step together. Most rules only distinguish the first step."""
         return self._taken[place] if self._counts else min(self._taken[place], 1)
 
     def step(self, places: Places, leaves: Mapping[str, Tensor], lr: float) -> None:
-        """One step of slices of one age, in place on `leaves` (G, …), by the gradients that are there."""
+        """Step slices of one age once, in place on `leaves` (G, …), by the gradients that are given."""
         taken = self._taken[places[0]]
         params = cast(Iterable[nn.Parameter], leaves.values())
-        rule = self._optimizer.make(params, fused=True)  # what it costs is reading and writing memory
+        rule = self._optimizer.make(params, fused=True)  # the cost is reading and writing memory
         for group in rule.param_groups:
             group["lr"] = lr
         given = {
@@ -159,7 +169,7 @@ class Steps:
         if key == "step":  # torch's name for it
             self._counts = True
             return
-        if value is given and _span(places) is not None:  # changed where it lies
+        if value is given and _span(places) is not None:  # changed in place
             return
         if key not in self._state[name]:
             self._state[name][key] = torch.zeros_like(self._weights[name])
@@ -167,12 +177,12 @@ class Steps:
 
 
 def _span(places: Places) -> slice | None:
-    """These places as a slice, if there is none between them that is not meant."""
+    """Return these places as a slice; None if other places lie between them."""
     first, last = places[0], places[-1]
     return slice(first, last + 1) if last - first + 1 == len(places) else None
 
 
 def _picked(stacked: Tensor, places: Places) -> Tensor:
-    """(C, …) -> (G, …): a view where the places lie side by side, otherwise a copy."""
+    """Return (C, …) -> (G, …): a view where the places are adjacent, otherwise a copy."""
     span = _span(places)
     return stacked[torch.tensor(places)] if span is None else stacked[span]

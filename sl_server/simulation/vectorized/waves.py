@@ -1,4 +1,4 @@
-"""Clients' waves under way in a stacked simulation, and their next batches made together."""
+"""Waves of clients in a stacked simulation, and their next batches, made together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sl_common.protocol import WaveTally
 from sl_server.simulation.simulation import SimulatedClient
 from sl_server.simulation.vectorized.stack import Pass, Stack
 
-SamplePick = tuple[int | None, Indices]  # of which epoch, None for held-out data, and which samples
+SamplePick = tuple[int | None, Indices]  # epoch (None for held-out data), and the numbers of the samples
 
 
 class Rows(Protocol):
@@ -25,30 +25,30 @@ class Rows(Protocol):
 
     @property
     def data(self) -> object:
-        """The set that the numbers of samples are of."""
+        """The data set that the samples' numbers refer to."""
         ...
 
     @property
     def augment(self) -> str:
-        """How a sample changes from epoch to epoch: none, if it does not."""
+        """Augmentation of a sample from epoch to epoch, or none."""
         ...
 
     def train_rows(self, first: int, steps: int) -> Iterator[SamplePick]:
-        """Of batches `first` to `first + steps` since the run began."""
+        """Return the samples of batches `first` to `first + steps`, counted since the run began."""
         ...
 
     def test_rows(self, part: int, parts: int, samples: int) -> Iterator[Indices]:
-        """Of the batches of one slice of the test set."""
+        """Return the samples of the batches of one slice of the test set."""
         ...
 
     def batch(self, step: int, rows: Indices, epoch: int | None) -> Batch:
-        """These samples."""
+        """Return a batch of these samples."""
         ...
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class StackedWave:
-    """One client's wave under way."""
+    """One client's current wave."""
 
     client: SimulatedClient
     place: int
@@ -58,25 +58,25 @@ class StackedWave:
     following: SamplePick | None = None
     steps: int = 0
     samples: int = 0
-    awaits: Pass | None = None  # the pass whose gradient is to come
-    dz: Tensor | None = None  # which has come
+    awaits: Pass | None = None  # the pass that awaits its gradient
+    dz: Tensor | None = None  # the gradient, once it has arrived
 
     def go_on(self) -> None:
-        """Look at the next batch; None after the last."""
+        """Return the next batch without taking it; None after the last."""
         self.following = next(self.coming, None)
 
     def tally(self) -> WaveTally:
-        """What the wave came to."""
+        """Return the totals of the wave."""
         return WaveTally(steps=self.steps, samples=self.samples)
 
     @property
     def learns(self) -> bool:
-        """Its batches are answered by gradients."""
+        """True if the batches are answered by gradients."""
         return self.begin.directive.update and not self.begin.evaluate
 
 
 def open_course(client: SimulatedClient, begin: Begin, rows: Rows) -> StackedWave:
-    """A client begins a wave."""
+    """Begin a client's wave."""
     assert client.seat is not None
     coming: Iterator[SamplePick] = rows.train_rows(begin.first, begin.steps)
     if begin.evaluate:
@@ -87,7 +87,7 @@ def open_course(client: SimulatedClient, begin: Begin, rows: Rows) -> StackedWav
 
 
 def groups(stack: Stack, courses: Sequence[StackedWave]) -> list[list[StackedWave]]:
-    """Those that can compute together: batches of one size, segments of one age."""
+    """Yield groups that can compute together: batches of one size, segments of one age."""
     found: dict[tuple[object, ...], list[StackedWave]] = {}
     for course in courses:
         if course.following is not None:
@@ -99,7 +99,7 @@ def groups(stack: Stack, courses: Sequence[StackedWave]) -> list[list[StackedWav
 
 
 def next_batches(group: Sequence[StackedWave]) -> tuple[Tensor, Tensor]:
-    """x (G, B, *input) and y (G, B): what each loader would give; picked in one go where all have the same data."""
+    """Return x (G, B, *input) and y (G, B), as each loader would give them; one indexing if all share the same data."""
     own = [(course.rows, *course.following) for course in group if course.following is not None]
     loader, epoch, _ = own[0]
     if all(rows.data is loader.data for rows, _, _ in own):
