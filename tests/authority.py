@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sl_client.transport.access import Access
 from sl_client.transport.tls import Tls
-from sl_server.security.credentials import Credentials, make_door
+from sl_server.security.credentials import Credentials, make_credentials
 from sl_server.security.issuing import Issued, hosts_of, issue, make_ca
 
 LONG_AGO = datetime.now(UTC) - timedelta(days=40)
@@ -45,7 +45,7 @@ class Authority:
     def door(self, *, mutual: bool = True, tokens: Path | None = None) -> Credentials:
         """A server's, with its usual certificate."""
         cert, key = self.server()
-        return make_door("127.0.0.1:0", cert=cert, key=key, client_ca=self.ca if mutual else None, tokens=tokens)
+        return make_credentials("127.0.0.1:0", cert=cert, key=key, client_ca=self.ca if mutual else None, tokens=tokens)
 
     def access(self, name: str = "", *, token: str = "", ca: Path | None = None) -> Access:
         """A client's; without a name it has no certificate."""

@@ -18,7 +18,7 @@ from sl_client.training.snapshots_on_disk import find_past
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, DataError
 from sl_common.tree import MAGIC, dumps, loads
-from sl_server.security.certificates import Folder
+from sl_server.security.certificates import CertificateFolder
 from sl_server.security.handshakes import read_line
 from sl_server.security.revocation import RevocationList
 from sl_server.security.tls import CertificateFiles
@@ -54,7 +54,7 @@ def tree() -> bytes:
 @lru_cache
 def papers() -> dict[str, bytes]:
     """What `sl-server certs` writes, and a list with somebody on it."""
-    where = Folder(folder() / "certs")
+    where = CertificateFolder(folder() / "certs")
     list(where.fill(["c0", "c1"], [], 10, add=False))
     where.revoke(["c1"])
     return {path.name: path.read_bytes() for path in (folder() / "certs").iterdir()}

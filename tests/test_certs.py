@@ -136,7 +136,7 @@ def test_a_command_that_is_killed_leaves_pairs_or_is_told_of(tmp_path: Path, add
     name = "late" if add else "c0"
 
     def act() -> None:
-        list(certs.Folder(out).fill([name], [], 30, add=add))
+        list(certs.CertificateFolder(out).fill([name], [], 30, add=add))
 
     told = 0
     for _ in every_crash(act, lambda: copied(before, out)):
@@ -230,7 +230,7 @@ def test_a_key_is_never_readable_by_others(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("link", [True, False])
 def test_what_appears_meanwhile_is_not_overwritten_either(tmp_path: Path, link: bool) -> None:
-    steps = certs.Folder(tmp_path / "new").fill(["c0"], [], 10, add=False)
+    steps = certs.CertificateFolder(tmp_path / "new").fill(["c0"], [], 10, add=False)
     next(steps)
     intruder, mine = tmp_path / "new" / "c0.key", tmp_path / "mine"
     (mine if link else intruder).write_text("mine")

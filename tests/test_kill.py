@@ -149,7 +149,7 @@ def test_a_killed_client_takes_part_again_under_drop(tmp_path: Path, faults: Fau
     course = [line["event"] for line in run.lines() if line.get("client") == "c1" and line["event"] != "client_done"]
     life = ["client_joined", "client_ready"]
     assert [event for event in course if event != "client_away"] == [*life, "client_left", *life]
-    assert len(timeline(read_past_run(run.out).lines).courses["c1"].joined) == 2
+    assert len(timeline(read_past_run(run.out).lines).clients["c1"].joined) == 2
 
 
 @SLOW

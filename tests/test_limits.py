@@ -25,7 +25,7 @@ from sl_common.messages.training import Ready
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import Greeting, Hello, Refusal, read_answer
 from sl_server.core.identity import StreamIdentity
-from sl_server.security.credentials import Credentials, make_door
+from sl_server.security.credentials import Credentials, make_credentials
 from sl_server.simulation.simulation import Simulation
 from sl_server.training.engine import FRAME_COSTS
 from sl_server.transport import service
@@ -249,7 +249,7 @@ def test_headers_without_end_are_refused_by_us_or_by_grpc() -> None:
 
 def test_a_storm_of_hellos_is_slowed_then_refused_and_touches_no_other_client(tmp_path: Path) -> None:
     """The good ones prove who they are: they do not share a turn with the address of the storm."""
-    door = make_door("127.0.0.1:0", tokens=write_tokens(tmp_path / "tokens"))
+    door = make_credentials("127.0.0.1:0", tokens=write_tokens(tmp_path / "tokens"))
     with attacked(door, lambda name: Access(token=TOKENS[name]), hello_s=0.5, hellos_per_minute=30) as live:
         codes = []
         for _ in range(60):
@@ -262,7 +262,7 @@ def test_a_storm_of_hellos_is_slowed_then_refused_and_touches_no_other_client(tm
 
 @pytest.mark.slow
 def test_one_identity_has_one_session_and_its_storm_is_slowed(tmp_path: Path) -> None:
-    door = make_door("127.0.0.1:0", tokens=write_tokens(tmp_path / "tokens"))
+    door = make_credentials("127.0.0.1:0", tokens=write_tokens(tmp_path / "tokens"))
     with attacked(door, lambda name: Access(token=TOKENS[name]), hello_s=0.5, hellos_per_minute=30) as live:
         own, answers = Access(token=TOKENS["c2"]), []
         for number in range(45):

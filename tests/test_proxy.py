@@ -19,7 +19,7 @@ from sl_client.transport.access import Access, make_access
 from sl_client.transport.proxy import EXEMPTIONS, PROXY_VARIABLES, Proxy, Unusable, _local_names, find_proxy
 from sl_client.transport.stream import GrpcCarrier
 from sl_common.errors import ConfigError, PeerLost, Refused
-from sl_server.security.credentials import make_door
+from sl_server.security.credentials import make_credentials
 
 ALONE = {"run__clients": 1, "run__rounds": 1}
 
@@ -67,7 +67,7 @@ def took_part(address: str, how: Access) -> ClientThread:
 def test_nothing_for_this_machine_goes_through_a_proxy(
     tokens: Path, monkeypatch: pytest.MonkeyPatch, variable: str, host: str
 ) -> None:
-    door = make_door("127.0.0.1:0", tokens=tokens)
+    door = make_credentials("127.0.0.1:0", tokens=tokens)
     with serving(make_config("parallel", **ALONE), door) as live, proxying(live.address) as proxy:
         by_address = variable.startswith("GRPC")
         monkeypatch.setenv(variable, proxy.address if by_address else f"http://{proxy.address}")
@@ -79,7 +79,7 @@ def test_nothing_for_this_machine_goes_through_a_proxy(
 
 
 def test_the_installed_client_keeps_its_token_on_this_machine(tokens: Path) -> None:
-    door = make_door("127.0.0.1:0", tokens=tokens)
+    door = make_credentials("127.0.0.1:0", tokens=tokens)
     with serving(make_config("parallel", **ALONE), door) as live, proxying(live.address) as proxy:
         env = {"http_proxy": f"http://{proxy.address}", "SL_TOKEN": TOKENS["c0"]}
         checked = ran("sl-client", "doctor", "--server", live.address, env=env)
@@ -138,7 +138,7 @@ def test_tls_with_a_token_goes_through_and_shows_neither(
     ours: Authority, tokens: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cert, key = ours.server("gpu", hosts=[HOST])
-    door = make_door("127.0.0.1:0", cert=cert, key=key, tokens=tokens)
+    door = make_credentials("127.0.0.1:0", cert=cert, key=key, tokens=tokens)
     with serving(make_config("parallel", **ALONE), door) as live, proxying(live.address) as proxy:
         monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
         how = access(proxy.server, ca=ours.ca, token=TOKENS["c0"])

@@ -19,8 +19,8 @@ from sl_client.transport.doctor import examine
 from sl_client.transport.tls import Tls
 from sl_common.errors import ConfigError, CutlayerError
 from sl_server.security import renewal
-from sl_server.security.certificates import Folder
-from sl_server.security.credentials import make_door
+from sl_server.security.certificates import CertificateFolder
+from sl_server.security.credentials import make_credentials
 from sl_server.security.revocation import RevocationList
 
 
@@ -117,7 +117,7 @@ STEPS = {
 @pytest.mark.parametrize("step", [*STEPS, "drop_ca"])
 def test_a_step_that_is_killed_leaves_a_folder_of_use(made: Path, tmp_path: Path, step: str) -> None:
     """At every write and rename: certificates are of a trusted authority and pairs fit, and the same command once more ends it."""
-    here, before = Folder(made), tmp_path / "before"
+    here, before = CertificateFolder(made), tmp_path / "before"
     act = STEPS.get(step, renewal.drop_ca)
     if step == "drop_ca":
         renewal.renew_ca(here, 30)
@@ -170,7 +170,7 @@ def waiting(made: Path, tmp_path: Path) -> Iterator[Waiting]:
     for name in ("ca.pem", "server.pem", "server.key", "revoked.pem"):
         shutil.copy(made / name, here / name)
     pair = {"cert": here / "server.pem", "key": here / "server.key"}
-    door = make_door("127.0.0.1:0", **pair, client_ca=here / "ca.pem", revoked=here / "revoked.pem")
+    door = make_credentials("127.0.0.1:0", **pair, client_ca=here / "ca.pem", revoked=here / "revoked.pem")
     with serving(make_config("parallel", run__clients=3), door) as live:
         yield Waiting(live, here)
 

@@ -24,7 +24,7 @@ from sl_client.transport.access import Access
 from sl_client.transport.stream import GrpcCarrier
 from sl_common.errors import ConfigError, Refused
 from sl_server.core.identity import UNPROVEN
-from sl_server.security.credentials import make_door
+from sl_server.security.credentials import make_credentials
 from sl_server.security.revocation import RevocationList
 from sl_server.simulation.simulation import Simulation
 
@@ -181,9 +181,9 @@ def test_a_mistake_changes_nothing(certs: Path, tmp_path: Path, what: str) -> No
 def test_a_list_needs_an_authority(certs: Path) -> None:
     pair = {"cert": certs / "server.pem", "key": certs / "server.key"}
     with pytest.raises(ConfigError, match="--revoked lists certificates of clients, which only --client-ca asks for"):
-        make_door("127.0.0.1:0", **pair, revoked=certs / "revoked.pem")
+        make_credentials("127.0.0.1:0", **pair, revoked=certs / "revoked.pem")
     with pytest.raises(ConfigError, match=r"--revoked .*none: No such file"):
-        make_door("127.0.0.1:0", **pair, client_ca=certs / "ca.pem", revoked=certs / "none")
+        make_credentials("127.0.0.1:0", **pair, client_ca=certs / "ca.pem", revoked=certs / "none")
 
 
 # --- real processes
@@ -254,7 +254,7 @@ def test_a_client_whose_token_is_taken_out_is_out_at_once(tmp_path: Path) -> Non
             time.sleep(0.02)
         return started
 
-    with serving(CONFIG, make_door("127.0.0.1:0", tokens=tokens)) as live:
+    with serving(CONFIG, make_credentials("127.0.0.1:0", tokens=tokens)) as live:
         clients = [client("c0", TOKENS["c0"]), client("c1", TOKENS["c1"])]
         write_tokens(tokens, {name: token for name, token in TOKENS.items() if name != "c1"})
         lost = clients.pop()

@@ -26,7 +26,7 @@ from sl_common.messages.facts import RoundEnded
 from sl_common.wire import Greeting, Hello, Refusal, read_answer
 from sl_server.core.identity import UNPROVEN
 from sl_server.security.certificates import serialization
-from sl_server.security.credentials import Credentials, make_door
+from sl_server.security.credentials import Credentials, make_credentials
 from sl_server.simulation.simulation import Simulation
 from sl_server.transport import service
 
@@ -90,7 +90,7 @@ def test_a_run_over_tls_with_cut_streams_ends_with_the_simulators_bits(
 
 def test_tokens_over_plaintext_on_this_machine(tokens: Path) -> None:
     config = make_config("parallel", run__clients=1)
-    with serving(config, make_door("127.0.0.1:0", tokens=tokens)) as live:
+    with serving(config, make_credentials("127.0.0.1:0", tokens=tokens)) as live:
         error = refused(live.address, Access(token=TOKENS["c1"]), name="c2")
         client = ClientThread(live.address, through(Access(token=TOKENS["c1"])))
         client.join(60)
@@ -235,13 +235,13 @@ def test_a_server_of_another_ca(ours: Authority, foreign: Authority) -> None:
 )
 def test_a_server_whose_certificate_does_not_hold(ours: Authority, server: dict, told: str) -> None:
     cert, key = ours.server("bad", **server)
-    with one_waiting(make_door("127.0.0.1:0", cert=cert, key=key)) as live:
+    with one_waiting(make_credentials("127.0.0.1:0", cert=cert, key=key)) as live:
         assert told in fault_of(live, ours.access())
 
 
 def test_a_device_whose_clock_is_behind(ours: Authority) -> None:
     cert, key = ours.server("bad", now=LONG_AGO + timedelta(days=50))
-    with one_waiting(make_door("127.0.0.1:0", cert=cert, key=key)) as live:
+    with one_waiting(make_credentials("127.0.0.1:0", cert=cert, key=key)) as live:
         assert "is this device's clock right?" in fault_of(live, ours.access())
 
 
@@ -381,7 +381,7 @@ def test_certificates_are_renewed_while_a_client_trains(tmp_path: Path) -> None:
 
     install(old)
     config = make_config("parallel", run__clients=1, run__rounds=100000)
-    with serving(config, make_door("127.0.0.1:0", **used)) as live:
+    with serving(config, make_credentials("127.0.0.1:0", **used)) as live:
         trains = ClientThread(live.address, through(old.access("c0")))
         rounds_at_least(live, 2)
         install(new, name="renewed")
@@ -488,7 +488,7 @@ def test_a_servers_options(papers: Path, what: str) -> None:
     given, told = SERVER_MISTAKES[what]
     paths = {name: papers / value for name, value in given.items() if isinstance(value, str)}
     with pytest.raises(ConfigError, match=told):
-        make_door("0.0.0.0:0", **{**given, **paths})
+        make_credentials("0.0.0.0:0", **{**given, **paths})
 
 
 def test_an_access_does_not_show_its_token(ours: Authority) -> None:

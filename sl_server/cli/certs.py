@@ -16,7 +16,7 @@ from sl_common.host.log import write_line
 from sl_common.host.text import given
 
 if TYPE_CHECKING:
-    from sl_server.security.certificates import Folder, Written
+    from sl_server.security.certificates import CertificateFolder, WrittenFile
 
 
 def certs(
@@ -112,12 +112,12 @@ def _client_names(clients: int | None, names: list[str]) -> list[str]:
     return wanted
 
 
-def _folder(path: Path) -> Folder:
+def _folder(path: Path) -> CertificateFolder:
     try:
-        from sl_server.security.certificates import Folder
+        from sl_server.security.certificates import CertificateFolder
     except ModuleNotFoundError as error:
         raise ConfigError(f"sl-server certs needs the package cryptography: {how_to_install('certs')}") from error
-    return Folder(path)
+    return CertificateFolder(path)
 
 
 def _only_step(chosen: list[str], *, beside: bool) -> str | None:
@@ -128,7 +128,9 @@ def _only_step(chosen: list[str], *, beside: bool) -> str | None:
     return chosen[0] if chosen else None
 
 
-def _make(here: Folder, clients: list[str], hosts: list[str], days: int, *, add: bool, as_json: bool) -> None:
+def _make(
+    here: CertificateFolder, clients: list[str], hosts: list[str], days: int, *, add: bool, as_json: bool
+) -> None:
     written = list(here.fill(clients, hosts, days, add=add))[::-1]  # the authority first
     _print_files("files", written, as_json=as_json)
     if as_json:
@@ -142,7 +144,7 @@ def _make(here: Folder, clients: list[str], hosts: list[str], days: int, *, add:
     )
 
 
-def _renew(here: Folder, names: list[str], days: int, *, new_ca: bool, drop: bool, as_json: bool) -> None:
+def _renew(here: CertificateFolder, names: list[str], days: int, *, new_ca: bool, drop: bool, as_json: bool) -> None:
     from sl_server.security import renewal
 
     written = (
@@ -153,7 +155,7 @@ def _renew(here: Folder, names: list[str], days: int, *, new_ca: bool, drop: boo
         typer.echo(f"then: sl-server certs {here.path} --renew server --renew CLIENT …, and at last --drop-ca")
 
 
-def _revoke(here: Folder, clients: list[str], *, as_json: bool) -> None:
+def _revoke(here: CertificateFolder, clients: list[str], *, as_json: bool) -> None:
     written = here.revoke(clients)
     if as_json:
         _print_files("revoked", written, as_json=True)
@@ -165,7 +167,7 @@ def _revoke(here: Folder, clients: list[str], *, as_json: bool) -> None:
     )
 
 
-def _print_files(key: str, written: list[Written], *, as_json: bool) -> None:
+def _print_files(key: str, written: list[WrittenFile], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({key: [{"path": str(one.path), "what": one.what} for one in written]}))
         return

@@ -29,7 +29,7 @@ def listening(listen: str, metrics: str | None, files: Mapping[str, Path | None]
     """
     host, port = host_port(listen, "--listen")
     at = host_port(metrics, "--metrics") if metrics else None
-    from sl_server.security.credentials import make_door
+    from sl_server.security.credentials import make_credentials
 
-    credentials = make_door(f"{host}:{port}", **files, insecure=insecure)
+    credentials = make_credentials(f"{host}:{port}", **files, insecure=insecure)
     return Listening(address=f"{host}:{port}", metrics=at, credentials=credentials)

@@ -141,8 +141,8 @@ def _about(client: str, event: Logged, said: Messages) -> dict[str, Any]:
     from sl_server.core.digests import fields_of
 
     what = "" if isinstance(event, Advanced) else _short(dict(fields_of(event)))
-    told = [f"{name} {type(message).__name__.lower()} {_short(dict(fields_of(message)))}" for name, message in said]
-    return {"client": client, "kind": type(event).__name__.lower(), "what": what, "said": told}
+    messages = [f"{name} {type(message).__name__.lower()} {_short(dict(fields_of(message)))}" for name, message in said]
+    return {"client": client, "kind": type(event).__name__.lower(), "what": what, "said": messages}
 
 
 def _short(fields: dict[str, str]) -> str:

@@ -109,8 +109,8 @@ class RunProgress:
     def left(self) -> str:
         """Return both estimates as text."""
         wave, run = self.wave_left_s(), self.run_left_s()
-        told = [] if wave is None else [f"{duration(wave)} left of this wave"]
-        return ", ".join(told + ([] if run is None else [f"{duration(run)} of the run"]))
+        parts = [] if wave is None else [f"{duration(wave)} left of this wave"]
+        return ", ".join(parts + ([] if run is None else [f"{duration(run)} of the run"]))
 
     def bytes(self) -> tuple[int, int, float]:
         """Return wire bytes up, down, and both per second."""

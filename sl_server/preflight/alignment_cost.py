@@ -49,12 +49,12 @@ def measure_alignment(config: RunConfig, network: Network) -> AlignmentCost:
     z = torch.randn(count, *network.cut_shape, generator=torch_generator(run.seed, "check", "align"))
     memory = AlignmentSamples(z=z, y=torch.zeros(count, dtype=torch.int64), targets=torch.zeros_like(z))
     aux = Segment(copy.deepcopy(network.part("aux")), how.optimizer)
-    took = 0.0
+    elapsed_s = 0.0
     for _ in range(2):
         began = time.perf_counter()
         how.model_copy(update={"epochs": 1}).run(aux, memory, (run.seed, "check"))
-        took = time.perf_counter() - began
+        elapsed_s = time.perf_counter() - began
     first = next((r for r, d in enumerate(directives) if not d.warm), run.rounds)
     times = sum(d.align or r == first for r, d in enumerate(directives)) * run.clients
-    seconds = took * how.epochs * record.samples / count
+    seconds = elapsed_s * how.epochs * record.samples / count
     return AlignmentCost(samples=record.samples, times=times, seconds=seconds, aux_bytes=aux.nbytes)

@@ -12,14 +12,14 @@ from matplotlib.patches import Patch
 
 from sl_server.report import axes as ax
 from sl_server.report import svg
-from sl_server.report.plots import Plot, Shown, finished
+from sl_server.report.plots import Plot, ShownRun, finished
 from sl_server.report.timeline import ClientTimeline, Doing, TimelineSpan, timeline
 
 MAX_GANTT_ROWS = 40  # at most; clients that left or were late come first
 FINE = 600  # gaps shorter than the run's time divided by this are not visible: their spans are drawn as one
 
 
-def clients(shown: Sequence[Shown]) -> Iterator[Plot]:
+def clients(shown: Sequence[ShownRun]) -> Iterator[Plot]:
     """Yield a plot for each run that had a client."""
     for s in shown:
         found = timeline(s.run.lines)
@@ -29,25 +29,25 @@ def clients(shown: Sequence[Shown]) -> Iterator[Plot]:
         factor, unit = ax.seconds_unit(found.end)
         with mpl.rc_context(svg.STYLE):
             figure, axes = ax.panel(ax.PAGE_ROWS, 0.95 + 0.24 * len(rows))
-            for y, course in enumerate(rows):
-                _row(axes, y, course, s.color, factor, found.end)
+            for y, client in enumerate(rows):
+                _row(axes, y, client, s.color, factor, found.end)
             for moment in found.back:
                 axes.axvline(moment / factor, color=svg.BAD, linewidth=1, linestyle=":")
-            axes.set_yticks(range(len(rows)), [_short(course.client) for course in rows], color=svg.INK)
+            axes.set_yticks(range(len(rows)), [_short(client.client) for client in rows], color=svg.INK)
             axes.set_ylim(len(rows) - 0.4, -0.6)
             axes.set_xlim(-0.01 * found.end / factor, 1.01 * found.end / factor)
             axes.set_xlabel(f"time since the first wave [{unit}]")
             axes.spines["left"].set_visible(False)
             _legend(axes, s.color, rows, went_back=bool(found.back))
-            left_out = len(found.courses) - len(rows)
+            left_out = len(found.clients) - len(rows)
             caption = "Timeline of the clients" + (f"; {left_out} more are not shown" if left_out else "")
             yield finished(figure, f"clients-{s.number}", caption, "rows", of=s)
 
 
-def _chosen(courses: Sequence[ClientTimeline]) -> list[ClientTimeline]:
-    first = sorted(courses, key=lambda course: not (course.left or course.late))[:MAX_GANTT_ROWS]
-    names = {course.client for course in first}
-    return [course for course in courses if course.client in names]
+def _chosen(timelines: Sequence[ClientTimeline]) -> list[ClientTimeline]:
+    first = sorted(timelines, key=lambda client: not (client.left or client.late))[:MAX_GANTT_ROWS]
+    names = {client.client for client in first}
+    return [client for client in timelines if client.client in names]
 
 
 def _short(name: str) -> str:
@@ -64,13 +64,13 @@ _LOOKS: dict[Doing, dict[str, Any]] = {
 _MARKS = {"back again": ">", "left": "X", "too slow": "v"}
 
 
-def _row(axes: Axes, y: int, course: ClientTimeline, color: str, factor: float, end: float) -> None:
+def _row(axes: Axes, y: int, client: ClientTimeline, color: str, factor: float, end: float) -> None:
     for doing, look in _LOOKS.items():
-        spans = list(_joined((span for span in course.spans if span.doing == doing), end / FINE))
+        spans = list(_joined((span for span in client.spans if span.doing == doing), end / FINE))
         style = {"color": color, "linewidth": 0} | look if doing in ("train", "eval") else look
         start = [span.start / factor for span in spans]
         axes.barh([y] * len(spans), [(s.end - s.start) / factor for s in spans], left=start, **style)
-    for what, moments in (("back again", course.joined[1:]), ("left", course.left), ("too slow", course.late)):
+    for what, moments in (("back again", client.joined[1:]), ("left", client.left), ("too slow", client.late)):
         if not moments:
             continue
         axes.plot(
@@ -102,7 +102,7 @@ def _joined(spans: Iterable[TimelineSpan], apart: float) -> Iterator[TimelineSpa
 
 def _legend(axes: Axes, color: str, rows: Sequence[ClientTimeline], *, went_back: bool) -> None:
     """Draw a legend of the marks that occur, above the plot."""
-    doings = {span.doing for course in rows for span in course.spans}
+    doings = {span.doing for client in rows for span in client.spans}
     bars = {"train": "trains", "eval": "evaluates", "lost": "wave not finished", "away": "stream broken"}
     keys: list[Patch | Line2D] = []
     for doing, text in bars.items():

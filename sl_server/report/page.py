@@ -15,7 +15,7 @@ from sl_common import __version__
 from sl_common.messages.training import WIRE_KINDS
 from sl_server.report import gantt, plots, svg, words
 from sl_server.report.past import read_past_run
-from sl_server.report.plots import Plot, Shown
+from sl_server.report.plots import Plot, ShownRun
 from sl_server.report.timeline import timeline
 from sl_server.telemetry.names import PHASES
 
@@ -48,7 +48,7 @@ def make_page(paths: Sequence[Path]) -> str:
     runs = [read_past_run(path) for path in paths]
     letters = [chr(ord("A") + number) if number < 26 else str(number + 1) for number in range(len(runs))]
     shown = [
-        Shown(run=run, letter=letter if len(runs) > 1 else "", number=n)
+        ShownRun(run=run, letter=letter if len(runs) > 1 else "", number=n)
         for n, (run, letter) in enumerate(zip(runs, letters, strict=True))
     ]
     page = Environment(
@@ -74,11 +74,11 @@ def make_page(paths: Sequence[Path]) -> str:
     )
 
 
-def _sections(shown: Sequence[Shown]) -> list[Section]:
+def _sections(shown: Sequence[ShownRun]) -> list[Section]:
     return [*_learning_sections(shown), *_cost_sections(shown), _clients_section(shown)]
 
 
-def _learning_sections(shown: Sequence[Shown]) -> Iterator[Section]:
+def _learning_sections(shown: Sequence[ShownRun]) -> Iterator[Section]:
     band = any(not e.shared for s in shown for e in s.run.evaluations)
     yield Section(
         title="Accuracy",
@@ -94,7 +94,7 @@ def _learning_sections(shown: Sequence[Shown]) -> Iterator[Section]:
     )
 
 
-def _cost_sections(shown: Sequence[Shown]) -> Iterator[Section]:
+def _cost_sections(shown: Sequence[ShownRun]) -> Iterator[Section]:
     yield Section(
         title="Bytes by kind",
         text="Counted on the wire: serialized gRPC messages with their prefixes, what was sent again included. Up is "
@@ -121,7 +121,7 @@ def _cost_sections(shown: Sequence[Shown]) -> Iterator[Section]:
     )
 
 
-def _clients_section(shown: Sequence[Shown]) -> Section:
+def _clients_section(shown: Sequence[ShownRun]) -> Section:
     return Section(
         title="Clients",
         text=_left_out(shown),
@@ -130,8 +130,8 @@ def _clients_section(shown: Sequence[Shown]) -> Section:
     )
 
 
-def _left_out(shown: Sequence[Shown]) -> str:
-    clients = max((len(timeline(s.run.lines).courses) for s in shown), default=0)
+def _left_out(shown: Sequence[ShownRun]) -> str:
+    clients = max((len(timeline(s.run.lines).clients) for s in shown), default=0)
     return (
         f"Of {clients} clients {gantt.MAX_GANTT_ROWS} are shown, first those that left or were too slow."
         if clients > gantt.MAX_GANTT_ROWS

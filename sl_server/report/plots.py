@@ -33,11 +33,11 @@ class Plot:
     svg: str
     caption: str
     form: Form = "panel"
-    of: Shown | None = None  # the run that it shows, if the report has several
+    of: ShownRun | None = None  # the run that it shows, if the report has several
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shown:
+class ShownRun:
     """A run with its colour; the letter is empty if there is only one."""
 
     run: PastRun
@@ -50,7 +50,7 @@ class Shown:
         return svg.RUN_COLORS[self.number % len(svg.RUN_COLORS)]
 
 
-def finished(figure: Figure, name: str, caption: str, form: Form = "panel", of: Shown | None = None) -> Plot:
+def finished(figure: Figure, name: str, caption: str, form: Form = "panel", of: ShownRun | None = None) -> Plot:
     """Return `figure` as a finished plot."""
     caption += f", run {of.letter}" if of and of.letter else ""
     drawn = svg.inline(figure, name, escape(caption))
@@ -61,7 +61,7 @@ def finished(figure: Figure, name: str, caption: str, form: Form = "panel", of: 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Against:
+class XAxis:
     """The quantity along the x axis."""
 
     name: str
@@ -70,18 +70,18 @@ class Against:
     ticks: Callable[[object], None] = ax.whole
 
 
-def againsts(shown: Sequence[Shown]) -> list[Against]:
+def x_axes(shown: Sequence[ShownRun]) -> list[XAxis]:
     """Return rounds, bytes, and time in a unit that suits the longest run."""
     factor, unit = ax.seconds_unit(max((s.run.seconds for s in shown), default=0.0))
     return [
-        Against(name="rounds", label="round", of=lambda _run, line: line.round),
-        Against(
+        XAxis(name="rounds", label="round", of=lambda _run, line: line.round),
+        XAxis(
             name="bytes",
             label="bytes on the wire, without evaluation",
             of=lambda run, line: run.bytes_at(line),
             ticks=ax.in_bytes,
         ),
-        Against(
+        XAxis(
             name="time",
             label=f"time since the first wave [{unit}]",
             of=lambda _run, line: line.seconds / factor,
@@ -90,47 +90,47 @@ def againsts(shown: Sequence[Shown]) -> list[Against]:
     ]
 
 
-def accuracies(shown: Sequence[Shown]) -> Iterator[Plot]:
+def accuracies(shown: Sequence[ShownRun]) -> Iterator[Plot]:
     """Yield plots of the accuracy on held-out data."""
     if not any(s.run.evaluations for s in shown):
         return
-    for against in againsts(shown):
+    for axis in x_axes(shown):
         with mpl.rc_context(svg.STYLE):
             figure, axes = ax.panel()
             ends = []
             for s in shown:
                 found = s.run.evaluations
-                x, y = [against.of(s.run, e) for e in found], [e.accuracy for e in found]
+                x, y = [axis.of(s.run, e) for e in found], [e.accuracy for e in found]
                 if not all(e.shared for e in found):
                     axes.fill_between(
                         x, [e.min for e in found], [e.max for e in found], color=s.color, alpha=0.16, linewidth=0
                     )
                 ends += _line(axes, x, y, s.color, s.letter)
             ax.percent(axes.yaxis)
-            _label(axes, against, "accuracy on held-out data")
+            _label(axes, axis, "accuracy on held-out data")
             ax.name_ends(axes, ends)
-            yield finished(figure, f"accuracy-{against.name}", f"Accuracy against {against.name}")
+            yield finished(figure, f"accuracy-{axis.name}", f"Accuracy against {axis.name}")
 
 
-def loss_plots(shown: Sequence[Shown]) -> Iterator[Plot]:
+def loss_plots(shown: Sequence[ShownRun]) -> Iterator[Plot]:
     """Yield plots of the training loss, and of the loss on held-out data."""
     if not any(s.run.rounds for s in shown):
         return
-    for against in againsts(shown):
+    for axis in x_axes(shown):
         with mpl.rc_context(svg.STYLE):
             figure, axes = ax.panel()
             ends = []
             for s in shown:
                 alone = not s.letter
                 rounds = [r for r in s.run.rounds if r.loss is not None]
-                x, y = [against.of(s.run, r) for r in rounds], [r.loss for r in rounds if r.loss is not None]
+                x, y = [axis.of(s.run, r) for r in rounds], [r.loss for r in rounds if r.loss is not None]
                 ends += _line(axes, x, y, s.color, s.letter or "training")
-                x, y = [against.of(s.run, e) for e in s.run.evaluations], [e.loss for e in s.run.evaluations]
+                x, y = [axis.of(s.run, e) for e in s.run.evaluations], [e.loss for e in s.run.evaluations]
                 end = _line(axes, x, y, s.color, "held out", dashed=True)
                 ends += end if alone else []
-            _label(axes, against, "loss (mean cross entropy)")
+            _label(axes, axis, "loss (mean cross entropy)")
             ax.name_ends(axes, ends)
-            yield finished(figure, f"loss-{against.name}", f"Loss against {against.name}")
+            yield finished(figure, f"loss-{axis.name}", f"Loss against {axis.name}")
 
 
 def _line(
@@ -150,17 +150,17 @@ def _line(
     return [(*known[-1], text, color)] if known and text else []
 
 
-def _label(axes: Axes, against: Against, y: str) -> None:
-    axes.set_xlabel(against.label)
+def _label(axes: Axes, axis: XAxis, y: str) -> None:
+    axes.set_xlabel(axis.label)
     axes.set_title(y, color=svg.INK)
     axes.grid(axis="y")
-    against.ticks(axes.xaxis)
+    axis.ticks(axes.xaxis)
 
 
 # --- bars of parts
 
 
-def traffic(shown: Sequence[Shown]) -> Iterator[Plot]:
+def traffic(shown: Sequence[ShownRun]) -> Iterator[Plot]:
     """Yield bars of wire bytes by direction and kind, one for each run and direction."""
     rows = [
         (f"{s.letter} {arrow} {direction}".strip(), s.run.bytes().get(direction, {}))
@@ -179,7 +179,7 @@ def traffic(shown: Sequence[Shown]) -> Iterator[Plot]:
         )
 
 
-def step(shown: Sequence[Shown]) -> Iterator[Plot]:
+def step(shown: Sequence[ShownRun]) -> Iterator[Plot]:
     """Yield bars of a step's time by phase, one for each run."""
     timed = [s for s in shown if s.run.phases]
     if timed:
@@ -230,7 +230,7 @@ def _bars(
         return finished(figure, name, caption, "bars")
 
 
-def phases(shown: Sequence[Shown]) -> Iterator[Plot]:
+def phases(shown: Sequence[ShownRun]) -> Iterator[Plot]:
     """Yield plots of a step's phases over the rounds, one for each run."""
     for s in shown:
         rounds = [r for r in s.run.rounds if r.timed_steps]

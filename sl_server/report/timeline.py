@@ -36,14 +36,14 @@ class ClientTimeline:
         """Begin an activity."""
         self._open[doing] = now
 
-    def end(self, doing: Doing, now: float, said: Doing | None = None) -> None:
-        """End an activity, if it was begun, as `said`."""
+    def end(self, doing: Doing, now: float, outcome: Doing | None = None) -> None:
+        """End an activity, if it was begun, as `outcome` (default: the activity itself)."""
         start = self._open.pop(doing, None)
         if start is not None:
-            self.spans.append(TimelineSpan(doing=said or doing, start=start, end=now))
+            self.spans.append(TimelineSpan(doing=outcome or doing, start=start, end=now))
 
     def leave(self, now: float) -> None:
-        """End every activity as lost."""
+        """End every activity; an unfinished wave is lost."""
         for doing in ("train", "eval"):
             self.end(doing, now, "lost")
         self.end("away", now)
@@ -63,14 +63,14 @@ class ClientTimeline:
 class Timeline:
     """All clients, by shard, and the times when the run went back to a checkpoint."""
 
-    courses: dict[str, ClientTimeline] = field(default_factory=dict)
+    clients: dict[str, ClientTimeline] = field(default_factory=dict)
     back: list[float] = field(default_factory=list)
     end: float = 0.0
 
     @property
     def rows(self) -> list[ClientTimeline]:
         """Clients by shard."""
-        return sorted(self.courses.values(), key=lambda course: (course.shard, course.client))
+        return sorted(self.clients.values(), key=lambda client: (client.shard, client.client))
 
 
 def timeline(lines: Iterable[FactLine]) -> Timeline:
@@ -83,42 +83,42 @@ def timeline(lines: Iterable[FactLine]) -> Timeline:
                 _client(found, line)
             case WaveLine():
                 for name in line.clients:
-                    _course(found, name).begin("eval" if line.evaluate else "train", line.seconds)
+                    _timeline_of(found, name).begin("eval" if line.evaluate else "train", line.seconds)
             case RoundLine():
-                for course in found.courses.values():
-                    course.forget("train")  # the server trained on recorded activations in its place
+                for client in found.clients.values():
+                    client.forget("train")  # the server trained on recorded activations in its place
             case RunLine(event="went_back"):
                 found.back.append(line.seconds)
-                for course in found.courses.values():
-                    course.leave(line.seconds)
+                for client in found.clients.values():
+                    client.leave(line.seconds)
             case _:
                 pass
-    for course in found.courses.values():
-        course.close(found.end)
+    for client in found.clients.values():
+        client.close(found.end)
     return found
 
 
-def _course(found: Timeline, name: str) -> ClientTimeline:
-    return found.courses.setdefault(name, ClientTimeline(client=name, shard=len(found.courses)))
+def _timeline_of(found: Timeline, name: str) -> ClientTimeline:
+    return found.clients.setdefault(name, ClientTimeline(client=name, shard=len(found.clients)))
 
 
 def _client(found: Timeline, line: ClientLine) -> None:
-    course, now = _course(found, line.client), line.seconds
+    client, now = _timeline_of(found, line.client), line.seconds
     match line.event:
         case "client_joined":
-            course.shard = line.shard
-            course.joined.append(now)
-            course.begin("here", now)
+            client.shard = line.shard
+            client.joined.append(now)
+            client.begin("here", now)
         case "client_left":
-            course.leave(now)
-            course.left.append(now)
+            client.leave(now)
+            client.left.append(now)
         case "client_late":
-            course.end("train", now, "lost")
-            course.late.append(now)
+            client.end("train", now, "lost")
+            client.late.append(now)
         case "client_away":
-            course.begin("away", now)
+            client.begin("away", now)
         case "client_back":
-            course.end("away", now)
+            client.end("away", now)
         case "client_done":
-            course.end("train", now)
-            course.end("eval", now)
+            client.end("train", now)
+            client.end("eval", now)

@@ -7,8 +7,8 @@ from sl_common.lazy_exports import lazy_exports
 
 __getattr__, __all__ = lazy_exports(
     __name__,
-    certificates="Folder Written",
-    credentials="Credentials make_door peer_of",
+    certificates="CertificateFolder WrittenFile",
+    credentials="Credentials make_credentials peer_of",
     expiry="Expiry expose",
     handshakes="",
     renewal="",

@@ -29,14 +29,14 @@ REVOKED = "revoked"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Written:
+class WrittenFile:
     """One file that was written, and its purpose."""
 
     path: Path
     what: str
 
 
-class Folder:
+class CertificateFolder:
     """A folder of certificates in PEM form: NAME.pem and NAME.key for the authority `ca`, the `server` and each
     client."""
 
@@ -57,9 +57,9 @@ class Folder:
         return self._path
 
     @property
-    def previous(self) -> Folder:
+    def previous(self) -> CertificateFolder:
         """The folder of the authority that is being replaced, while both are trusted."""
-        return Folder(self._path / "previous")
+        return CertificateFolder(self._path / "previous")
 
     def superseded(self, name: str) -> Path:
         """Return the path of the renewed certificates of this name, in one file: they stay valid until their own
@@ -71,7 +71,7 @@ class Folder:
         """Path of the list of revoked certificates."""
         return self.cert(REVOKED)
 
-    def fill(self, clients: Sequence[str], hosts: Sequence[str], days: int, *, add: bool) -> Iterator[Written]:
+    def fill(self, clients: Sequence[str], hosts: Sequence[str], days: int, *, add: bool) -> Iterator[WrittenFile]:
         """Make the certificates; nothing is written if a file exists already. With `add`, use the existing authority.
 
         If the command is killed, no certificate lacks its key, and the authority is written after everything else.
@@ -82,7 +82,7 @@ class Folder:
         with sole_writer(self._path, "certs", keep=False):
             yield from self._fill(clients, hosts, days, add=add)
 
-    def _fill(self, clients: Sequence[str], hosts: Sequence[str], days: int, *, add: bool) -> Iterator[Written]:
+    def _fill(self, clients: Sequence[str], hosts: Sequence[str], days: int, *, add: bool) -> Iterator[WrittenFile]:
         old = [name for name in RESERVED if add and self.cert(name).exists()]
         new = [name for name in (*RESERVED, *clients) if name not in old]
         self._look_for_room(new, add=add)
@@ -92,14 +92,14 @@ class Folder:
             remove_parts(self._path)
             if not self.revoked.exists():
                 create_atomically(self.revoked, make_list(ca.certificate, ca.key), mode=0o644)
-                yield Written(path=self.revoked, what="to the server, for --revoked: nobody is locked out yet")
+                yield WrittenFile(path=self.revoked, what="to the server, for --revoked: nobody is locked out yet")
             for name, issued in reversed(
                 made.items()
             ):  # the authority's certificate comes last: without it the others are useless
                 create_atomically(self.key(name), issued.key_pem, mode=0o600)
-                yield Written(path=self.key(name), what=_whose(name))
+                yield WrittenFile(path=self.key(name), what=_whose(name))
                 create_atomically(self.cert(name), issued.cert_pem, mode=0o644)
-                yield Written(path=self.cert(name), what=_what(name))
+                yield WrittenFile(path=self.cert(name), what=_what(name))
         except OSError as error:
             raise ConfigError(f"{error.filename or self._path}: {error.strerror or error}") from error
 
@@ -115,13 +115,13 @@ class Folder:
                 hint = f"; there is no {whole}, as if a command that was to make both had been cut short"
             raise ConfigError(f"{path} exists and is not overwritten: choose another folder or remove it{hint}")
 
-    def revoke(self, clients: Sequence[str]) -> list[Written]:
+    def revoke(self, clients: Sequence[str]) -> list[WrittenFile]:
         """Put these clients' certificates in this folder on the list. Raises ConfigError, with nothing changed."""
         authorities = self.authorities("--revoke")
         with sole_writer(self._path, "certs", keep=False):
             return self._revoke(authorities, clients)
 
-    def _revoke(self, authorities: Sequence[Issued], clients: Sequence[str]) -> list[Written]:
+    def _revoke(self, authorities: Sequence[Issued], clients: Sequence[str]) -> list[WrittenFile]:
         """Put each certificate, and those of the same key that it replaced, on the list of the authority that signed
         it."""
         try:
@@ -144,7 +144,7 @@ class Folder:
         except (*UNREADABLE, InvalidSignature) as error:
             raise ConfigError(f"--revoke {', '.join(clients)}: not of this authority, or damaged: {error!r}") from error
         return [
-            Written(path=self.cert(name), what=", ".join(f"serial number {one.serial_number:x}" for one in found))
+            WrittenFile(path=self.cert(name), what=", ".join(f"serial number {one.serial_number:x}" for one in found))
             for name, found in shown.items()
         ]
 

@@ -86,7 +86,7 @@ def peer_of(context: grpc.aio.ServicerContext[bytes, bytes]) -> str:
     return (address.rpartition(":")[0] or address).strip("[]")
 
 
-def make_door(
+def make_credentials(
     listen: str,
     *,
     cert: Path | None = None,

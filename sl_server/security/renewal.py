@@ -19,14 +19,14 @@ from sl_common.errors import ConfigError
 from sl_common.host.files import make_folder, sync_folder, write_atomically
 from sl_common.host.locks import sole_writer
 from sl_common.names import is_name
-from sl_server.security.certificates import RESERVED, REVOKED, UNREADABLE, Folder, Written
+from sl_server.security.certificates import RESERVED, REVOKED, UNREADABLE, CertificateFolder, WrittenFile
 from sl_server.security.crl import CA_DAYS, make_list
 from sl_server.security.issuing import Issued, make_ca, reissue
 
 _PEM = serialization.Encoding.PEM
 
 
-def renew(here: Folder, names: Sequence[str], days: int) -> list[Written]:
+def renew(here: CertificateFolder, names: Sequence[str], days: int) -> list[WrittenFile]:
     """Renew the certificates of these names. Raises ConfigError, with nothing changed, for one that this folder did
     not make."""
     authorities = here.authorities("--renew")
@@ -42,13 +42,13 @@ def renew(here: Folder, names: Sequence[str], days: int) -> list[Written]:
             for name, certificate in new.items():
                 _supersede(here, name)
                 write_atomically(here.cert(name), certificate.public_bytes(_PEM), mode=0o644)
-                written.append(Written(path=here.cert(name), what=f"holds until {_date(certificate)}"))
+                written.append(WrittenFile(path=here.cert(name), what=f"holds until {_date(certificate)}"))
         except OSError as error:
             raise ConfigError(f"--renew: {error.filename or here.path}: {error.strerror or error}") from error
         return written
 
 
-def _old(here: Folder, name: str, authorities: Sequence[Issued]) -> x509.Certificate:
+def _old(here: CertificateFolder, name: str, authorities: Sequence[Issued]) -> x509.Certificate:
     """Return the certificate to renew. Raises ConfigError unless this folder made it, with its key, and it is not
     revoked."""
     if name == "ca":
@@ -57,7 +57,7 @@ def _old(here: Folder, name: str, authorities: Sequence[Issued]) -> x509.Certifi
         raise ConfigError(f"--renew {name[:80]!r}: no name of a certificate")
     try:
         one = x509.load_pem_x509_certificate(here.cert(name).read_bytes())
-        Folder.issuer_of(one, authorities)
+        CertificateFolder.issuer_of(one, authorities)
         key = serialization.load_pem_private_key(here.key(name).read_bytes(), None)
         lists = here.lists()
     except OSError as error:
@@ -80,7 +80,7 @@ def _holds(listed: x509.CertificateRevocationList, one: x509.Certificate) -> boo
     return listed.get_revoked_certificate_by_serial_number(one.serial_number) is not None
 
 
-def _supersede(here: Folder, name: str) -> None:
+def _supersede(here: CertificateFolder, name: str) -> None:
     """Keep the certificate that will be replaced: it stays valid until its date, and --revoke needs its number."""
     kept = here.superseded(name)
     now = datetime.now(UTC)
@@ -89,7 +89,7 @@ def _supersede(here: Folder, name: str) -> None:
     write_atomically(kept, b"".join(one.public_bytes(_PEM) for one in dict.fromkeys(old)), mode=0o644)
 
 
-def renew_ca(here: Folder, days: int) -> list[Written]:
+def renew_ca(here: CertificateFolder, days: int) -> list[WrittenFile]:
     """Make a new authority beside the old one: `ca.pem` then holds both, `ca.key` the new key. Raises ConfigError."""
     old = here.authorities("--renew-ca")
     before = here.previous
@@ -108,16 +108,16 @@ def renew_ca(here: Folder, days: int) -> list[Written]:
         except OSError as error:
             raise ConfigError(f"--renew-ca: {error.filename or here.path}: {error.strerror or error}") from error
     return [
-        Written(
+        WrittenFile(
             path=here.cert("ca"), what="to the server and every client, first of all: both authorities, new and old"
         ),
-        Written(path=here.revoked, what="to the server, for --revoked: a list of each"),
-        Written(path=here.key("ca"), what="keep it offline: the new authority's"),
-        Written(path=before.key("ca"), what="keep it offline until --drop-ca: it still revokes"),
+        WrittenFile(path=here.revoked, what="to the server, for --revoked: a list of each"),
+        WrittenFile(path=here.key("ca"), what="keep it offline: the new authority's"),
+        WrittenFile(path=before.key("ca"), what="keep it offline until --drop-ca: it still revokes"),
     ]
 
 
-def drop_ca(here: Folder) -> list[Written]:
+def drop_ca(here: CertificateFolder) -> list[WrittenFile]:
     """Trust the new authority alone. Raises ConfigError while the old one's certificates are still in use in the
     folder."""
     authorities = here.authorities("--drop-ca")
@@ -138,12 +138,12 @@ def drop_ca(here: Folder) -> list[Written]:
         except OSError as error:
             raise ConfigError(f"--drop-ca: {error.filename or here.path}: {error.strerror or error}") from error
     return [
-        Written(path=here.cert("ca"), what="to the server and every client: the new authority alone"),
-        Written(path=here.revoked, what="to the server, for --revoked"),
+        WrittenFile(path=here.cert("ca"), what="to the server and every client: the new authority alone"),
+        WrittenFile(path=here.revoked, what="to the server, for --revoked"),
     ]
 
 
-def _signed_by(here: Folder, ca: Issued) -> list[str]:
+def _signed_by(here: CertificateFolder, ca: Issued) -> list[str]:
     """Return the names of certificates in the folder that this authority signed and that are still accepted."""
     found, now = [], datetime.now(UTC)
     for path in sorted(here.path.glob("*.pem")):

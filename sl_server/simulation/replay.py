@@ -56,8 +56,7 @@ class Replay:
         """Apply the next event; return the coordinator's messages. Raises Departed where the run did something else."""
         self.number += 1
         if self._raised is not None and not isinstance(event, Failed):
-            raise self._departed(f"the replay failed at the event before ({_told(self._raised)}), the run did not")
-        turn = None
+            raise self._departed(f"the replay failed at the event before ({_describe(self._raised)}), the run did not")
         try:
             turn = self._take(client, event)
         except (Departed, WireError, Refused) as error:
@@ -98,25 +97,25 @@ class Replay:
             what = f"message {number} of {len(event.said)}, {one.kind} to {one.client}"
             if (one.client, one.kind) != (other.client, other.kind):
                 raise self._departed(f"{what}, is {other.kind} to {other.client} in the replay")
-            if told := digest_difference(one.fields, other.fields):
-                raise self._departed(f"{what}: {told}")
+            if difference := digest_difference(one.fields, other.fields):
+                raise self._departed(f"{what}: {difference}")
         if len(event.said) != len(found.said):
             raise self._departed(f"{len(found.said)} messages, the log has {len(event.said)}")
-        if told := digest_difference(event.weights, found.weights):
-            raise self._departed(f"weights after wave {self.coordinator.completed_waves}: {told}")
-        return turn
+        if difference := digest_difference(event.weights, found.weights):
+            raise self._departed(f"weights after wave {self.coordinator.rests}: {difference}")
+        return said
 
     def _compare_failure(self, event: Failed) -> None:
         error, self._raised = self._raised, None
         if error is None:
             raise self._departed(f"the run failed at the event before ({event.error}), the replay did not")
-        if _told(error) != event.error:
-            raise self._departed(f"the replay failed with {_told(error)}, the run with {event.error}")
+        if _describe(error) != event.error:
+            raise self._departed(f"the replay failed with {_describe(error)}, the run with {event.error}")
 
     def _compare_aligned(self, client: str, event: Aligned) -> None:
         found = self._aligned.pop((client, event.round, event.wave), None)
-        if found is not None and (told := digest_difference(dict(fields_of(event)), dict(fields_of(found)))):
-            raise self._departed(f"aligned for {client}: {told}")
+        if found is not None and (difference := digest_difference(dict(fields_of(event)), dict(fields_of(found)))):
+            raise self._departed(f"aligned for {client}: {difference}")
 
     def _work(self) -> None:
         """Do the engine's other work: run jobs, whose results the log holds as events, and pass on facts."""
@@ -133,13 +132,15 @@ class Replay:
     def finish(self) -> None:
         """End a log. Raises Departed if the replay failed where the run did not."""
         if self._raised is not None:
-            raise self._departed(f"the replay failed ({_told(self._raised)}), the log does not say that the run did")
+            raise self._departed(
+                f"the replay failed ({_describe(self._raised)}), the log does not say that the run did"
+            )
 
     def _departed(self, text: str) -> Departed:
         return Departed(self.number, text)
 
 
-def _told(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 

@@ -48,7 +48,7 @@ class SimulatedClient:
         self.seat = self._take_seat(welcome)
         return self.seat
 
-    def hear(self, message: ToClient) -> None:
+    def deliver(self, message: ToClient) -> None:
         """Deliver a message of the server to this client."""
         self.flow.deliver(self.receive(message))
 
@@ -61,17 +61,17 @@ class SimulatedClient:
         assert received.message is not None
         return received.message  # type: ignore[return-value]
 
-    def go_on(self) -> bool:
+    def advance(self) -> bool:
         """Run until the client must wait; return True if it sent anything."""
-        said = False
+        sent = False
         for message in self.flow.run():
             if isinstance(message, Alive):
                 continue
-            said = True
-            self.say(message)
-        return said
+            sent = True
+            self.send(message)
+        return sent
 
-    def say(self, message: ToServer) -> None:
+    def send(self, message: ToServer) -> None:
         """Send a message of this client to the server."""
         self._count("up", message)
         for frame in self.endpoint.pack(message):
@@ -129,23 +129,24 @@ class Simulation:
                 # a client of this simulation was expelled: a bug or bad data
                 for _session, error in self.sessions.expelled():
                     raise error
-                for name, message in turn.messages:
-                    self._tell(self._clients[name], message)
+                for name, message in said:
+                    self._deliver(self._clients[name], message)
                 for job in self.coordinator.jobs():  # run immediately: the result does not depend on the moment
-                    result, told = run_timed(job)
+                    result, fact = run_timed(job)
                     self.sessions.aligned(job.client, result)
-                    yield told
-            yield from turn.facts()
-            for said_something in self._go_on():
-                moved = said_something or moved
+                    yield fact
+                yield from self.coordinator.facts()
+            for sent in self._run_clients():
+                moved = sent or moved
+                yield from self.coordinator.facts()
 
-    def _tell(self, client: SimulatedClient, message: ToClient) -> None:
-        client.hear(message)
+    def _deliver(self, client: SimulatedClient, message: ToClient) -> None:
+        client.deliver(message)
 
-    def _go_on(self) -> Iterator[bool]:
+    def _run_clients(self) -> Iterator[bool]:
         """Run each client in turn until it waits; yield True for each that sent anything."""
         for client in self._clients.values():
-            yield client.go_on()
+            yield client.advance()
 
     def run(self) -> list[Fact]:
         """Return all facts of the whole run."""

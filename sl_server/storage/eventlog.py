@@ -68,7 +68,7 @@ class EventLog:
         except OSError as error:
             raise ConfigError(f"--record: {path}: {error.strerror or error}") from error
         self._say = say
-        self._told = 0  # gigabytes that a message was sent about
+        self._announced = 0  # gigabytes that a message was sent about
         self.complete = True
         preface = json.dumps(asdict(Recorded(config=config.to_json(), run=run, device=device))).encode()
         self._file.append(_START.pack(_MAGIC, LOG_VERSION, len(preface), zlib.crc32(preface)) + preface)
@@ -81,8 +81,8 @@ class EventLog:
         if self._file.lost:
             self.complete = False
             self._say(f"{self._file.path} ends here: the disk took none of the last {self._file.waiting:,} bytes")
-        if self._file.length >= (self._told + 1) * GROWN:
-            self._told = self._file.length // GROWN
+        if self._file.length >= (self._announced + 1) * GROWN:
+            self._announced = self._file.length // GROWN
             self._say(f"{self._file.path} has {self._file.length / 1e9:.1f} GB: --record keeps every activation")
 
     def sync(self) -> None:

@@ -138,7 +138,7 @@ class RunDirectory:
                         fields[counted] += 1
                 self._line(event=_snake(type(fact).__name__), seconds=round(seconds, 3), **fields)
                 if isinstance(fact, RunEnded) or (isinstance(fact, WaveBegun) and not fact.evaluate):
-                    self._table.settle()
+                    self._table.flush()
 
     def _round(self, fact: RoundEnded, seconds: float) -> None:
         self.loss = fact.loss if fact.loss is not None else self.loss
@@ -180,8 +180,10 @@ class RunDirectory:
     def summary(self, coordinator: Coordinator, seconds: float, failure: str | None) -> dict[str, Any]:
         """Return the content of `summary.json`."""
         lost = {name: file.lost for name, file in self._files.items() if file.lost}
-        told = {"lost_lines": lost} if lost else {}
-        return summarise(coordinator, self._ledger, self.evaluated, self.loss, seconds, failure) | self.notes | told
+        lost_lines = {"lost_lines": lost} if lost else {}
+        return (
+            summarise(coordinator, self._ledger, self.evaluated, self.loss, seconds, failure) | self.notes | lost_lines
+        )
 
     def discard(self) -> None:
         """Remove the files of a run that could not begin, so that the directory can be used again."""
@@ -201,7 +203,7 @@ class RunDirectory:
         """
         if failure is None or not any(self.path.glob("head*.safetensors")):
             self.save_weights(coordinator.weights(), coordinator.agreement.inputs)
-        self._table.settle()
+        self._table.flush()
         self.written()
         summary = self.summary(coordinator, seconds, failure)
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")

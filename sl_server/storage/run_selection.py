@@ -135,10 +135,10 @@ def _same_run(config: RunConfig, held: RunConfig, config_file: Path, resume: Pat
     differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     if not differing:
         return
-    told = "; ".join(f"{key} is {ours.get(key)!r} here and {theirs.get(key)!r} there" for key in differing[:3])
+    shown = "; ".join(f"{key} is {ours.get(key)!r} here and {theirs.get(key)!r} there" for key in differing[:3])
     more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
     raise ConfigError(
-        f"--resume {resume}: holds another run than {config_file}: {told}{more}; choose another directory"
+        f"--resume {resume}: holds another run than {config_file}: {shown}{more}; choose another directory"
     )
 
 

@@ -21,8 +21,8 @@ _MOST = 1 << 16  # bytes
 
 def write_schema(folder: Path) -> None:
     """Write the schema's file. Raises OSError."""
-    said = {"schema": SCHEMA, "cutlayer": __version__, "torch": torch.__version__}
-    write_atomically(folder / RUN_FILE, json.dumps(said, indent=2).encode() + b"\n")
+    content = {"schema": SCHEMA, "cutlayer": __version__, "torch": torch.__version__}
+    write_atomically(folder / RUN_FILE, json.dumps(content, indent=2).encode() + b"\n")
 
 
 def check_schema(folder: Path) -> None:
@@ -40,8 +40,8 @@ def check_schema(folder: Path) -> None:
 def _read(path: Path) -> tuple[object, str]:
     """Return the schema and the program's version. Raises ConfigError if the file exists and holds neither."""
     try:
-        said = json.loads(read_bounded(path, _MOST).decode("utf-8-sig"))
-        return said["schema"], f"cutlayer {said['cutlayer']}"
+        content = json.loads(read_bounded(path, _MOST).decode("utf-8-sig"))
+        return content["schema"], f"cutlayer {content['cutlayer']}"
     except FileNotFoundError:
         return 1, "an older cutlayer"
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -108,9 +108,9 @@ class RoundTable:
         """Add the evaluation to the pending row, and write it."""
         if self._pending is not None:
             self._pending = evaluated(self._pending, fact, ledger, seconds)
-        self.settle()
+        self.flush()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Write the pending row: nothing more comes for its round. Raises OSError."""
         row, self._pending = self._pending, None
         if row is None:

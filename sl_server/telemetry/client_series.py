@@ -25,7 +25,7 @@ class ClientCounters:
     """Counts of one client since the server's process began, or of all clients without a row of their own; they never
     fall."""
 
-    here: bool = False  # True between joining and leaving
+    joined: bool = False  # True between joining and leaving
     wire: dict[Direction, int] = field(default_factory=_both)  # bytes
     payload: dict[Direction, int] = field(default_factory=_both)  # bytes
     steps: int = 0
@@ -94,13 +94,13 @@ class ClientSeries:
     def connected(self, client: str, change: int) -> None:
         """Record that a stream of this client was opened (+1), which may give it a row of its own, or closed (-1)."""
         row = self._table[0].get(client) or self._new(client) if change > 0 else self.row(client)
-        row.here = row.here or change > 0
+        row.joined = row.joined or change > 0
         row.connected += change
 
     def _new(self, client: str) -> ClientCounters:
         rows, others = dict(self._table[0]), self._table[1]
         if len(rows) >= self._limit:
-            gone = next((name for name, row in rows.items() if not row.here and not row.connected), None)
+            gone = next((name for name, row in rows.items() if not row.joined and not row.connected), None)
             shared = ClientCounters()
             for row in (others, None if gone is None else rows.pop(gone)):
                 if row is not None:
@@ -114,7 +114,7 @@ class ClientSeries:
     def left(self, client: str) -> None:
         """Record that a client left before the end of the run."""
         row = self.row(client)
-        row.here = False
+        row.joined = False
         row.left += 1
 
     def scored(self, client: str, accuracy: float) -> None:
@@ -134,20 +134,22 @@ class ClientSeries:
             rows.append((f'client="{OTHERS}"', others))
         families: list[str] = []
         for which, counts in BYTES.items():
-            said = f"This client's part of sl_{which}_bytes_total"
+            help_text = f"This client's part of sl_{which}_bytes_total"
             ways = ((f'{{{who},direction="{way}"}}', n) for who, row in rows for way, n in counts(row).items())
-            families.append(_family(f"sl_client_{which}_bytes_total", "counter", said, ways))
+            families.append(_family(f"sl_client_{which}_bytes_total", "counter", help_text, ways))
         for kind, described in (("counter", COUNTERS), ("gauge", GAUGES)):
-            for name, (attribute, said) in described.items():
+            for name, (attribute, help_text) in described.items():
                 values = ((f"{{{who}}}", getattr(row, attribute)) for who, row in rows)
-                families.append(_family(name, kind, said, ((who, value) for who, value in values if value is not None)))
+                families.append(
+                    _family(name, kind, help_text, ((who, value) for who, value in values if value is not None))
+                )
         families.append(_family("sl_client_step_seconds", "summary", STEP, _times(rows)))
         return "".join(families)
 
 
-def _family(name: str, kind: str, said: str, series: Iterable[SeriesSample]) -> str:
+def _family(name: str, kind: str, help_text: str, series: Iterable[SeriesSample]) -> str:
     lines = [f"{name}{labels} {value}\n" for labels, value in series]
-    return "".join([f"# HELP {name} {said}\n# TYPE {name} {kind}\n", *lines])
+    return "".join([f"# HELP {name} {help_text}\n# TYPE {name} {kind}\n", *lines])
 
 
 def _times(rows: list[tuple[str, ClientCounters]]) -> Iterator[SeriesSample]:

@@ -19,7 +19,7 @@ from sl_server.simulation.simulation import Count, SimulatedClient, Simulation
 from sl_server.simulation.vectorized.eligibility import reason_against
 from sl_server.simulation.vectorized.sizes import Sizes
 from sl_server.simulation.vectorized.stack import Pass, Stack
-from sl_server.simulation.vectorized.waves import Rows, StackedWave, groups, next_batches, open_course
+from sl_server.simulation.vectorized.waves import Rows, StackedWave, groups, next_batches, open_wave
 
 
 class Stacked(Simulation):
@@ -45,8 +45,8 @@ class Stacked(Simulation):
         self._device = device
         self._sizes = Sizes()
         # clients with a message that is not about a wave, and is not answered yet
-        self._heard: list[SimulatedClient] = []
-        self._courses: dict[int, StackedWave] = {}
+        self._to_answer: list[SimulatedClient] = []
+        self._waves: dict[int, StackedWave] = {}
 
     @cached_property
     def _stack(self) -> Stack:
@@ -57,7 +57,7 @@ class Stacked(Simulation):
 
     # --- messages from the server
 
-    def _tell(self, client: SimulatedClient, message: ToClient) -> None:
+    def _deliver(self, client: SimulatedClient, message: ToClient) -> None:
         match message:
             case Begin():
                 self._begin(client, cast(Begin, client.receive(message)))
@@ -66,60 +66,60 @@ class Stacked(Simulation):
                 for frame in self._sizes.pass_by(message, client.session.endpoint, client.endpoint):
                     self._count("down", frame)
                 assert client.seat is not None
-                course = self._courses.get(client.seat.shard)
-                if course is not None and course.awaits is not None:
-                    course.dz = message.dz
+                wave = self._waves.get(client.seat.shard)
+                if wave is not None and wave.awaits is not None:
+                    wave.dz = message.dz
             case _:
-                client.hear(message)
-                self._heard.append(client)
+                client.deliver(message)
+                self._to_answer.append(client)
 
     def _begin(self, client: SimulatedClient, begin: Begin) -> None:
         seat = client.seat
         assert seat is not None
         seat.load(begin)
-        self._courses[seat.shard] = open_course(client, begin, cast(Rows, seat.data))
+        self._waves[seat.shard] = open_wave(client, begin, cast(Rows, seat.data))
 
     # --- the clients' work
 
-    def _go_on(self) -> Iterator[bool]:
-        heard, self._heard = self._heard, []
-        for client in heard:
-            yield client.go_on()
+    def _run_clients(self) -> Iterator[bool]:
+        waiting, self._to_answer = self._to_answer, []
+        for client in waiting:
+            yield client.advance()
         self._learn()
-        moving = [course for _, course in sorted(self._courses.items()) if course.awaits is None]
-        said: dict[int, list[Smashed]] = {course.place: [] for course in moving}
+        moving = [wave for _, wave in sorted(self._waves.items()) if wave.awaits is None]
+        said: dict[int, list[Smashed]] = {wave.place: [] for wave in moving}
         for _ in range(self.coordinator.config.client.window):
-            for group in groups(self._stack, [course for course in moving if course.awaits is None]):
-                for course, batch in zip(group, self._forward(group), strict=True):
-                    said[course.place].append(batch)
-        for course in moving:
-            self._say(course, said[course.place])
+            for group in groups(self._stack, [wave for wave in moving if wave.awaits is None]):
+                for wave, batch in zip(group, self._forward(group), strict=True):
+                    said[wave.place].append(batch)
+        for wave in moving:
+            self._send(wave, said[wave.place])
             yield True
 
     def _learn(self) -> None:
         """Run backward and step for all clients whose gradient has arrived."""
         replied: dict[Pass, list[StackedWave]] = {}
-        for _, course in sorted(self._courses.items()):
-            if course.awaits is not None and course.dz is not None:
-                replied.setdefault(course.awaits, []).append(course)
-        for passed, courses in replied.items():
-            dz = {course.place: course.dz for course in courses if course.dz is not None}
-            self._stack.learn(passed, dz, courses[0].begin.lr)
-            for course in courses:
-                course.awaits = course.dz = None
+        for _, wave in sorted(self._waves.items()):
+            if wave.awaits is not None and wave.dz is not None:
+                replied.setdefault(wave.awaits, []).append(wave)
+        for passed, waves in replied.items():
+            dz = {wave.place: wave.dz for wave in waves if wave.dz is not None}
+            self._stack.learn(passed, dz, waves[0].begin.lr)
+            for wave in waves:
+                wave.awaits = wave.dz = None
 
     def _forward(self, group: Sequence[StackedWave]) -> list[Smashed]:
         """Compute the next batch of each of these clients."""
         x, y = next_batches(group)
         begin = group[0].begin
         learns = group[0].learns
-        passed = self._stack.forward([course.place for course in group], x, train=not begin.evaluate, grad=learns)
+        passed = self._stack.forward([wave.place for wave in group], x, train=not begin.evaluate, grad=learns)
         zs = passed.z.detach().to("cpu").contiguous().unbind()
         batches = []
-        for course, z, labels in zip(group, zs, y.unbind(), strict=True):
+        for wave, z, labels in zip(group, zs, y.unbind(), strict=True):
             batches.append(
                 Smashed(
-                    step=course.steps,
+                    step=wave.steps,
                     z=z,
                     y=labels,
                     round=begin.round,
@@ -128,20 +128,20 @@ class Stacked(Simulation):
                     needs_grad=learns,
                 )
             )
-            course.steps, course.samples = course.steps + 1, course.samples + len(labels)
-            course.awaits = passed if learns else None
-            course.go_on()
+            wave.steps, wave.samples = wave.steps + 1, wave.samples + len(labels)
+            wave.awaits = passed if learns else None
+            wave.look_ahead()
         return batches
 
-    def _say(self, course: StackedWave, batches: Sequence[Smashed]) -> None:
+    def _send(self, wave: StackedWave, batches: Sequence[Smashed]) -> None:
         """Send a client's batches, or its Done if there are no more and it awaits none."""
-        client = course.client
+        client = wave.client
         for batch in batches:
             self._count("up", batch)
             for frame in self._sizes.pass_by(batch, client.endpoint, client.session.endpoint):
                 self._count("up", frame)
             self.sessions.take(client.session, batch)
-        if course.following is None and course.awaits is None:
+        if wave.following is None and wave.awaits is None:
             assert client.seat is not None
-            del self._courses[course.place]
-            client.say(client.seat.done(course.begin, course.tally()))
+            del self._waves[wave.place]
+            client.send(client.seat.done(wave.begin, wave.tally()))

@@ -61,8 +61,8 @@ class StackedWave:
     awaits: Pass | None = None  # the pass that awaits its gradient
     dz: Tensor | None = None  # the gradient, once it has arrived
 
-    def go_on(self) -> None:
-        """Return the next batch without taking it; None after the last."""
+    def look_ahead(self) -> None:
+        """Fetch the next batch into `following`; None after the last."""
         self.following = next(self.coming, None)
 
     def tally(self) -> WaveTally:
@@ -75,32 +75,32 @@ class StackedWave:
         return self.begin.directive.update and not self.begin.evaluate
 
 
-def open_course(client: SimulatedClient, begin: Begin, rows: Rows) -> StackedWave:
+def open_wave(client: SimulatedClient, begin: Begin, rows: Rows) -> StackedWave:
     """Begin a client's wave."""
     assert client.seat is not None
     coming: Iterator[SamplePick] = rows.train_rows(begin.first, begin.steps)
     if begin.evaluate:
         coming = ((None, batch) for batch in rows.test_rows(begin.slice, begin.slices, begin.samples))
-    course = StackedWave(client=client, place=client.seat.shard, begin=begin, rows=rows, coming=coming)
-    course.go_on()
-    return course
+    wave = StackedWave(client=client, place=client.seat.shard, begin=begin, rows=rows, coming=coming)
+    wave.look_ahead()
+    return wave
 
 
-def groups(stack: Stack, courses: Sequence[StackedWave]) -> list[list[StackedWave]]:
+def groups(stack: Stack, waves: Sequence[StackedWave]) -> list[list[StackedWave]]:
     """Yield groups that can compute together: batches of one size, segments of one age."""
     found: dict[tuple[object, ...], list[StackedWave]] = {}
-    for course in courses:
-        if course.following is not None:
-            epoch, rows = course.following
-            age = stack.age(course.place) if course.learns else 0
-            key = (age, len(rows), None if course.rows.augment == "none" else epoch)
-            found.setdefault(key, []).append(course)
+    for wave in waves:
+        if wave.following is not None:
+            epoch, rows = wave.following
+            age = stack.age(wave.place) if wave.learns else 0
+            key = (age, len(rows), None if wave.rows.augment == "none" else epoch)
+            found.setdefault(key, []).append(wave)
     return list(found.values())
 
 
 def next_batches(group: Sequence[StackedWave]) -> tuple[Tensor, Tensor]:
     """Return x (G, B, *input) and y (G, B), as each loader would give them; one indexing if all share the same data."""
-    own = [(course.rows, *course.following) for course in group if course.following is not None]
+    own = [(wave.rows, *wave.following) for wave in group if wave.following is not None]
     loader, epoch, _ = own[0]
     if all(rows.data is loader.data for rows, _, _ in own):
         batch = loader.batch(0, np.concatenate([picked for _, _, picked in own]), epoch)
