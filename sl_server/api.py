@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunResult:
-    """Result of a run that did not fail."""
+    """Result of a run that did not fail.
 
-    summary: dict[
-        str, Any
-    ]  # the content of summary.json; empty if the run was stopped between two waves, to be resumed
+    `summary`: the content of summary.json; empty if the run was stopped between two waves, to be resumed.
+    """
+
+    summary: dict[str, Any]
     interrupted: bool  # True: its operator stopped it (SIGINT)
 
 
@@ -146,7 +147,7 @@ def serve(
     as_json: bool = False,
     level: Level = Level.INFO,
 ) -> bool:
-    """Answer split inference with a finished run until a signal; return whether the signal was SIGINT.
+    """Answer split inference with a finished run until a signal; return True if the signal was SIGINT.
 
     `device`: by default the one of the run's configuration. Raises CutlayerError if it fails.
     """

@@ -38,12 +38,11 @@ class AlignmentCost:
 
 
 def measure_alignment(config: RunConfig, network: Network) -> AlignmentCost:
-    """Measure one batch of the alignment, the second time: the first warms up."""
+    """Measure an alignment by the second of two equal batches: the first warms up."""
     how, gate, run = config.server.alignment, config.protocol.gate, config.run
     directives = [gate.decide([], At(seed=run.seed, round=r, rounds=run.rounds)) for r in range(run.rounds)]
-    record = next((d.record for d in directives if not d.warm), None) or Newest(
-        samples=1
-    )  # no round may be left to align in
+    records = (d.record for d in directives if not d.warm)
+    record = next(records, None) or Newest(samples=1)  # every round may be warm
     assert isinstance(record, Newest)
     count = min(how.batch_size, record.samples, MEASURED)
     z = torch.randn(count, *network.cut_shape, generator=torch_generator(run.seed, "check", "align"))

@@ -93,9 +93,7 @@ class CertificateFolder:
             if not self.revoked.exists():
                 create_atomically(self.revoked, make_list(ca.certificate, ca.key), mode=0o644)
                 yield WrittenFile(path=self.revoked, what="to the server, for --revoked: nobody is locked out yet")
-            for name, issued in reversed(
-                made.items()
-            ):  # the authority's certificate comes last: without it the others are useless
+            for name, issued in reversed(made.items()):  # the authority comes last: without it the rest is useless
                 create_atomically(self.key(name), issued.key_pem, mode=0o600)
                 yield WrittenFile(path=self.key(name), what=_whose(name))
                 create_atomically(self.cert(name), issued.cert_pem, mode=0o644)

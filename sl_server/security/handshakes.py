@@ -31,7 +31,7 @@ _CAUSES = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": ("a client without a certificate", "--client-ca asks for one"),
     "WRONG_VERSION_NUMBER": ("a client that speaks plaintext", "this server speaks TLS only"),
     "HTTP_REQUEST": ("a client that speaks plaintext", "this server speaks TLS only"),
-    "BAD_PACKET_LENGTH": ("a client that broke the handshake off", _BROKE_OFF),  # an alert in plaintext, as OpenSSL's
+    "BAD_PACKET_LENGTH": ("a client that broke the handshake off", _BROKE_OFF),  # OpenSSL's plaintext alert
 }
 
 

@@ -72,7 +72,7 @@ def read_file(option: str, path: Path, most: int = MAX_PAPER) -> bytes:
 
 
 def caution(option: str, path: Path) -> list[str]:
-    """Return a warning about a secret that everybody on this machine can read, or None."""
+    """Return a warning if everybody on this machine can read a secret, else nothing."""
     if not path.stat().st_mode & stat.S_IROTH:
         return []
     return [f"{option} {path} can be read by everybody on this machine: chmod o-r {path}"]

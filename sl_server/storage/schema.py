@@ -31,9 +31,8 @@ def check_schema(folder: Path) -> None:
     if found != SCHEMA:
         raise ConfigError(
             f"--resume {folder}: a run of schema {found}, begun by {by}; this program, cutlayer {__version__}, goes "
-            f"on with "
-            f"schema {SCHEMA}: finish the run with the program that began it, or begin anew in another directory. Its "
-            "directory is as it was"
+            f"on with schema {SCHEMA}: finish the run with the program that began it, or begin anew in another "
+            "directory. Its directory is as it was"
         )
 
 

@@ -170,7 +170,6 @@ def _set_of(folder: Path) -> WeightSet:
     if plain and not (folder / "summary.json").exists():
         raise ConfigError(
             f"{folder}: there is no {MANIFEST} and the run is not over: {', '.join(path.name for path in plain)} may "
-            f"be of "
-            "different evaluations; resume the run, or give --lower and --head"
+            "be of different evaluations; resume the run, or give --lower and --head"
         )
     return WeightSet(round=None, files={path.stem: Listed(file=path.name, nbytes=0, sha256="") for path in plain})

@@ -21,7 +21,7 @@ def reason_against(config: RunConfig, network: Network) -> str | None:
     if not isinstance(learner, Split):
         return (
             f"protocol.learner.kind = {learner.kind!r}: only clients that train by the head's gradient alone "
-            f"are stacked"
+            "are stacked"
         )
     for direction, codec in (("up", config.codec.up), ("down", config.codec.down)):
         if not isinstance(codec, Identity):
