@@ -1,7 +1,7 @@
-"""What clients say at Ready of their data and their network, compared with what the run's others said and with the server's build. Pure.
+"""Comparison of the data and the network that clients declare at Ready with other clients and the server's build. Pure.
 
-Law: a difference that the configuration does not accept is refused with both values, and with its client alone. What a client does not
-say is not compared: this finds mistakes, not lies.
+Law: a difference that the configuration does not accept is refused with both values, and only its client is refused.
+A client that declares nothing is not compared: this finds mistakes, not lies.
 """
 
 from __future__ import annotations
@@ -21,46 +21,46 @@ from sl_common.network.builds import build_difference, builds_of, is_release
 from sl_common.network.network import Network
 from sl_common.training.segment import Alone, Tree
 
-_MOST_TOLD = 100  # groups of clients with one set that are told of: names can be made up
-_OTHER_UNITS = 16  # times another client's largest number: then it is another unit, not another sample
+_MAX_GROUPS_REPORTED = 100  # groups of clients with equal data sets; names can be made up, so this must end
+_OTHER_UNITS = 16  # a ratio of the largest numbers of two clients that means other units, not other samples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Held:
-    """One client's set."""
+    """One client's data set."""
 
     client: str
     data: DataSet
 
 
 class Agreement:
-    """What the clients of one run hold in common."""
+    """The data and the network that the clients of one run have in common."""
 
     def __init__(self, config: RunConfig, network: Network, alone: Alone | None = None) -> None:
-        """`alone`: held while random numbers are seeded for a pass."""
+        """`alone`: a lock, held while the global random generator is seeded for a trial pass."""
         self._config, self._network, self._alone = config, network, alone or nullcontext()
-        self._first: _Held | None = None  # of a set that is dealt: what all others must have
+        self._first: _Held | None = None  # where one set is split over the clients: the set that all others must have
         self._own: dict[int, _Held] = {}  # by shard, where clients have sets of their own
-        self._told: set[tuple[str, ...]] = set()  # clients with one set, of whom it was said
-        self._mixed = False  # the clients' numbers are of several types
+        self._reported: set[tuple[str, ...]] = set()  # groups of clients with equal sets that were reported
+        self._mixed = False  # the clients' inputs have several dtypes
         self._inputs: Inputs | None = None  # of all clients so far
         self._scale: Inputs | None = None  # of the first of those that have sets of their own
 
     @property
     def inputs(self) -> Inputs | None:
-        """What all clients so far have to train on; None if that is not known, or several things."""
+        """The common form of all clients' inputs so far; None if it is not known, or if they differ."""
         if self._inputs is None or self._first is None:
             return self._inputs
         return replace(self._inputs, digest=self._first.data.digest)
 
     @cached_property
     def _builds(self) -> dict[str, Build]:
-        """Our own; made when the first client says something of its."""
+        """The server's own builds, made when the first client declares one."""
         parts = self._config.protocol.learner.parts
         return {build.part: build for build in builds_of(self._config, self._network, parts, self._alone)}
 
     def check(self, client: str, shard: int, ready: Ready) -> list[str]:
-        """What differs and is accepted, a sentence each; then the client belongs to the run. Raises Refused, or WireError."""
+        """Count a client in, and return its accepted differences, a sentence each. Raises Refused or WireError."""
         doubts = self._check_builds(client, ready)
         data = ready.data
         if data is None:
@@ -80,7 +80,7 @@ class Agreement:
         return doubts
 
     def left(self, shard: int, *, alone: bool) -> None:
-        """A client is gone. `alone`: nothing was trained yet, and nobody else is ready: the next one sets anew what is held."""
+        """Forget a client. `alone`: nothing is trained, no client is ready; the next one defines the common set."""
         self._own.pop(shard, None)
         if alone:
             self._first, self._inputs, self._mixed = None, None, False
@@ -111,7 +111,7 @@ class Agreement:
     # --- data
 
     def _compare(self, client: str, data: DataSet) -> str:
-        """In what a client's set differs from what it is to be; nothing if it does not."""
+        """Return how a client's set differs from the expected one, or an empty string."""
         if not self._config.sharded:
             return self._other_units(client, data.inputs)
         pinned, first = self._config.data.digest, self._first
@@ -123,7 +123,8 @@ class Agreement:
             return ""
         if pinned is None and data.digest != first.data.digest:
             return (
-                f"{client}: loaded another set than {first.client}: {data}; {first.client}, which came first, has {first.data}. "
+                f"{client}: loaded another set than {first.client}: {data}; "
+                f"{first.client}, which came first, has {first.data}. "
                 f"If {first.client}'s is the wrong one, pin the right one: data.digest = {data.digest!r}{advice}"
             )
         for what in ("means of samples", "mean", "std"):
@@ -134,13 +135,13 @@ class Agreement:
             if far is not None:
                 where = "its numbers are others" if what == "means of samples" else f"it normalises with another {what}"
                 return (
-                    f"{client}: {where} than {first.client}'s, which came first: {far[0]:.6g} ({data.inputs}) where that has "
-                    f"{far[1]:.6g} ({first.data.inputs}){advice}"
+                    f"{client}: {where} than {first.client}'s, which came first: {far[0]:.6g} ({data.inputs}) "
+                    f"where that has {far[1]:.6g} ({first.data.inputs}){advice}"
                 )
         return ""
 
     def _other_units(self, client: str, inputs: Inputs) -> str:
-        """Clients with data of their own may have other numbers, but hardly a hundred times as large ones."""
+        """Return a doubt if a client's own data have another dtype or magnitude than those before, or ''."""
         known = self._inputs
         if known is None or known.dtype != inputs.dtype:
             differs = known is not None
@@ -168,8 +169,10 @@ class Agreement:
     # --- clients with data of their own that is the same
 
     def test_slices(self, shards: Sequence[int]) -> dict[int, tuple[int, int]]:
-        """(slice, slices) of each client's test set where clients have their own: those with one and the same share it, so that no
-        sample counts twice."""
+        """Return (slice, slices) for each client that has a test set of its own.
+
+        Clients with equal test sets share them, so that no sample counts twice.
+        """
         groups: dict[bytes, list[int]] = {}
         for shard in shards:
             held = self._own.get(shard)
@@ -177,28 +180,28 @@ class Agreement:
         return {shard: (place, len(group)) for group in groups.values() for place, shard in enumerate(group)}
 
     def same_sets(self, shards: Collection[int]) -> list[tuple[tuple[str, ...], str]]:
-        """Clients that brought one and the same set although each was to have its own, and what to say of that; each group once."""
+        """Return, once each, groups of clients with equal sets that should differ, and a text about each group."""
         groups: dict[str, list[str]] = {}
         for shard in sorted(self._own.keys() & set(shards)):
             held = self._own[shard]
             groups.setdefault(held.data.digest, []).append(held.client)
-        new = [group for names in groups.values() if len(names) > 1 and (group := tuple(names)) not in self._told]
-        new = new[: _MOST_TOLD - len(self._told)]
-        self._told.update(new)
+        new = [group for names in groups.values() if len(names) > 1 and (group := tuple(names)) not in self._reported]
+        new = new[: _MAX_GROUPS_REPORTED - len(self._reported)]
+        self._reported.update(new)
         return [(names, self._one_set(names, len(shards))) for names in new]
 
     def _one_set(self, names: tuple[str, ...], clients: int) -> str:
         who = f"all {clients} clients" if len(names) == clients else f"{len(names)} of {clients} clients"
         listed = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
         return (
-            f"{who} ({listed}) loaded the same set, although data.partition.kind = 'own' says that each has its own; where its "
-            "test samples are evaluated through one network, each counts once"
+            f"{who} ({listed}) loaded the same set, although data.partition.kind = 'own' says that each has its own; "
+            "where its test samples are evaluated through one network, each counts once"
         )
 
     # --- checkpoints
 
     def snapshot(self) -> Tree:
-        """What was agreed on so far."""
+        """Return the common set and the clients' own ones."""
         return {
             "first": None if self._first is None else asdict(self._first),
             "own": {shard: asdict(held) for shard, held in self._own.items()},
@@ -207,7 +210,7 @@ class Agreement:
         }
 
     def restore(self, tree: Tree) -> None:
-        """Go back to a snapshot; one of an older version has none, and the next client sets anew what is held."""
+        """Go back to a snapshot. An empty one, of an older version, lets the next client define the common set."""
         first, inputs = tree.get("first"), tree.get("inputs")
         self._first = None if first is None else _held(first)
         self._own = {int(shard): _held(fields) for shard, fields in tree.get("own", {}).items()}
@@ -240,5 +243,5 @@ def _held(fields: Tree) -> _Held:
 
 
 def _slim(data: DataSet) -> DataSet:
-    """Without lists: of a thousand clients with data of their own only digests are compared."""
+    """Return the set without its lists: clients' own sets are compared by digest, and there may be thousands."""
     return replace(data, means=(), inputs=replace(data.inputs, mean=(), std=()))

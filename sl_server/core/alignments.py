@@ -1,7 +1,8 @@
-"""Which auxiliary networks are the server's to train, when a client's is aligned, and the work that this is. Pure.
+"""Alignment of the auxiliary networks that the server trains for clients: when it is due, and the job for it. Pure.
 
-Law: what an alignment comes to is decided when it begins. Its job owns a copy of the stored samples and their targets, and alone uses
-the client's auxiliary segment until its result is handled; so it may run in any thread, at any time.
+Law: the result of an alignment is decided when it begins. Its job owns a copy of the stored samples and their targets,
+and nothing else uses the client's auxiliary segment until the result is handled; so the job may run in any thread, at
+any time.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from sl_server.core.recordings import Recordings
 class Job:
     """One client's alignment. `run` may be called once, from any thread; its result is an event of that client.
 
-    It raises WireError where the client is to blame, Diverged where the state is."""
+    `run` raises WireError if the client is to blame, Diverged if the state is.
+    """
 
     client: str
     samples: int
@@ -32,44 +34,44 @@ class Job:
 
 
 class Alignments:
-    """Of one run; empty and silent where the server trains no auxiliary network."""
+    """The alignments of one run; there are none where the server trains no auxiliary network."""
 
     def __init__(self, config: RunConfig, bank: Bank, recordings: Recordings) -> None:
         self._config = config
         self._bank = bank
         self._recordings = recordings
-        self._aligned: set[int] = set()  # shards, in this life of their clients
+        self._aligned: set[int] = set()  # shards whose clients' networks were aligned in their present life
         self._jobs: list[Job] = []
 
     def directive(self, shard: int, asked: Directive) -> Directive:
-        """What is asked of one client: a network that was never aligned is aligned whatever the gate says."""
+        """Return what to ask of one client: a network that was never aligned is aligned whatever the gate decided."""
         if not self._config.protocol.aligns or asked.warm or not (asked.send and asked.update):
             return asked
         return replace(asked, align=asked.align or shard not in self._aligned)
 
     def forget(self, shard: int) -> None:
-        """A new life of a client begins with a network that was not aligned."""
+        """Forget a client's alignment: its new life begins with a network that was not aligned."""
         self._aligned.discard(shard)
 
     def snapshot(self) -> Tree:
-        """At the end of a wave no job is under way."""
+        """Return the aligned shards; between two waves no job is under way."""
         return sorted(self._aligned)
 
     def restore(self, tree: Tree) -> None:
-        """Go back to a snapshot; what jobs come to that are under way is for nobody."""
+        """Go back to a snapshot. Results of jobs that are under way will be ignored."""
         self._aligned, self._jobs = set(tree), []
 
     @property
     def stores_targets(self) -> bool:
-        """Whether a batch's own cut gradient is kept with it."""
+        """True if a batch is recorded together with its own cut gradient."""
         return self._config.protocol.aligns and self._config.server.alignment.targets == "stored"
 
-    def wanting(self, batch: Smashed) -> Smashed:
-        """A batch as the head must see it: with a gradient, if that is to be stored."""
+    def with_gradient(self, batch: Smashed) -> Smashed:
+        """Return the batch for the head: one that asks for a gradient, if gradients are stored."""
         return replace(batch, needs_grad=True) if self.stores_targets else batch
 
     def begin(self, name: str, shard: int, record: Newest, at: At) -> None:
-        """Take a client's newest samples and their targets now; the job is fetched by `jobs`.
+        """Take a client's newest samples and their targets, and make a job that `jobs` returns.
 
         Raises Diverged, with nothing changed, if these are not finite.
         """
@@ -96,6 +98,6 @@ class Alignments:
         self._jobs.append(Job(client=name, samples=len(y), run=partial(run, aux)))
 
     def jobs(self) -> list[Job]:
-        """The work that has come up since the last call."""
+        """Return the jobs made since the last call."""
         jobs, self._jobs = self._jobs, []
         return jobs

@@ -1,8 +1,8 @@
-"""Whose fault it is when a step of the head overflows (a loss or gradient that Head refuses): a client's batch, or the state that the batch met. Pure.
+"""The cause of an overflow in a step of the head (it refuses such a loss or gradient): a batch, or the state. Pure.
 
-Law: a client is to blame if its batch alone overflows while the copy of the head that it met does not on
-the batch that this copy trained on last (on zeros before the first). Otherwise the state is, and the run fails. How many
-clients there are does not matter, and nothing that is tried changes weights, optimisers or buffers.
+Law: a client is to blame if its batch alone overflows while its copy of the head does not overflow on the batch that
+this copy trained on last (on zeros before the first). Otherwise the state is to blame, and the run fails. The number of
+clients does not matter, and no trial changes weights, optimisers or buffers.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from sl_common.training.segment import Bank, Tree
 
 
 class Blame:
-    """Of one run. It keeps one batch for each copy of the head: as much memory as that batch's activations and labels."""
+    """Finds the cause. Keeps one batch for each copy of the head: as much memory as its activations and labels take."""
 
     def __init__(self, head: Head, bank: Bank, network: Network) -> None:
         self._head = head
         self._bank = bank
         self._network = network
-        self._kept: dict[int | None, Arrived] = {}  # by the client whose copy it is; None: the copy of all
+        self._kept: dict[int | None, Arrived] = {}  # by the client that owns the copy; None: the shared copy
 
     def trained(self, cohort: Sequence[Arrived]) -> None:
-        """A copy of the head has trained on this cohort, and all was finite."""
+        """Keep a batch of a cohort that a copy of the head has trained on with finite results."""
         last = cohort[-1]
         self._kept[self._copy(last.client)] = replace(last, batch=replace(last.batch, packed=None))
 
     def forget(self, client: int) -> None:
-        """A client's copy of the head is made anew."""
+        """Forget a client's batch: its copy of the head is made anew."""
         self._kept.pop(client, None)
 
     def guilty(self, cohort: Sequence[Arrived], at: At, error: Diverged) -> list[int]:
-        """The clients without whose batches a step on this cohort, which failed by `error`, would be finite; at least one.
+        """Return the clients (at least one) without whose batches a step that failed with `error` would be finite.
 
         Raises Diverged if the state is to blame.
         """
@@ -49,7 +49,7 @@ class Blame:
         return sorted(found)
 
     def _alone(self, cohort: Sequence[Arrived], at: At) -> list[int]:
-        """Those that are not finite by themselves, by bisection."""
+        """Return the clients whose batches overflow without the others; found by bisection."""
         if self._trial(cohort, at):
             return []
         if len(cohort) == 1:
@@ -58,7 +58,7 @@ class Blame:
         return self._alone(cohort[:middle], at) + self._alone(cohort[middle:], at)
 
     def check_state(self, client: int, at: At, error: Diverged) -> None:
-        """Raises Diverged unless the copy of the head that this client meets is finite on what it trained on last."""
+        """Raise Diverged unless this client's copy of the head is finite on the batch that it trained on last."""
         kept = self._kept.get(self._copy(client))
         if self._trial([self._zeros(client) if kept is None else kept], at):
             return
@@ -66,7 +66,7 @@ class Blame:
         raise Diverged(f"{error}; so it is on {what}, which makes the head's own state the cause, not a client")
 
     def _trial(self, cohort: Sequence[Arrived], at: At) -> bool:
-        """Whether a step could be taken. A sample that is alone goes twice: not every head has statistics of one."""
+        """Return True if a step would be finite. A single sample goes twice: batch norm has no statistics of one."""
         if len(cohort) == 1 and len(cohort[0].batch.y) == 1:
             batch = cohort[0].batch
             twice = replace(batch, z=torch.cat([batch.z, batch.z]), y=torch.cat([batch.y, batch.y]), packed=None)
@@ -82,7 +82,7 @@ class Blame:
         return client if self._bank.is_per_client("head") else None
 
     def snapshot(self) -> Tree:
-        """The batches that are kept: without them a run that goes on might blame a client for a state that it found."""
+        """Return the kept batches: without them a resumed run might blame a client for a state that it only met."""
         return {
             key: {"client": a.client, "samples": a.samples, "z": a.batch.z, "y": a.batch.y, "grad": a.batch.needs_grad}
             for key, a in self._kept.items()

@@ -1,7 +1,7 @@
-"""What a client says of itself, held against what the server knows or has counted. Pure.
+"""Checks of the numbers that a client claims, against those that the server knows or has counted. Pure.
 
-Law: where the server knows a number, or can count it, its own counts; every other one is bounded by what the run's configuration
-allows. What does not fit is refused with both values, and only with its client.
+Law: where the server knows a number, or can count it, the server's number holds; every other number is bounded by the
+configuration. A claim that does not fit is refused with both values, and only its client is refused.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ _LAST = {
     "drop": ", and a last, smaller one is left out in this run",
     "merge": ", and a last one of a single sample joins the one before in this run",
 }
-MAX_LOSS = LARGE_LOSS  # a mean per sample that a client computed itself: the run's gate and its report are made of it
+MAX_LOSS = LARGE_LOSS  # of a mean per sample that a client computed: the gate and the report use it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Due:
-    """The batches of one client's training wave, as its loader deals the samples that it says it has."""
+    """The batches of one client's training wave, as its loader deals the samples that it claims."""
 
-    samples: int  # training samples, an epoch's
+    samples: int  # training samples in an epoch
     batches: int  # in an epoch
     batch_size: int
     first: int  # number of the wave's first batch since the run began
     steps: int
-    sent: Sequence[int]  # which of the steps cross the cut
+    sent: Sequence[int]  # steps whose batches cross the cut
 
     def rows(self, number: int) -> int:
-        """Samples of one batch, by its number since the run began."""
+        """Return the samples in one batch, by its number since the run began."""
         last = number % self.batches == self.batches - 1
         return self.samples - (self.batches - 1) * self.batch_size if last else self.batch_size
 
     @property
     def all_rows(self) -> int:
-        """Samples of all batches of the wave."""
+        """Samples in all batches of the wave."""
         short = (self.first + self.steps) // self.batches - self.first // self.batches  # batches that end an epoch
         return (self.steps - short) * self.batch_size + short * self.rows(self.batches - 1)
 
     @property
     def sent_rows(self) -> int:
-        """Samples of those that cross the cut. Takes time with their number: ask when they have come."""
+        """Samples in the batches that cross the cut. Takes time in proportion to these: ask once they have arrived."""
         return sum(self.rows(self.first + step) for step in self.sent)
 
 
 def due_of(config: RunConfig, samples: int, batches: int, begin: Begin) -> Due:
-    """What a client with so many samples brings in the training wave of this Begin."""
+    """Return the batches that a client with so many samples must bring in the training wave of `begin`."""
     steps = begin.steps if begin.directive.send else 0
     return Due(
         samples=samples,
@@ -66,7 +66,7 @@ def due_of(config: RunConfig, samples: int, batches: int, begin: Begin) -> Due:
 
 
 def check_ready(config: RunConfig, ready: Ready, client: str = "this client") -> None:
-    """Raise WireError unless a client of this run can have so many samples, in so many batches, and these suffice."""
+    """Raise WireError unless a client of this run can have these samples and batches, and they suffice to train."""
     most, why = _most_samples(config)
     if not 1 <= ready.samples <= most:
         raise WireError(f"ready with {ready.samples} training samples, 1 to {most} are possible: {why}")
@@ -83,18 +83,19 @@ def check_ready(config: RunConfig, ready: Ready, client: str = "this client") ->
 
 
 def sends_nothing(config: RunConfig, batches: int) -> str | None:
-    """Why none of a client's batches would ever cross the cut, though some are meant to; `batches`: in an epoch."""
+    """Return why none of a client's batches would cross the cut though some should, or None. `batches`: in an epoch."""
     learner, steps = config.protocol.learner, config.client.wave.batches(batches)
     if not isinstance(learner, LocalLoss) or len(learner.sent(steps)):
         return None
     return (
         f"has {steps} batches in a wave, fewer than protocol.learner.send_every = {learner.send_every}, and would send "
-        "nothing: protocol.learner.partial = 'send' sends a smaller group too; or take a longer client.wave or a smaller send_every"
+        "nothing: protocol.learner.partial = 'send' sends a smaller group too; "
+        "or take a longer client.wave or a smaller send_every"
     )
 
 
 def _most_samples(config: RunConfig) -> tuple[int, str]:
-    """The most training samples of one client, and what says so."""
+    """Return the most training samples that one client can have, and the reason for this limit."""
     data, known = config.data, KNOWN_DATA.get(config.data.name)
     bounds = [(MAX_COUNT, "no run has more")]
     if known is not None:
@@ -106,10 +107,10 @@ def _most_samples(config: RunConfig) -> tuple[int, str]:
 
 
 def most_evaluated(config: RunConfig, begin: Begin) -> int:
-    """The most held-out samples that a client can bring in the evaluation of this Begin."""
+    """Return the most held-out samples that a client can bring in the evaluation of `begin`."""
     known = KNOWN_DATA.get(config.data.name)
     whole = known.test if known is not None else config.data.max_samples or MAX_COUNT
     whole = min(whole, begin.samples or whole)
-    if known is None:  # a bound, not the size of the set: how it is sliced does not follow
+    if known is None:  # only a bound: the size of a slice does not follow from it
         return whole
     return whole * (begin.slice + 1) // begin.slices - whole * begin.slice // begin.slices

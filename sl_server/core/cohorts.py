@@ -1,4 +1,4 @@
-"""From waiting batches to replies: the barrier picks a cohort, the head takes a step on it, each client gets its gradient. Pure."""
+"""From waiting batches to replies: the barrier picks a cohort, the head steps on it, clients get gradients. Pure."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Cohorts:
         members = {client: self._roster.by_shard(client) for client in cohort}
         batches = {c: wave.next_of(c) for c in cohort}
         arrived = [
-            Arrived(client=c, batch=self._alignments.wanting(batch), samples=members[c].samples)
+            Arrived(client=c, batch=self._alignments.with_gradient(batch), samples=members[c].samples)
             for c, batch in batches.items()
         ]
         replies = self._step(arrived, at)
@@ -81,7 +81,7 @@ class Cohorts:
             self._record(wave, members[a.client], batch, reply)
 
     def _step(self, cohort: list[Arrived], at: At) -> dict[int, Gradient]:
-        """Train the head on a cohort. Clients whose batches make that impossible are removed from `cohort` and expelled."""
+        """Train the head on a cohort; remove from `cohort`, and expel, clients whose batches make that impossible."""
         if len(cohort) == 1 and len(cohort[0].batch.y) == 1 and not self._singles.takes_one:
             # The others that it would have trained with have left.
             self._departures.send_away(self._roster.by_shard(cohort.pop().client))

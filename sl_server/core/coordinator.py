@@ -1,10 +1,11 @@
 """The server as a deterministic state machine.
 
-Law: the same events in the same order give the same messages and the same weights, bit for bit. `handle` takes an event in;
-`advance` does at most one cohort's work and returns everything that came of it as one `Turn`. Nothing here knows a clock, a thread,
-a file or a socket; time comes as Tick.
+Law: the same events in the same order give the same messages and the same weights, bit for bit. `handle` takes an
+event; `advance` does at most one cohort's work and returns its result as one `Turn`. Nothing here knows a clock, a
+thread, a file or a socket; time comes as Tick.
 
-    event -> Intake (takes or refuses it) -> [ Schedule (waves, rounds) -> Cohorts (batches -> head -> replies) ] -> Outbox -> Turn
+    handle(event) -> Intake -> state
+    advance() -> RunSchedule (waves, rounds, merges) or Cohorts (batches -> head -> replies) -> Outbox -> Turn
 """
 
 from __future__ import annotations
@@ -41,16 +42,16 @@ from sl_server.core.recordings import Spill
 from sl_server.core.schedule import RunSchedule
 from sl_server.core.state import RunState
 
-# over: the run has ended. redo: a client was lost, and the run is to go back to its last checkpoint (`restore`) and wait for it.
-# wave: a wave is under way, or messages are to be sent. rest: neither. checkpoint: rest, and the state is to be made durable now.
+# over: the run has ended. redo: a client was lost, and the run must go back to its last checkpoint (`restore`).
+# wave: a wave is under way, or messages are unsent. rest: neither. checkpoint: rest, and the state must be saved now.
 RunStage = Literal["over", "redo", "wave", "rest", "checkpoint"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Load:
-    """What a run keeps on the server for now."""
+    """The batches that a run keeps on the server."""
 
-    waiting_batches: int  # for their cohort
+    waiting_batches: int  # for a cohort to be complete
     recorded_memory_bytes: int
     recorded_disk_bytes: int
 
@@ -93,8 +94,10 @@ class Coordinator:
         return self._intake.place(name, shard, shards)
 
     def handle(self, client: str, event: Event) -> None:
-        """Take one event. Raises WireError, with nothing changed, if the client may not say this now, or Refused if it holds what this
-        run's clients must not hold."""
+        """Take one event.
+
+        Raises, with nothing changed, WireError if the client may not say this now, or Refused if it may not take part.
+        """
         if self.progress.ended is not None and not isinstance(event, Left | Leave):
             return  # it crossed with the server's Bye, or comes too late
         match event:
@@ -181,7 +184,7 @@ class Coordinator:
         return not member.ready or (progress.wave is not None and progress.wave.owes(member.shard))
 
     def load(self) -> Load:
-        """Return what is kept here for now. May be called from any thread; right as of some moment."""
+        """Return what is kept here. May be called from any thread; true for some recent moment."""
         wave = self.progress.wave
         waiting = 0 if wave is None else sum(len(batches) for batches in list(wave.waiting.values()))
         return Load(
@@ -195,7 +198,7 @@ class Coordinator:
         return self._weights.on_server()
 
     def weights_sha256(self) -> str:
-        """Return one fingerprint of all weights of the run, the private ones by the digests that their clients reported."""
+        """Return a fingerprint of all weights of the run; private ones by the digests that clients reported."""
         return self._weights.sha256(self.roster.known())
 
     # --- checkpoints
@@ -215,7 +218,7 @@ class Coordinator:
         }
 
     def restore(self, tree: Tree, now: float = 0.0) -> None:
-        """Go back to a snapshot. No client is here then; those that were are waited for until `run.rejoin_s` after `now`."""
+        """Go back to a snapshot, without clients. Those that were here are awaited until `run.rejoin_s` after `now`."""
         self.progress.restore(tree, now)
         self._schedule.restore(tree)
         self._outbox.clear()

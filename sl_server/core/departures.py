@@ -1,4 +1,4 @@
-"""How a client leaves a run: by its own word, by silence, or refused for what its work showed. Pure."""
+"""The ways in which a client leaves a run: by its own Leave, lost, or expelled for a fault. Pure."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from sl_server.core.state import RunState
 
 
 class Departures:
-    """Takes members out of everything that counts on them."""
+    """Removes members from the wave, the outbox and all records that count on them."""
 
     def __init__(self, state: RunState) -> None:
         self._progress, self._roster, self._outbox = state.progress, state.roster, state.outbox
         self._agreement, self._recordings, self._singles = state.agreement, state.recordings, state.singles
         self._redo, self._rejoin = state.redo, state.rejoin
-        self.must_redo = False  # a client was lost, and the run is to go back to its last checkpoint and wait for it
+        self.must_redo = False  # a client was lost: go back to the last checkpoint and wait for it
 
     def restore(self) -> None:
         """Forget a lost client: the run went back for it."""
@@ -24,7 +24,7 @@ class Departures:
         self._redo.went_back()
 
     def lose(self, member: Member) -> None:
-        """Have the run go back for a lost client, once for all that are lost together, unless it has caused that too often."""
+        """Have the run go back for a lost client, unless it has caused that too often; once for all lost together."""
         if not member.ready or self.must_redo or self._progress.ended is not None:
             return
         self.must_redo = self._redo.spend(member.shard)
@@ -32,7 +32,7 @@ class Departures:
             self._outbox.report(RedoSpent(client=member.name, shard=member.shard, limit=self._redo.limit))
 
     def leave(self, member: Member, reason: str) -> None:
-        """Take a client out of the run. Its work that was not finished does not count."""
+        """Take a client out of the run. Unfinished work of it does not count."""
         was_ready, member.here, member.ready = member.ready, False, False
         self._recordings.forget(member.shard)
         progress = self._progress
@@ -47,7 +47,7 @@ class Departures:
         self._outbox.report(left)
 
     def expel(self, member: Member, why: str, did: str = "broke the protocol") -> None:
-        """Refuse a client for a fault that the work of a turn found. No event says so: replaying this work finds it again."""
+        """Refuse a client for a fault found during a turn. No event is logged: a replay finds the fault again."""
         self._outbox.expel(member.name, why)
         wave = self._progress.wave
         if wave is not None:

@@ -1,4 +1,4 @@
-"""Digests of what the coordinator says and of its weights, so that two computations of the same events can be compared.
+"""Digests of the coordinator's messages and weights, so that two computations of the same events can be compared.
 
 Law: a digest depends on values, names, dtypes and shapes alone, never on time, memory or order of computation.
 """
@@ -17,12 +17,12 @@ from sl_common.tensors import raw_bytes
 from sl_server.core.coordinator import Coordinator
 from sl_server.core.outbox import Turn
 
-_IN_CLEAR = 40  # characters of a value that is written as it is
+_MAX_IN_CLEAR = 40  # characters; a longer value is written as its digest
 _DIGEST = 8  # bytes
 
 
 class AdvanceDigests:
-    """Makes the entry of a log for each advance of one coordinator."""
+    """Makes the log entry for each turn of one coordinator."""
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
@@ -38,12 +38,12 @@ class AdvanceDigests:
 
 
 def said_of(client: str, message: ToClient) -> MessageDigest:
-    """One message, comparable."""
+    """Return one message in a form that can be compared."""
     return MessageDigest(client=client, kind=type(message).__name__.lower(), fields=dict(fields_of(message)))
 
 
 def fields_of(message: Any) -> Iterator[tuple[str, str]]:
-    """Every field by name with its value in short, a tensor by its digest."""
+    """Yield every field: its name, and its value in short; a tensor as its digest."""
     for field in fields(message):
         if field.name != "packed":
             yield from _named(field.name, getattr(message, field.name))
@@ -60,19 +60,19 @@ def _named(name: str, value: Any) -> Iterator[tuple[str, str]]:
             text = repr(value)
             yield (
                 name,
-                text if len(text) <= _IN_CLEAR else hashlib.blake2b(text.encode(), digest_size=_DIGEST).hexdigest(),
+                text if len(text) <= _MAX_IN_CLEAR else hashlib.blake2b(text.encode(), digest_size=_DIGEST).hexdigest(),
             )
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """Dtype and shape in clear, and 16 hexadecimal digits over the bytes."""
+    """Return dtype and shape in clear, and 16 hexadecimal digits over the bytes."""
     own = tensor.detach().cpu()
     found = hashlib.blake2b(raw_bytes(own), digest_size=_DIGEST).hexdigest()
     return f"{str(own.dtype).removeprefix('torch.')}{list(own.shape)} {found}"
 
 
 def digest_difference(logged: Mapping[str, str], found: Mapping[str, str]) -> str | None:
-    """The first name whose value differs, with both values; None if all agree."""
+    """Return the first name with different values, and both values; None if all agree."""
     for name in [*logged, *(name for name in found if name not in logged)]:
         one, other = logged.get(name, "not there"), found.get(name, "not there")
         if one != other:

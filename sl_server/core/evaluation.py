@@ -24,7 +24,7 @@ class Evaluation:
     def begin(self, taking_part: list[Member], *, last: bool) -> bool:
         """Begin an evaluation wave; `last`: of the run. Return False if nobody can evaluate.
 
-        Shared weights: the test set is split over all clients, and a test set of a client's own over those that have the same one.
+        Shared weights: the test set is split over all clients; a client's own test set over those with an equal one.
         Private weights: every client that has trained evaluates the same samples.
         """
         config, learner = self._config, self._config.protocol.learner

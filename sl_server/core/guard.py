@@ -1,6 +1,6 @@
-"""Poisoned numbers: what becomes of activations and weights that hold NaN, Inf or numbers beyond all measure. Pure.
+"""The guard against poisoned numbers: activations and weights with NaN, Inf or numbers above a limit. Pure.
 
-A client that is refused leaves the run; nobody else's batches and averages are touched.
+A client that is refused leaves the run; the batches and averages of the others are not touched.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from sl_common.tensors import NO_CONSTANTS, StateDict, is_within
 
 
 def guarded_batch(batch: Smashed, guard: Guard) -> Smashed:
-    """The batch, or one with its activations clipped. Raises WireError where they are refused."""
+    """Return the batch, or a copy with clipped activations. Raises WireError where they are refused."""
     z = _guarded(batch.z, guard.activations, guard, f"activations of batch {batch.step}")
     return batch if z is batch.z else replace(batch, z=z, packed=None)
 
 
 def guarded_state(state: StateDict, guard: Guard, what: str, constants: StateDict = NO_CONSTANTS) -> StateDict:
-    """The weights, or clipped ones; numbers that are what the network began with are let through. Raises WireError where they are refused."""
+    """Return the weights, or clipped ones. Raises WireError where they are refused.
+
+    `constants`: values that the network began with; these are let through.
+    """
     return {
         name: _guarded(tensor, guard.weights, guard, f"weights of {what}: {name}", constants.get(name))
         for name, tensor in state.items()
@@ -41,7 +44,7 @@ def _guarded(tensor: Tensor, limit: float | None, guard: Guard, what: str, given
         if limit is None or not math.isfinite(largest):
             raise WireError(f"{what} hold NaN or Inf")
         raise WireError(f"{what} hold {largest:.4g}, at most {limit:g} is allowed")
-    top = torch.finfo(tensor.dtype).max  # of a complex type's parts
+    top = torch.finfo(tensor.dtype).max  # of a complex dtype: the limit of its real and imaginary parts
     bound = top if limit is None else min(limit, top)
     clipped = torch.nan_to_num(numbers, nan=0.0, posinf=bound, neginf=-bound).clamp_(-bound, bound)
     kept = torch.where(wrong, clipped, numbers)

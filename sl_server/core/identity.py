@@ -1,4 +1,4 @@
-"""Whom a stream may speak for. Pure: the shell finds out what a certificate and a token prove, the rules are here."""
+"""The rules by which a stream may speak for a client. Pure: the shell verifies certificates and tokens."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ UNPROVEN = "this server takes a client's own token, and what came is not that: a
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamIdentity:
-    """What the transport of a stream proves of its client; None where the server does not ask.
+    """The names that the transport of a stream proves for its client; None where the server does not ask.
 
-    `certificate`: the names in its verified certificate, the common name first. `bearer`: whose token it carries, () if nobody's.
+    `certificate`: the names in its verified certificate, the common name first.
+    `bearer`: the names that its token belongs to, () if to none.
     `revoked`: the certificate is on the authority's list.
     """
 
@@ -24,9 +25,9 @@ class StreamIdentity:
 
 
 def admit(client: str, identity: StreamIdentity) -> str:
-    """The name of a client that calls itself `client`, or nothing: then what it proves, or "" if nobody asked for a proof.
+    """Return the name of a client that calls itself `client`; if that is empty, the name that it proves, or "".
 
-    Raises Refused. It does not tell an unknown name from a wrong token.
+    Raises Refused, with the same text for an unknown name and for a wrong token.
     """
     if identity.revoked:
         raise Refused("revoked", "this client's certificate was revoked")

@@ -1,7 +1,7 @@
-"""Everything that clients may say, and when. Pure.
+"""Events of clients: what each may say, and when. Pure.
 
-Law: a method that raises has changed nothing. WireError: the client may not say this now. Refused: it holds what this run's clients
-must not hold.
+Law: a method that raises has changed nothing. WireError: the client may not say this now. Refused: it may not take
+part.
 """
 
 from __future__ import annotations

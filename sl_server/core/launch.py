@@ -1,4 +1,4 @@
-"""How a wave begins: which client is told what, and with which weights. Pure."""
+"""The beginning of a wave: the Begin of each client, with its weights. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sl_server.core.wave import Wave
 
 
 class Launch:
-    """Begins waves: training ones by itself, those of an evaluation piece by piece."""
+    """Begins training waves, and has the pieces for evaluation waves."""
 
     def __init__(self, state: RunState) -> None:
         self._config, self._progress, self._outbox = state.config, state.progress, state.outbox
@@ -51,7 +51,7 @@ class Launch:
         self.start(wave, members)
 
     def _play_back(self, wave: Wave, members: list[Member]) -> None:
-        """Begin a wave in which clients hear nothing: the head goes on learning from what it recorded of them."""
+        """Begin a wave without messages to clients: the head goes on learning from their recorded batches."""
         recorded = [m for m in members if self._recordings.batches(m.shard)]
         wave.playback = {m.shard: self._recordings.play(m.shard, wave.at) for m in recorded}
         for m in recorded:
@@ -61,13 +61,13 @@ class Launch:
         self.start(wave, recorded)
 
     def _set_lr(self, at: At, members: list[Member]) -> None:
-        """Set the head's learning rate, after `news_for`: a client's copy of the head may be new, a former life's was forgotten."""
+        """Set the head's learning rate. Call it after `news_for`, which may make a client's copy of the head anew."""
         lr = self._config.server.lr(at.round, at.rounds) * self._config.protocol.head.lr_factor(at.wave_size)
         for m in members:
             self._bank.get("head", m.shard).set_lr(lr)
 
     def begin_for(self, member: Member, at: At, **own: Any) -> Begin:
-        """Return a Begin: the fields that each has, once the order to go back to a checkpoint, and this one's `own` fields."""
+        """Return a Begin: the common fields, `own` ones, and, once, the order to go back to a checkpoint."""
         begin = Begin(
             round=at.round,
             rounds=at.rounds,
@@ -101,7 +101,7 @@ class Launch:
         )
 
     def news_for(self, member: Member) -> dict[str, StateDict]:
-        """Return the weights that a client must have before it begins; forget what a former life of its shard had trained."""
+        """Return the weights that a client lacks. For a new life, forget first what a former one had trained."""
         if not member.seen:
             self._bank.forget(member.shard)
             self._alignments.forget(member.shard)

@@ -1,4 +1,4 @@
-"""A merge that is looked at before anybody goes on with it. Pure."""
+"""A merge whose result is checked before any client goes on with it. Pure."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from sl_common.protocol import Record
 from sl_common.protocol.merge import Merged
 from sl_common.tensors import StateDict, is_within
 
-WeightLimits = Mapping[str, float | None]  # part -> the largest number of weights; any finite one, if there is none
-Constants = Mapping[str, StateDict]  # part -> what it began with and the limit does not allow
+WeightLimits = Mapping[str, float | None]  # part -> largest allowed weight; None: any finite number
+Constants = Mapping[str, StateDict]  # part -> initial values that the limit does not allow
 
 
 def checked_merge(
     merge: Callable[[Record], Merged], record: Record, limits: WeightLimits, constants: Constants = MappingProxyType({})
 ) -> tuple[Merged, dict[int, str]]:
-    """What the merge gives, without those clients whose weights made it one that a guard would refuse; they and the reasons.
+    """Return the merge without the clients whose weights spoil it for the guard, and these clients with the reasons.
 
-    Raises Diverged if nobody's weights would do.
+    Raises Diverged if no client's weights can be merged.
     """
     guilty: dict[int, str] = {}
     while bad := _bad(merged := merge(_without(record, guilty)), limits, constants):
@@ -33,7 +33,7 @@ def checked_merge(
 
 
 def _bad(merged: Merged, limits: WeightLimits, constants: Constants) -> str | None:
-    """The first part that may not be handed on."""
+    """Return the first part that the guard refuses, or None."""
     return next((part for part, state in merged.items() if _wrong(part, state, limits, constants)), None)
 
 

@@ -1,4 +1,4 @@
-"""The one value that comes out of the coordinator's work, and the place where it is gathered. Pure."""
+"""The one value that comes out of the coordinator, and the place where its contents are gathered. Pure."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ LazyFact = Fact | partial[Fact]  # a fact, or a way to compute one later
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
-    """Everything that one call of `Coordinator.advance` gives to its driver."""
+    """The result of one call of `Coordinator.advance`."""
 
-    worked: bool  # False: nothing was done, and nothing is to be sent before the next event
-    messages: Messages  # to be sent now
-    expelled: list[tuple[str, str]]  # clients that this work refused, and why; they have left the run already
-    jobs: list[Job]  # to be run, in any thread; their results come back as events
-    reports: list[LazyFact]  # since the turn before; read them by `facts`
+    worked: bool  # False: nothing to do or to send before the next event
+    messages: Messages  # to send now
+    expelled: list[tuple[str, str]]  # clients to refuse, and why; they have left the run already
+    jobs: list[Job]  # to run, in any thread; their results come back as events
+    reports: list[LazyFact]  # since the last turn; read them with `facts`
     wake_at: float | None  # a Tick is wanted at this time, in seconds since the run began
-    waiting: bool  # batches are here that were not served
-    merged: bool  # weights that several clients share may have changed since the turn before
-    ended: RunEnded | None  # the run is over; the farewells are in this turn or in one before
+    waiting: bool  # batches wait for a cohort
+    merged: bool  # shared weights may have changed since the last turn
+    ended: RunEnded | None  # the run is over; the Byes are in this turn or an earlier one
 
     def facts(self) -> list[Fact]:
-        """Return what happened since the turn before. Computes checksums of batches: call it once, after the messages were sent."""
+        """Return what happened since the last turn.
+
+        Computes checksums of batches: call it once, after sending the messages.
+        """
         return [report() if isinstance(report, partial) else report for report in self.reports]
 
 
 class Outbox:
-    """Messages, facts and refusals of one run that no turn has carried out yet."""
+    """Messages, facts and refusals of one run that were not in a turn yet."""
 
     def __init__(self) -> None:
         self._messages: Messages = []
@@ -43,7 +46,7 @@ class Outbox:
 
     @property
     def has_messages(self) -> bool:
-        """True if something is to be sent."""
+        """True if a message is to be sent."""
         return bool(self._messages)
 
     def say(self, client: str, message: ToClient) -> None:
@@ -67,13 +70,13 @@ class Outbox:
         self._messages = [(name, message) for name, message in self._messages if name != client]
 
     def clear(self) -> None:
-        """Drop what is of a time that the run went back before; facts stay, they were true."""
+        """Drop messages and refusals: the run went back. Facts stay, as they did happen."""
         self._messages, self._expelled = [], []
 
     def turn(
         self, *, worked: bool, jobs: list[Job], wake_at: float | None, waiting: bool, ended: RunEnded | None
     ) -> Turn:
-        """Return everything that has gathered, and begin anew."""
+        """Return everything gathered since the last turn, and forget it."""
         turn = Turn(
             worked=worked or bool(self._messages),
             messages=self._messages,

@@ -1,7 +1,7 @@
-"""What would end a run, or a client's part in it, told from its configuration alone: by `check`, and before a run begins.
+"""Checks of a configuration for whatever would end a run, or a client's part in it: in `check`, and before a run.
 
-Of the data sets that ship it is known who would have which samples, without their files. Of data of a client's own nothing is: there the
-client checks them when it takes its place, and the server what it says at Ready.
+For the data sets that ship, the samples of each client are known without their files. For a client's own data they are
+not: there the client checks its data when it takes its place, and the server checks the numbers of its Ready.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sl_server.core.singles import Singles, drawn_together
 
 
 def preflight(config: RunConfig, network: Network) -> None:
-    """Raise ConfigError, naming the key, if this run cannot be."""
+    """Raise ConfigError, naming the key, if this run cannot work."""
     singles = Singles(config, network)
     singles.check_memory()
     steps = config.client.wave.steps
@@ -43,7 +43,10 @@ def preflight(config: RunConfig, network: Network) -> None:
 
 
 def shard_sizes(config: RunConfig) -> list[int]:
-    """Training samples of each client that the run begins with, where its data ship. Raises ConfigError if there are too few for them."""
+    """Return the training samples of each client that the run begins with, for data that ship.
+
+    Raises ConfigError if there are too few for them.
+    """
     known = KNOWN_DATA[config.data.name]
     shards = 1 if isinstance(config.data.partition, OwnData) else config.shards
     sizes = _sizes(config.data.partition, known.labels, shards, config.run.seed)
@@ -54,13 +57,13 @@ def shard_sizes(config: RunConfig) -> list[int]:
 
 @lru_cache(maxsize=8)
 def _sizes(partition: Partition, labels: tuple[int, ...], shards: int, seed: int) -> list[int]:
-    """By the number of samples of each class, which is all that sizes depend on."""
+    """Split by the number of samples of each class: sizes depend on nothing else."""
     parts = partition.split(np.repeat(np.arange(len(labels), dtype=np.int64), labels), shards, seed)
     return [len(part) for part in parts]
 
 
 def most_in_batch(config: RunConfig) -> int:
-    """Samples of the largest batch that a client will have: fewer than `data.batch_size` where none has so many."""
+    """Return the samples of the largest batch of any client, which may be fewer than `data.batch_size`."""
     if config.data.name not in KNOWN_DATA:
         return min(config.largest_batch, config.data.max_samples or config.largest_batch)
     return max(config.deal(size).largest for size in shard_sizes(config)) or config.largest_batch
@@ -78,11 +81,13 @@ def _check_size(config: RunConfig, shard: int, size: int) -> None:
     data, deal = config.data, config.deal(size)
     if data.max_samples is not None and deal.used > data.max_samples:
         raise ConfigError(
-            f"data.max_samples = {data.max_samples}: {_who(config, shard)} has {deal.used} training samples of data.name = {data.name!r}"
+            f"data.max_samples = {data.max_samples}: {_who(config, shard)} has {deal.used} training samples "
+            f"of data.name = {data.name!r}"
         )
     if not deal.batches:
         raise ConfigError(
-            f"data.batch_size = {deal.batch_size}: {_who(config, shard)} has {size} training samples, and without the last, smaller batch "
+            f"data.batch_size = {deal.batch_size}: {_who(config, shard)} has {size} training samples, "
+            "and without the last, smaller batch "
             "(data.last_batch = 'drop', or protocol.head.scatter.unequal = 'error') there is none"
         )
     if why := sends_nothing(config, deal.batches):

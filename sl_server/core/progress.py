@@ -1,6 +1,6 @@
-"""Where one run is: its round, its waves, its time and its end. Pure.
+"""The position of one run: round, waves, time and end. Pure.
 
-Law: `RunSchedule` and `Launch` begin and end what is counted here, `Intake` sets the time; every other part of the core only reads.
+Law: `RunSchedule` and `Launch` move it on, `Intake` sets the time, the coordinator notes checkpoints; others only read.
 """
 
 from __future__ import annotations
@@ -24,11 +24,9 @@ class Progress:
         self.plan: list[list[int]] | None = None  # shards of this round's waves still to come; None: it has not begun
         self.waves = 0  # training waves of this round that have ended
         self.wave: Wave | None = None  # the wave under way
-        self.completed_waves = 0  # training waves of the run that have ended: between two of them the state can be kept
-        self.has_rested = False  # a training wave has just ended, and nothing was begun since
-        self.gathered = (
-            False  # enough clients were here since the run began or resumed: `below_min = "end"` waits for that
-        )
+        self.completed_waves = 0  # training waves of the run that have ended
+        self.has_rested = False  # a training wave has ended, and nothing has begun since
+        self.gathered = False  # enough clients were here since the run began or resumed
         self.checkpoint = 0  # completed waves when the state was last made durable
         self.ended: RunEnded | None = None
 

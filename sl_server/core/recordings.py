@@ -1,6 +1,7 @@
-"""Batches that the server keeps for clients that a gate silences. They stay encoded and are decoded on use. Pure.
+"""Batches that the server records for clients that a gate silences. They stay encoded and are decoded on use. Pure.
 
-What they may take is configured: memory first, then whatever `spill` moves data to, then the run ends with a clear error.
+The configuration limits their size: first in memory, then in the place that `spill` moves data to; then an error ends
+the run.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sl_common.seeds import numpy_generator
 from sl_common.tensors import aligned_buffer
 from sl_common.training.segment import Tree
 
-Spill = Callable[[memoryview], memoryview]  # the same bytes, elsewhere
+Spill = Callable[[memoryview], memoryview]  # copies bytes elsewhere, as to a file, and returns a view of the copy
 _EXACT = Identity()
 
 
@@ -39,7 +40,7 @@ class _Kept:
 
 
 class Recordings:
-    """The recorded batches of each client, by shard: activations as they came over the wire, and labels."""
+    """The recorded batches of each client, by shard: labels, and activations in the encoding in which they arrived."""
 
     def __init__(self, link: Link, budget: Budget, spill: Spill | None = None) -> None:
         self._link = link
@@ -50,12 +51,12 @@ class Recordings:
         self.spilled_bytes = 0
 
     def begin(self, client: int, rule: Epoch | Newest | None) -> None:
-        """A wave begins in which this client's batches are recorded, or not."""
+        """Prepare for a wave in which this client's batches are recorded by `rule`, or not."""
         if isinstance(rule, Epoch):
             self.forget(client)
 
     def keep(self, client: int, batch: Smashed, rule: Epoch | Newest, target: Tensor | None = None) -> None:
-        """Keep a batch that was trained on, and with it a gradient (B, *cut). Raises ConfigError where there is no room for it."""
+        """Keep a trained batch, and its gradient `target` (B, *cut). Raises ConfigError if there is no room."""
         kept = self._kept.setdefault(client, deque())
         if isinstance(rule, Newest):
             samples = sum(len(one.y) for one in kept) + len(batch.y)
@@ -94,11 +95,11 @@ class Recordings:
             self.memory_bytes -= one.nbytes
 
     def batches(self, client: int) -> int:
-        """How many batches of a client are kept."""
+        """Return the number of batches kept for a client."""
         return len(self._kept.get(client, ()))
 
     def play(self, client: int, at: At) -> Iterator[Smashed]:
-        """A client's batches, composed as they were, in an order drawn for this round, numbered anew; decoded one by one."""
+        """Yield a client's batches, in an order drawn for this round, numbered anew; decode them one by one."""
         kept = list(self._kept.get(client, ()))
         order = numpy_generator(at.seed, "playback", at.round, client).permutation(len(kept))
         for step, index in enumerate(order):
@@ -106,7 +107,7 @@ class Recordings:
             yield Smashed(step=step, z=z, y=kept[index].y, round=at.round, wave=at.wave, needs_grad=False)
 
     def newest(self, client: int, samples: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The newest samples, oldest first: z (N, *cut), y (N,), and their gradients if those were kept.
+        """Return the newest samples, oldest first: z (N, *cut), y (N,), and their gradients if these were kept.
 
         Raises ValueError if nothing is kept.
         """
@@ -122,24 +123,24 @@ class Recordings:
         return scheme.decode(packed, Coding())
 
     def snapshot(self) -> Tree:
-        """All that is kept, still encoded."""
+        """Return everything that is kept, still encoded."""
         return {client: [_frozen(one) for one in kept] for client, kept in self._kept.items()}
 
     def restore(self, tree: Tree) -> None:
-        """Go back to a snapshot. Raises ConfigError where there is no room for it."""
+        """Go back to a snapshot. Raises ConfigError if there is no room for it."""
         for client in list(self._kept):
             self.forget(client)
         for client, kept in tree.items():
             self._kept[client] = deque(self._place(_thawed(one)) for one in kept)
 
     def forget(self, client: int) -> None:
-        """A client that leaves takes its recordings with it."""
+        """Drop the recordings of a client that leaves."""
         for one in self._kept.pop(client, ()):
             self._drop(one)
 
 
 def check_recorded(tree: Tree, cut: tuple[int, ...]) -> None:
-    """Raise ValueError, or whatever a value of the wrong kind brings about, unless these are recordings of such a cut."""
+    """Raise unless these are recordings of this cut: ValueError, or any error that a value of a wrong type causes."""
     for client, kept in tree.items():
         for one in kept:
             found = _thawed(one)

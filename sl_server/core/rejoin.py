@@ -1,4 +1,4 @@
-"""After the run went back to a checkpoint: who was here then, who is back, and what each of them goes on from. Pure."""
+"""The return of clients after a run went back to a checkpoint: which are awaited, and what each goes on from. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sl_server.core.roster import Member
 
 
 class Rejoin:
-    """Nobody is awaited in a run that never went back."""
+    """The clients that were here at the checkpoint and are not back; empty in a run that never went back."""
 
     def __init__(self) -> None:
         self._awaited: dict[int, Member] = {}  # by shard, as they were at the checkpoint
@@ -20,29 +20,29 @@ class Rejoin:
 
     @property
     def until(self) -> float:
-        """How long those who are missing are waited for, in seconds since the run began."""
+        """The time at which missing clients are given up, in seconds since the run began."""
         return self._until
 
     def expect(self, members: Iterable[Member], until: float) -> None:
-        """These were here at the checkpoint."""
+        """Await these clients, which were here at the checkpoint."""
         self._awaited = {member.shard: member for member in members}
         self._until = until
 
     def arrive(self, member: Member, ready: Ready, checkpoint: int) -> None:
-        """A client that was here goes on from what it had then, if it still has it; else it begins anew."""
+        """Let a client that was here go on from the state that it had then, if it still has it; else it begins anew."""
         before = self._awaited.pop(member.shard, None)
-        if before is None or not checkpoint:  # at the beginning nobody had anything but what all begin with
+        if before is None or not checkpoint:  # before the first wave every client has the initial weights
             return
         if checkpoint in ready.snapshots:
             member.restore = checkpoint
         elif ready.intact and all(number < checkpoint for number in ready.snapshots):
-            member.intact = True  # it has begun no wave since
+            member.intact = True  # it has begun no wave since the checkpoint
         else:
             return
         member.holds, member.seen, member.taught = dict(before.holds), dict(before.seen), before.taught
 
     def give_up(self, now: float) -> list[Member]:
-        """Those who are not back in time: they are not waited for any longer."""
+        """Return the clients that are not back in time; they are no longer awaited."""
         if not self._awaited or now < self._until:
             return []
         missing, self._awaited = list(self._awaited.values()), {}

@@ -1,4 +1,4 @@
-"""Who is in the run: names, shards, and what each client holds. Pure."""
+"""The members of a run: names, shards, and the weights that each client has. Pure."""
 
 from __future__ import annotations
 
@@ -21,48 +21,48 @@ class Member:
     taught: bool = False  # has finished a training wave in this life
     trained: int = 0  # batches since the run began: the position of its loader
     holds: dict[str, bytes] = field(default_factory=dict)  # part -> digest of the weights it has
-    seen: dict[str, int] = field(default_factory=dict)  # part -> which merge it was last told of
+    seen: dict[str, int] = field(default_factory=dict)  # part -> number of the merge whose weights it got last
     late: list[tuple[int, int]] = field(default_factory=list)  # waves (round, wave) that went on without it
-    restore: int = 0  # its next Begin says to go back to this checkpoint
-    intact: bool = False  # or to go on from what it had when the server was lost
+    restore: int = 0  # checkpoint that its next Begin tells it to go back to; 0: none
+    intact: bool = False  # its next Begin tells it to go on from its state when the server was lost
 
 
 class Roster:
-    """Names keep their shard for the run. A new name gets the lowest shard that nobody has, or else the lowest one whose client
-    is gone: a device that is replaced by another must not leave its data without a client.
+    """The names of a run, which keep their shard. A new name gets the lowest free shard.
 
-    So there are never more names than shards, and a checkpoint does not grow with all who ever came.
+    If none is free, it gets the lowest one whose client is gone: a device that is replaced by another must not leave
+    its data without a client. There are never more names than shards, so a checkpoint does not grow with every client.
     """
 
     def __init__(self, shards: int, sharded: bool, names: int) -> None:
-        """`names`: so many are kept where clients have data of their own, and every new name brings another shard."""
+        """`names`: the most to keep where clients have data of their own, and every new name brings a shard."""
         self.shards = shards
         self._sharded = sharded
         self._most = shards if sharded else max(shards, names)
         self._members: dict[str, Member] = {}
-        self._by_shard: dict[int, Member] = {}  # the last that had it
+        self._by_shard: dict[int, Member] = {}  # the last member that had it
 
     def __getitem__(self, name: str) -> Member:
         return self._members[name]
 
     def find(self, name: str) -> Member | None:
-        """The member of that name, if it is known."""
+        """Return the member of that name, or None."""
         return self._members.get(name)
 
     def by_shard(self, shard: int) -> Member:
-        """The member that has this shard."""
+        """Return the member that has this shard."""
         return self._by_shard[shard]
 
     def ready(self) -> list[Member]:
-        """Those that can train, by shard."""
+        """Return the members that can train, by shard."""
         return sorted((m for m in self._members.values() if m.ready), key=lambda m: m.shard)
 
     def known(self) -> list[Member]:
-        """Everybody who was ever here, by shard."""
+        """Return all members, also those that are gone, by shard."""
         return sorted(self._members.values(), key=lambda m: m.shard)
 
     def place(self, name: str, shard: int | None, shards: int | None) -> tuple[str, int]:
-        """The name and shard that a newcomer gets. Changes nothing. Raises Refused if there is no place for it."""
+        """Return the name and shard that a newcomer gets; change nothing. Raises Refused if there is no place."""
         if shards is not None and shards != self.shards:
             raise Refused("shard", f"client says there are {shards} shards, this run has {self.shards}")
         if shard is not None and self._sharded and shard >= self.shards:
@@ -95,7 +95,7 @@ class Roster:
         return min(gone)
 
     def join(self, name: str, shard: int) -> Member:
-        """A new life: it holds no weights, but the shard's loader goes on where the last life was."""
+        """Add a new life: it has no weights, but the shard's loader goes on where the last life was."""
         before = self._by_shard.get(shard)
         if before is not None:
             del self._members[before.name]
@@ -104,11 +104,11 @@ class Roster:
         return member
 
     def snapshot(self) -> Tree:
-        """Everybody who was ever here."""
+        """Return all members."""
         return [asdict(member) for member in self.known()]
 
     def restore(self, tree: Tree) -> list[Member]:
-        """Go back to a snapshot, with nobody here: those that were ready then, by shard."""
+        """Go back to a snapshot, with no client here. Return the members that were ready then, by shard."""
         members = [Member(**fields) for fields in tree]
         ready = [replace(member) for member in members if member.ready]
         for member in members:

@@ -1,6 +1,6 @@
-"""The order of a run: which wave comes next, when a wave, a round and the run end. Pure.
+"""The order of a run: the next wave, the end of a wave, of a round and of the run. Pure.
 
-round:   plan waves -> [ begin -> cohorts … -> all Done -> merge after the wave ]… -> merge after the round -> evaluate
+round: plan -> [ begin -> cohorts … -> all Done -> merge after the wave ]… -> merge after the round -> evaluate
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class RunSchedule:
         self.losses: list[float] = []  # mean of each round so far
 
     def snapshot(self) -> Tree:
-        """Return what the end of the round needs of its waves, and the losses of the rounds before."""
+        """Return what the end of the round needs of its ended waves, and the losses of earlier rounds."""
         return {"over": [wave.snapshot() for wave in self._ended_waves], "losses": self.losses}
 
     def restore(self, tree: Tree) -> None:
@@ -48,7 +48,7 @@ class RunSchedule:
         self.losses = list(tree["losses"])
 
     def is_beginning(self) -> bool:
-        """True if enough clients are here, nothing is trained yet, and the first wave is next."""
+        """Return True if enough clients are here, nothing is trained yet, and the first wave is next."""
         return not self._progress.has_begun and not self._rejoin and self._are_enough(self._taking_part())
 
     def begin_next(self) -> bool:
@@ -84,7 +84,7 @@ class RunSchedule:
         progress.waves = 0
 
     def _without_lone(self, members: list[Member]) -> list[Member]:
-        """The clients that can train together; one whose batch of one would be alone in a head that cannot take it is expelled."""
+        """Return the clients that can train together; expel one whose batch of one would be alone in the head."""
         while lone := self._singles.lone({m.shard: m.samples for m in members}):
             for member in [m for m in members if m.shard in lone]:
                 self._departures.send_away(member)
@@ -92,7 +92,7 @@ class RunSchedule:
         return members
 
     def _taking_part(self) -> list[Member]:
-        """The clients that can train, without those silent for MOST_LATE waves: messages to them wait in the server's memory."""
+        """Return the clients that can train, without those late MOST_LATE times: messages to them fill the memory."""
         return [m for m in self._roster.ready() if len(m.late) < MOST_LATE]
 
     def _are_enough(self, ready: list[Member]) -> bool:
@@ -140,7 +140,7 @@ class RunSchedule:
             self.end("all rounds are done", finished=True)
 
     def end(self, reason: str, *, finished: bool) -> None:
-        """End the run, and say so to every client that is here."""
+        """End the run, and send a Bye to every client that is here."""
         ended = RunEnded(reason=reason, finished=finished)
         self._progress.ended = ended
         for member in self._roster.known():

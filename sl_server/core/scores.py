@@ -1,4 +1,4 @@
-"""Losses and accuracies of waves that are over, summed by (shard, step) whatever the order of arrival was. Pure."""
+"""Losses and accuracies of ended waves, summed by (shard, step) whatever the order of arrival was. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sl_server.core.wave import Wave
 
 
 def mean_loss(waves: Sequence[Wave]) -> tuple[float, int]:
-    """Mean training loss of a round's waves, and over how many samples; clients may have computed it themselves."""
+    """Return the mean training loss of a round's waves, and its number of samples; some clients computed theirs."""
     total, count = 0.0, 0
     for wave in waves:
         for _, (loss, samples) in sorted(wave.losses.items()):
@@ -21,7 +21,7 @@ def mean_loss(waves: Sequence[Wave]) -> tuple[float, int]:
 
 
 def evaluation(wave: Wave, names: Mapping[int, str], *, shared: bool) -> Evaluated | None:
-    """What an evaluation wave found; None if no client finished it."""
+    """Return the result of an evaluation wave; None if no client finished it."""
     batches: dict[int, list[tuple[float, int]]] = {}
     for (client, _), batch in sorted(wave.losses.items()):
         batches.setdefault(client, []).append(batch)

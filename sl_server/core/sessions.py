@@ -1,6 +1,6 @@
-"""The sessions of a run: which endpoint belongs to which client, who may open one, and what a broken rule costs.
+"""The sessions of a run: the endpoint of each client, who may open one, and the end of a session that broke a rule.
 
-It joins the coordinator and the endpoints and knows no stream: the engine carries frames over gRPC, the simulator in memory.
+They know no stream: the engine carries frames between endpoints over gRPC, the simulator in memory.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Session:
     client: str
     life: bytes
     endpoint: Endpoint
-    stream: int = 0  # the newest that was opened, as its client counts
-    replaced: bool = False  # another life has taken its name
+    stream: int = 0  # number of its newest stream, counted by the client
+    replaced: bool = False  # another life of the client has taken its name
     closed: bool = False
 
 
@@ -57,19 +57,19 @@ class Opened:
     session: Session
     greeting: Greeting
     resend: list[Frame]
-    replaces: Session | None  # the life that had this name before
+    replaces: Session | None  # the session of an earlier life of the same name
 
 
 class EventSink(Protocol):
-    """Where events are written down."""
+    """A log of events."""
 
     def append(self, entry: tuple[str, Logged], /) -> None:
-        """One event of one client."""
+        """Write one event of one client."""
         ...
 
 
 class Sessions:
-    """All sessions of one run. Whoever calls decides about threads; nothing here blocks."""
+    """All sessions of one run. Not locked: one thread calls; nothing here blocks."""
 
     def __init__(self, coordinator: Coordinator, incarnation: int) -> None:
         self.coordinator = coordinator
@@ -80,9 +80,9 @@ class Sessions:
         self._residuals: dict[str, dict[str, Tensor]] = {}  # of endpoints whose clients are not back after a restart
 
     def open(self, hello: Hello, identity: StreamIdentity = NOBODY_ASKS) -> Opened:
-        """Resume the session of this life or begin a new one. Raises Refused or WireError; nobody else is disturbed.
+        """Resume the session of this life or begin a new one. Raises Refused or WireError; other sessions go on.
 
-        Where clients prove who they are, a session goes on only with the one who opened it: knowing its life is not enough.
+        Where clients prove their identity, only the client that opened a session may resume it.
         """
         hello.check_version()
         client = admit(hello.client, identity)
@@ -90,7 +90,7 @@ class Sessions:
         if session is not None:
             if client not in ("", session.client):
                 raise Refused("identity", f"this life is client {session.client!r}, not {client!r}")
-            if 0 < hello.stream <= session.stream:  # what the client had when it said that is not what it has now
+            if 0 < hello.stream <= session.stream:  # an old Hello: the client has received more since
                 raise Refused(
                     "replaced", f"stream {hello.stream} of this life; stream {session.stream} was opened before"
                 )
@@ -143,7 +143,7 @@ class Sessions:
         return received
 
     def take(self, session: Session, message: ToServer) -> None:
-        """A whole message, which may never have been a frame; raises as `feed` does."""
+        """Take a whole message, which may never have been a frame; raises as `feed` does."""
         try:
             self._handle(session.client, message)
         except WireError as error:
@@ -154,31 +154,31 @@ class Sessions:
             self._left(session, f"refused: {error.reason}")
             raise
         if isinstance(message, Ready):
-            self._take_up(session)
+            self._restore_residuals(session)
         if isinstance(message, Leave):
             self._forget(session)
 
-    def _take_up(self, session: Session) -> None:
-        """What our encodings for this client had lost goes on with it, if it goes on itself."""
+    def _restore_residuals(self, session: Session) -> None:
+        """Give a client that goes on from a checkpoint the error feedback of the server's encodings for it."""
         member = self.coordinator.roster[session.client]
         if member.restore or member.intact:
             session.endpoint.residuals.update(self._residuals.pop(session.client, {}))
 
     def snapshot(self) -> Tree:
-        """The coordinator between two waves, and what belongs to its clients' endpoints."""
+        """Return the state of the coordinator between two waves, and the error feedback of its clients' endpoints."""
         residuals = {name: dict(session.endpoint.residuals) for name, session in self.by_client.items()}
         return {"run": self.coordinator.run, "coordinator": self.coordinator.snapshot(), "residuals": residuals}
 
     def tick(self, now: float) -> None:
-        """So late is it, in seconds since the run began."""
+        """Tell the coordinator the time, in seconds since the run began."""
         self._handle("", Tick(now=now))
 
     def saved(self) -> None:
-        """The coordinator as it is was made durable."""
+        """Tell the coordinator that its present state was made durable."""
         self._handle("", Saved(number=self.coordinator.completed_waves))
 
     def restore(self, tree: Tree, now: float = 0.0) -> None:
-        """Go back to a snapshot; all sessions are forgotten, and their clients come anew."""
+        """Go back to a snapshot. All sessions are forgotten, and their clients join anew."""
         for session in self.by_client.values():
             session.closed = True
         self.by_client.clear()
@@ -187,7 +187,7 @@ class Sessions:
         self._write("", Restored(number=self.coordinator.completed_waves, now=now))
 
     def lose(self, session: Session, reason: str) -> None:
-        """The client was away for too long."""
+        """End the session of a client that was away for too long, or was refused."""
         self._left(session, reason)
 
     def _left(self, session: Session, reason: str) -> None:
@@ -218,7 +218,7 @@ class Sessions:
         self._write("", Stopped(reason=reason))
 
     def end_expelled(self, turn: Turn) -> list[tuple[Session, WireError]]:
-        """End the sessions of the clients that a turn expelled, and return them and the reasons, which their clients are to be told."""
+        """End the sessions of the clients that a turn expelled. Return them with the errors to refuse them by."""
         found = []
         for name, why in turn.expelled:
             session = self.by_client.get(name)
@@ -228,7 +228,7 @@ class Sessions:
         return found
 
     def aligned(self, client: str, result: Aligned) -> None:
-        """A job of the coordinator's is done."""
+        """Hand the result of a job to the coordinator."""
         self._handle(client, result)
 
     def _handle(self, client: str, event: Event) -> None:

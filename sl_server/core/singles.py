@@ -1,8 +1,8 @@
-"""Batches of one sample, held against the network before anybody trains. Pure.
+"""Batches of one sample, checked against the network before any client trains. Pure.
 
-Law: a part of the network that cannot train on one sample never gets a batch of one. On a client each part sees that client's own batches.
-The head sees them too, unless the barrier joins those of all clients that still train: then one is alone only if no other client has so
-many batches in the wave.
+Law: a part of the network that cannot train on one sample never gets a batch of one. The parts on a client see that
+client's own batches. So does the head, unless the barrier joins the batches of all clients that still train: then a
+batch is alone only if no other client has so many batches in the wave.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from sl_common.network.network import Network
 from sl_common.protocol import All, Always, Parallel
 from sl_common.training.singles import reason_against_one
 
-# Epochs of a wave in which is looked for a batch of one that crosses the cut; in longer ones it is taken to do so.
-_LOOKED_AT = 1 << 10
+# Epochs of a wave that are searched for a batch of one that crosses the cut; a longer wave is assumed to have one.
+_MAX_EPOCHS_SEARCHED = 1 << 10
 
 
 class Singles:
-    """Of one run. Nothing is tried before a client has a batch of one."""
+    """The checks of one run. No part of the network is tried before a client has a batch of one."""
 
     def __init__(self, config: RunConfig, network: Network) -> None:
         self._config = config
         self._network = network
         protocol = config.protocol
-        # What an alignment asks is a client's alone.
+        # Steps for an alignment are on one client's batch.
         self._joins = isinstance(protocol.barrier, All) and not protocol.aligns
 
     @cached_property
@@ -47,7 +47,10 @@ class Singles:
         return {part: reason for part, reason in tried.items() if reason is not None}
 
     def check_client(self, who: str, samples: int) -> None:
-        """Raise Unfit if a client with so many training samples has a batch of one that a part cannot train on, whoever else is there."""
+        """Raise Unfit if a client with so many training samples has a batch of one that a part cannot train on.
+
+        The other clients do not matter here: `lone` finds batches that only lack company.
+        """
         deal = self._config.deal(samples)
         if deal.smallest != 1:
             return
@@ -60,7 +63,10 @@ class Singles:
         self._refuse(who, self._config.deal(samples), {"head"})
 
     def lone(self, samples: Mapping[int, int], together: int | None = None) -> list[int]:
-        """Of clients that train in one wave, or of which so many are drawn for it, those whose batch of one may be alone in the head."""
+        """Return the clients whose batch of one may be alone in the head.
+
+        `samples`: of each client that trains in the wave. `together`: how many of them are drawn for it, if not all.
+        """
         if not self._joins:
             return []
         deals = {client: self._config.deal(count) for client, count in samples.items()}
@@ -72,7 +78,7 @@ class Singles:
 
     @property
     def takes_one(self) -> bool:
-        """Whether the head can train on one sample."""
+        """True if the head can train on one sample."""
         return "head" not in self.against
 
     def check_memory(self) -> None:
@@ -86,9 +92,10 @@ class Singles:
                     )
 
     def check_evaluation(self, samples: int | None) -> None:
-        """Raise Unfit if a batch of one is evaluated and cannot be; `samples`: of the smallest part of the test set, where it is known.
+        """Raise Unfit if evaluation would meet a batch of one that a part cannot take.
 
-        Loaders deal none where there are two samples and `data.batch_size` is at least 3.
+        `samples`: of the smallest part of the test set, where it is known. Loaders deal no batch of one where there are
+        two samples and `data.batch_size` is at least 3.
         """
         config = self._config
         ones = [f"data.batch_size = {config.data.batch_size}"] if config.data.batch_size < 3 else []
@@ -100,12 +107,12 @@ class Singles:
             )
 
     def _sends(self, deal: Deal) -> bool:
-        """Whether a batch of one may cross the cut."""
+        """Return True if a batch of one may cross the cut."""
         wave, learner = self._config.client.wave, self._config.protocol.learner
         if learner.exchange == "nothing":
             return False
         epochs = wave.epochs or 1
-        if wave.steps is not None or deal.batch_size == 1 or epochs > _LOOKED_AT:
+        if wave.steps is not None or deal.batch_size == 1 or epochs > _MAX_EPOCHS_SEARCHED:
             return True
         sent = learner.sent(wave.batches(deal.batches))
         return any(_among(epoch * deal.batches - 1, sent) for epoch in range(1, epochs + 1))
@@ -113,13 +120,14 @@ class Singles:
     def _refuse(self, who: str, deal: Deal, parts: set[str]) -> None:
         for part in sorted(parts & self.against.keys()):
             raise Unfit(
-                f"{who} has {deal.samples} training samples, of which data.batch_size = {deal.batch_size} and data.last_batch = {deal.last!r} "
-                f"make a batch of one, and {_part(part)} cannot train on one sample ({self.against[part]}); {_ways_out(deal)}"
+                f"{who} has {deal.samples} training samples, of which data.batch_size = {deal.batch_size} "
+                f"and data.last_batch = {deal.last!r} make a batch of one, "
+                f"and {_part(part)} cannot train on one sample ({self.against[part]}); {_ways_out(deal)}"
             )
 
 
 def drawn_together(config: RunConfig, clients: int) -> int:
-    """How many of the clients train in one wave."""
+    """Return how many of the clients train in one wave."""
     waves = config.protocol.waves
     return max(1, round(waves.fraction * clients)) if isinstance(waves, Parallel) else 1
 
@@ -139,6 +147,6 @@ def _ways_out(deal: Deal) -> str:
     if deal.samples == 1:
         return "let each client have more samples: another data.partition or fewer data.shards"
     return (
-        f"let data.last_batch be 'drop' (left out of each epoch) or 'merge' (in the batch before, of {deal.batch_size + 1}), "
-        "or choose another data.batch_size"
+        "let data.last_batch be 'drop' (left out of each epoch) "
+        f"or 'merge' (in the batch before, of {deal.batch_size + 1}), or choose another data.batch_size"
     )

@@ -1,4 +1,4 @@
-"""The state of one run, piece by piece, each of which owns what is in it. Pure."""
+"""The state of one run: a record of pieces, each of which owns its contents. Pure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sl_server.core.weights import Weights
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RunState:
-    """Everything that the parts of a coordinator share; each part takes from it what it needs."""
+    """The pieces that the parts of a coordinator share; each part takes those that it needs."""
 
     run: str  # name of the run
     config: RunConfig
@@ -44,13 +44,13 @@ class RunState:
     redo: RedoBudget
     rejoin: Rejoin
     singles: Singles
-    constants: Constants  # numbers of the network beyond the guard's limit, which are let through
+    constants: Constants  # initial values beyond the guard's limit, which are let through
 
     @classmethod
     def new(
         cls, config: RunConfig, network: Network, *, device: str, spill: Spill | None, alone: Alone | None, run: str
     ) -> RunState:
-        """The state before anything has happened."""
+        """Return the state of a run that has not begun."""
         learner, guard = config.protocol.learner, config.server.guard
         bank = _new_bank(config, network, device, alone or nullcontext())
         recordings = Recordings(config.codec, config.server.recordings, spill)
@@ -77,7 +77,7 @@ class RunState:
 
 
 def _new_bank(config: RunConfig, network: Network, device: str, alone: Alone) -> Bank:
-    """The server's segments: the head, and the auxiliary networks where it trains them."""
+    """Return the server's segments: the head, and the auxiliary networks if the server trains them."""
     server, protocol = config.server, config.protocol
     optimizers = {"head": server.optimizer} | ({"aux": server.alignment.optimizer} if protocol.aligns else {})
     per_client = {"aux"} | ({"head"} if protocol.head.copies == "per_client" else set())

@@ -1,4 +1,4 @@
-"""Which weights all clients share, who holds them already, and which are a client's own. Pure."""
+"""The weights that all clients share, and the record of which clients have them already. Pure."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from sl_server.core.roster import Member
 
 
 class Weights:
-    """The last merged weights of each part that clients hold, and what the server's bank holds besides."""
+    """The last merged weights of each part that lives on clients; the parts of the server live in its bank."""
 
     def __init__(self, network: Network, parts: Iterable[str], bank: Bank, *, own: frozenset[str]) -> None:
-        """`own`: parts of which every client begins with weights of its own."""
+        """`own`: parts for which every client begins with weights of its own."""
         self._own = own
         self._bank = bank
         self._shared: dict[str, StateDict] = {
             part: {name: t.detach().clone() for name, t in network.part(part).state_dict().items()} for part in parts
         }
         self._digests = {part: state_digest(state) for part, state in self._shared.items()}
-        self._merges = dict.fromkeys([*self._shared, "head"], 0)  # part -> how often it was merged
-        self._private: set[str] = set()  # parts that were trained since they were last merged
+        self._merges = dict.fromkeys([*self._shared, "head"], 0)  # part -> number of merges
+        self._private: set[str] = set()  # parts that were trained since their last merge
 
     def trained(self) -> None:
-        """Clients have trained: until the next merge everybody's weights differ."""
+        """Record that clients have trained: until the next merge their weights differ."""
         self._private |= self._merges.keys()
 
     def merge(self, merged: Mapping[str, StateDict]) -> None:
-        """From now on all go on with these."""
+        """Let all clients go on with these weights."""
         for part, state in merged.items():
             self._merges[part] += 1
             self._private.discard(part)
@@ -41,11 +41,11 @@ class Weights:
                 self._digests[part] = state_digest(state)
 
     def is_shared(self, part: str) -> bool:
-        """True if every client goes on with the same weights of this part."""
+        """Return True if every client goes on with the same weights of this part."""
         return self._merges[part] > 0 and part not in self._private
 
     def news_for(self, member: Member) -> dict[str, StateDict]:
-        """The parts that were merged since this client last heard, unless it holds just these weights already."""
+        """Return the parts that were merged since this client last got weights, without those that it has."""
         news = {}
         for part, state in self._shared.items():
             if member.seen.get(part) == self._merges[part]:
@@ -59,7 +59,7 @@ class Weights:
         return news
 
     def snapshot(self) -> Tree:
-        """What all share; the bank has a snapshot of its own."""
+        """Return the shared weights; the bank has a snapshot of its own."""
         return {"shared": self._shared, "merges": self._merges, "private": sorted(self._private)}
 
     def restore(self, tree: Tree) -> None:
@@ -68,7 +68,7 @@ class Weights:
         self._digests = {part: state_digest(state) for part, state in self._shared.items()}
 
     def on_server(self) -> dict[str, StateDict]:
-        """What the server has: `lower` if all share it, `head`, or `head-<shard>` where copies differ."""
+        """Return the server's weights: `lower` if all share it, `head`, or `head-<shard>` where copies differ."""
         states: dict[str, StateDict] = {"lower": self._shared["lower"]} if self.is_shared("lower") else {}
         copies = self._bank.copies("head")
         if copies and not self.is_shared("head"):
@@ -76,7 +76,7 @@ class Weights:
         return states | {"head": self._bank.get("head").state()}
 
     def sha256(self, members: Collection[Member]) -> str:
-        """One fingerprint of all weights of the run, the private ones by the digests that their clients reported."""
+        """Return a fingerprint of all weights of the run; private ones by the digests that clients reported."""
         sha = hashlib.sha256()
         digests = {name: state_digest(state) for name, state in self.on_server().items()}
         for part in self._shared.keys() - {"head"}:
