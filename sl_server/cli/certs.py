@@ -169,7 +169,7 @@ def _revoke(here: CertificateFolder, clients: list[str], *, as_json: bool) -> No
 
 def _print_files(key: str, written: list[WrittenFile], *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps({key: [{"path": str(one.path), "what": one.what} for one in written]}))
+        write_line(json.dumps({key: [{"path": str(one.path), "what": one.what} for one in written]}))
         return
     width = max(len(str(one.path)) for one in written)
     for one in written:

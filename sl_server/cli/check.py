@@ -11,6 +11,7 @@ from rich.console import Console
 
 from sl_common.errors import ConfigError
 from sl_common.host.commands import JsonOption
+from sl_common.host.log import write_line
 from sl_server.cli.options import ConfigFile, Overrides
 from sl_server.storage.run_selection import read_config
 
@@ -30,7 +31,7 @@ def check(
     config = read_config(config_file, overrides)
     report = api.check(config)
     if as_json:
-        typer.echo(json.dumps(report.to_dict()))
+        write_line(json.dumps(report.to_dict()))
     else:
         show_report(Console(highlight=False, markup=False, soft_wrap=True), report, resolved=resolved)
 
@@ -40,7 +41,7 @@ def presets(as_json: JsonOption = False) -> None:
     from sl_server.preflight import presets as catalogue
 
     if as_json:
-        typer.echo(json.dumps(catalogue.catalogue()))
+        write_line(json.dumps(catalogue.catalogue()))
     else:
         catalogue.show(Console(highlight=False))
 
@@ -66,6 +67,6 @@ def codecs(
     config = read_config(config_file, overrides) if config_file else RunConfig.from_toml("", overrides or ())
     found = compare(config, on="gradient" if on == "gradient" else "activation", data=data)
     if as_json:
-        typer.echo(json.dumps(found.to_dict()))
+        write_line(json.dumps(found.to_dict()))
     else:
         found.show(Console(highlight=False, markup=False, soft_wrap=True), config)

@@ -50,14 +50,35 @@ class Merges:
         self._weights.merge(merged)
         self._outbox.note_merge()
 
-    def _check_head(self, at: At) -> None:
-        """Raise Diverged unless the shared head is finite: it is about to be saved or evaluated."""
-        if self._bank.is_per_client("head"):  # a client's own copy harms no other client
-            return
-        try:
-            self._bank.get("head").check("head")
-        except WireError as error:
-            raise Diverged(f"{error} after round {at.round}, wave {at.wave}: lower the learning rates") from error
+    def _check_heads(self, wave: Wave, waves: list[Wave]) -> None:
+        """Raise Diverged if the head that all share is not finite, or if no client has a finite copy of its own.
+
+        The heads are about to be saved or evaluated. Where other clients have finite copies, a client whose copy is not finite is
+        expelled and its copy forgotten.
+        """
+        wrong = self._spoilt_heads(wave)
+        if wrong and len(wrong) == max(len(self._bank.copies("head")), 1):
+            why, at = next(iter(wrong.values())), wave.at
+            raise Diverged(f"{why} after round {at.round + 1}, wave {at.wave + 1}: lower the learning rates")
+        for client, why in sorted(wrong.items()):
+            for one in waves:
+                one.done.pop(client, None)
+            self._bank.forget(client)
+            member = self._roster.by_shard(client)
+            if member.here and member.taught:  # not another client that has the shard now
+                self._departures.expel(member, why)
+
+    def _spoilt_heads(self, wave: Wave) -> dict[int, str]:
+        """The heads of this wave that are not finite, and why: by client where each has a copy, else under -1."""
+        own = self._bank.is_per_client("head")
+        heads = {client: head for client, head in self._bank.copies("head").items() if client in wave.begins}
+        wrong = {}
+        for client, head in heads.items() if own else [(-1, self._bank.get("head"))]:
+            try:
+                head.check("its head" if own else "head")
+            except WireError as error:
+                wrong[client] = str(error)
+        return wrong
 
     def _record(self, waves: list[Wave]) -> Record:
         """Return the weights of the clients that finished these waves; parts on the server come from the bank."""

@@ -1,6 +1,6 @@
-"""Examine a configuration before it runs: `sl-server check`, `codecs` and `presets`.
+"""What a configuration means before it runs: `sl-server check`, `codecs` and `presets`.
 
-The network is built and measured, but no training result is kept.
+It builds the network and measures, but trains nothing that is kept.
 """
 
 from sl_common.lazy_exports import lazy_exports

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass
 
 import torch
 
 from sl_common.config.run_config import RunConfig
+from sl_common.copied import copied
 from sl_common.host.progress import size
 from sl_common.messages.training import Newest
 from sl_common.network.network import Network
@@ -47,7 +47,7 @@ def measure_alignment(config: RunConfig, network: Network) -> AlignmentCost:
     count = min(how.batch_size, record.samples, MEASURED)
     z = torch.randn(count, *network.cut_shape, generator=torch_generator(run.seed, "check", "align"))
     memory = AlignmentSamples(z=z, y=torch.zeros(count, dtype=torch.int64), targets=torch.zeros_like(z))
-    aux = Segment(copy.deepcopy(network.part("aux")), how.optimizer)
+    aux = Segment(copied(network.part("aux")), how.optimizer)
     elapsed_s = 0.0
     for _ in range(2):
         began = time.perf_counter()

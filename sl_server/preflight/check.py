@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sl_common.config.run_config import RunConfig
-from sl_common.copied import copied
 from sl_common.errors import ConfigError
 from sl_common.host.devices import pick_device
 from sl_common.network.contents import Tie

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from sl_common.config.run_config import RunConfig
+from sl_common.copied import copied
 from sl_common.errors import ConfigError
 from sl_common.messages.training import Smashed
 from sl_common.models import Block, join
@@ -55,7 +55,7 @@ def _cut(blocks: list[Block], cut: int, config: RunConfig, weights: int) -> CutO
         ties_of({"lower": lower, "head": join(blocks[cut:])}, config.model.name, cut)
     except ConfigError:
         return None
-    lower = copy.deepcopy(lower)
+    lower = copied(lower)
     x, z, kept = _forward_noise(lower, config)
     if not isinstance(z, torch.Tensor) or not z.is_floating_point() or len(z) != len(x):
         return None

@@ -52,11 +52,12 @@ class Replay:
         self._aligned: dict[tuple[str, int, int], Aligned] = {}  # results of the coordinator's jobs
         self._raised: Exception | None = None
 
-    def take(self, client: str, event: Logged) -> Said:
+    def take(self, client: str, event: Logged) -> Messages:
         """Apply the next event; return the coordinator's messages. Raises Departed where the run did something else."""
         self.number += 1
         if self._raised is not None and not isinstance(event, Failed):
             raise self._departed(f"the replay failed at the event before ({_describe(self._raised)}), the run did not")
+        turn = None
         try:
             turn = self._take(client, event)
         except (Departed, WireError, Refused) as error:
@@ -64,9 +65,11 @@ class Replay:
                 raise
             raise self._departed(f"{_name(client, event)} is refused ({error}), the run took it") from error
         except Exception as error:  # the log must record the same failure as its next event
-            self._raised, said = error, []
-        self._work()
-        return said
+            self._raised = error
+        if turn is None:
+            return []
+        self._finish_turn(turn)
+        return turn.messages
 
     def _take(self, client: str, event: Logged) -> Turn | None:
         match event:
@@ -102,8 +105,8 @@ class Replay:
         if len(event.said) != len(found.said):
             raise self._departed(f"{len(found.said)} messages, the log has {len(event.said)}")
         if difference := digest_difference(event.weights, found.weights):
-            raise self._departed(f"weights after wave {self.coordinator.rests}: {difference}")
-        return said
+            raise self._departed(f"weights after wave {self.coordinator.completed_waves}: {difference}")
+        return turn
 
     def _compare_failure(self, event: Failed) -> None:
         error, self._raised = self._raised, None
@@ -117,10 +120,10 @@ class Replay:
         if found is not None and (difference := digest_difference(dict(fields_of(event)), dict(fields_of(found)))):
             raise self._departed(f"aligned for {client}: {difference}")
 
-    def _work(self) -> None:
-        """Do the engine's other work: run jobs, whose results the log holds as events, and pass on facts."""
-        self.coordinator.settle()
-        for job in self.coordinator.jobs():
+    def _finish_turn(self, turn: Turn) -> None:
+        """Do what an engine does after sending messages: run jobs, whose results the log has as events, and pass on facts."""
+        self.coordinator.run_deferred_step()
+        for job in turn.jobs:
             try:
                 result = job.run()
             except CutlayerError:  # the log holds the consequence for the client
@@ -149,7 +152,7 @@ def _name(client: str, event: Logged) -> str:
     return f"{kind} of {client}" if client else kind
 
 
-def replay_events(coordinator: Coordinator, events: Iterable[tuple[str, Logged]]) -> Said:
+def replay_events(coordinator: Coordinator, events: Iterable[tuple[str, Logged]]) -> Messages:
     """Return all messages of a coordinator to these events. Raises Departed."""
     replay = Replay(coordinator)
     said = [one for client, event in events for one in replay.take(client, event)]

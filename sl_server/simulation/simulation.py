@@ -127,18 +127,18 @@ class Simulation:
             while (turn := self.sessions.advance()).worked:
                 moved = True
                 # a client of this simulation was expelled: a bug or bad data
-                for _session, error in self.sessions.expelled():
+                for _session, error in self.sessions.end_expelled(turn):
                     raise error
-                for name, message in said:
+                for name, message in turn.messages:
                     self._deliver(self._clients[name], message)
-                for job in self.coordinator.jobs():  # run immediately: the result does not depend on the moment
+                yield from turn.facts()
+                for job in turn.jobs:  # run immediately: the result does not depend on the moment
                     result, fact = run_timed(job)
                     self.sessions.aligned(job.client, result)
                     yield fact
-                yield from self.coordinator.facts()
+            yield from turn.facts()
             for sent in self._run_clients():
                 moved = sent or moved
-                yield from self.coordinator.facts()
 
     def _deliver(self, client: SimulatedClient, message: ToClient) -> None:
         client.deliver(message)

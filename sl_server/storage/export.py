@@ -50,7 +50,7 @@ def export_run(
 
 def _listed(directory: Path, chosen: Collection[Path]) -> dict[Path, dict[str, Tensor]]:
     """Return the state dicts of the chosen files that belong to the run itself, all of the same evaluation."""
-    own = {path.stem: path.resolve() for path in chosen if path.parent.resolve() == directory.resolve()}
+    own = {path.stem: _real(path) for path in chosen if _real(path.parent) == _real(directory)}
     return {own[part]: state for part, state in (read_weights_of(directory, own.keys()) if own else {}).items()}
 
 
@@ -63,5 +63,5 @@ def _read(path: Path, listed: Mapping[Path, dict[str, Tensor]], part: str, how: 
 
 
 def _real(path: Path) -> Path:
-    """Without links; of those that lead in a circle as far as that goes."""
+    """Return the path without links; links that lead in a circle stay."""
     return Path(os.path.realpath(path))

@@ -126,7 +126,9 @@ def is_over(run_directory: Path) -> bool:
         return summary.get("finished") is not False and summary.get("failed") is not True
     except FileNotFoundError:
         return False
-    except (OSError, ValueError, AttributeError):
+    except OSError:  # no folder, or a name that no folder can have
+        return os.path.lexists(run_directory / "summary.json")
+    except (ValueError, AttributeError, RecursionError):
         return True  # an unreadable summary was still written at the end of a run
 
 

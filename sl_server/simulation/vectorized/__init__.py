@@ -1,4 +1,4 @@
-"""The simulation that computes the clients' lower segments as one, for experiments with hundreds of clients.
+"""The simulation in which the clients' lower segments compute as one, for experiments with hundreds of clients.
 
-Bytes and facts equal those of the plain simulation; weights differ in their last bits at most.
+Bytes and facts are those of the plain simulation; weights differ in their last bits at most.
 """

@@ -43,7 +43,7 @@ def _trial(config: RunConfig, network: Network, model: str) -> str | None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "There is a performance drop")  # torch would compute one client at a time
-            stack = Stack([Segment(copy.deepcopy(network.lower), optimizer) for _ in range(2)], optimizer, config.input)
+            stack = Stack([Segment(copied(network.lower), optimizer) for _ in range(2)], optimizer, config.input)
             passed = stack.forward((0, 1), torch.zeros(2, 2, *config.input))
             stack.learn(passed, {place: torch.zeros_like(passed.z[place]) for place in (0, 1)}, optimizer.lr)
     except Exception as error:  # the modules and torch may raise anything
