@@ -28,7 +28,7 @@ from benchmarks.workloads import one_thread
 from sl_client.inference.predictor import Predictor
 from sl_client.transport.stream import CHANNEL_OPTIONS
 from sl_common.models import build, join
-from sl_server.transport import service
+from sl_server.transport.server import SERVER_OPTIONS
 
 METHOD = "/raw/Infer"
 PREFIX = 5  # bytes that gRPC puts before each message
@@ -137,7 +137,7 @@ async def raw_server(weights: Path, listen: str) -> None:
         async for data in requests:
             yield await loop.run_in_executor(torchs, scores, data)
 
-    server = grpc.aio.server(options=service.SERVER_OPTIONS)
+    server = grpc.aio.server(options=SERVER_OPTIONS)
     handlers = {"Infer": grpc.stream_stream_rpc_method_handler(infer)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("raw", handlers),))
     port = server.add_insecure_port(listen)

@@ -35,8 +35,8 @@ def _sample(engine: Engine, loop: asyncio.AbstractEventLoop) -> dict[str, float]
         "tasks": float(len(asyncio.all_tasks(loop))),
         "threads": float(status["Threads"]),
         "sessions": float(len(engine.sessions.by_client)),
-        "links": float(len(engine._links)),
-        "streams": float(len(engine._by_stream)),
+        "links": float(len(engine.links)),
+        "streams": float(len(engine.links.streams)),
         "members": float(len(engine.coordinator.roster.known())),
         "objects": float(len(gc.get_objects())),
     }

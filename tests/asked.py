@@ -24,7 +24,7 @@ from sl_server.simulation.simulation import Simulation
 from sl_server.storage.run_directory import RunDirectory
 from sl_server.storage.trained import TrainedRun, read_trained_run
 from sl_server.telemetry.ledger import Ledger
-from sl_server.transport import service
+from sl_server.transport import server as grpc_server
 
 
 def trained_in(out: Path, config: RunConfig) -> dict:
@@ -77,7 +77,7 @@ def answering(
     loop, started = asyncio.new_event_loop(), threading.Event()
 
     async def serve() -> None:
-        server, port = await service.start(live.inference, listen, door, "Infer")
+        server, port = await grpc_server.start(live.inference.inbox, listen, door, "Infer")
         live.address = f"127.0.0.1:{port}"
         live.inference.start()
         started.set()

@@ -23,7 +23,7 @@ from sl_server.security.credentials import Credentials
 from sl_server.telemetry.ledger import Ledger
 from sl_server.telemetry.metrics import Metrics
 from sl_server.training.engine import Engine
-from sl_server.transport import service
+from sl_server.transport import server as grpc_server
 
 
 class Quiet(Lines):
@@ -72,7 +72,7 @@ def serving(config: RunConfig, door: Credentials | None = None) -> Iterator[Live
     started = threading.Event()
 
     async def serve() -> None:
-        server, port = await service.start(live.engine, "127.0.0.1:0", door)
+        server, port = await grpc_server.start(live.engine.inbox, "127.0.0.1:0", door)
         live.address = f"127.0.0.1:{port}"
         live.engine.start()
         started.set()

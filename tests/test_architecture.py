@@ -43,6 +43,7 @@ LAYERS = (
     "sl_server.storage",
     "sl_server.console",
     "sl_server.transport",
+    "sl_server.process",
     "sl_server.training",
     "sl_server.inference",
     "sl_server.simulation",

@@ -49,8 +49,8 @@ from sl_common.wire.translate import MAX_SLOT
 from sl_server.core.identity import StreamIdentity
 from sl_server.core.recordings import Recordings
 from sl_server.core.wave import Wave
-from sl_server.training.engine import UNREAD
-from sl_server.transport.stream import TrainStream
+from sl_server.transport.server_stream import ServerStream
+from sl_server.transport.streams import MAX_UNWRITTEN
 
 ROOT = Path(__file__).parent.parent
 
@@ -92,7 +92,7 @@ def test_a_client_whose_messages_cannot_be_kept_is_refused_and_the_others_train(
         while not endpoint.received:
             time.sleep(0.01)
         most = endpoint._causes.most
-        live.engine._inbox.put(lambda: [endpoint.pack(Late(round=0, wave=0)) for _ in range(most)])
+        live.engine.inbox.put(lambda: [endpoint.pack(Late(round=0, wave=0)) for _ in range(most)])
         while endpoint.unheard < most:
             time.sleep(0.01)
         good = ClientThread(live.address)
@@ -117,18 +117,18 @@ def test_no_acknowledgements_are_put_behind_what_a_peer_does_not_read() -> None:
 
     async def scenario() -> None:
         live = LiveServer(make_config("parallel"))  # its loop does not run
-        stream = TrainStream("peer")
+        stream = ServerStream("peer")
         writer = asyncio.create_task(stream.write_to(Stuck()))
-        live.engine._open(stream, Hello(life=bytes(15) + b"\1", client="c0").to_frame(), StreamIdentity())
+        live.engine.links.open(stream, Hello(life=bytes(15) + b"\1", client="c0").to_frame(), StreamIdentity())
         y = pb.Tensor(codec="identity", dtype=5, shape=[32], nbytes=256)
         z = pb.Tensor(codec="identity", dtype=1, shape=[32, 16], nbytes=2048)
         first = pb.ClientFrame(seq=1, smashed=pb.Smashed(y=y, z=z), chunk=b"x").SerializeToString()
-        rest = [pb.ClientFrame(seq=seq, chunk=b"x").SerializeToString() for seq in range(2, 10 * UNREAD)]
+        rest = [pb.ClientFrame(seq=seq, chunk=b"x").SerializeToString() for seq in range(2, 10 * MAX_UNWRITTEN)]
         for frame in (first, *rest):
-            live.engine._feed(stream, frame, 0.0)
+            live.engine.links.feed(stream, frame, 0.0)
         assert live.engine.sessions.by_client["c0"].endpoint.received == len(rest) + 1
         await asyncio.sleep(0)
-        assert stream.waiting == UNREAD
+        assert stream.waiting == MAX_UNWRITTEN
         writer.cancel()
 
     asyncio.run(scenario())

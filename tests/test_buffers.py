@@ -41,8 +41,8 @@ from sl_common.wire import Endpoint
 from sl_common.wire.causes import WORDS
 from sl_common.wire.endpoint import ACK_MESSAGES, CallKind
 from sl_common.wire.outgoing import Outgoing
-from sl_server.training.engine import FRAME_COSTS
-from sl_server.transport.stream import TrainStream
+from sl_server.transport.server_stream import ServerStream
+from sl_server.transport.streams import FRAME_OVERHEAD
 
 WINDOW = 2
 
@@ -284,7 +284,7 @@ def test_an_outbox_that_is_not_read_cannot_be_acknowledged_away() -> None:
             await asyncio.sleep(3600)
 
     async def scenario() -> None:
-        stream = TrainStream("peer")
+        stream = ServerStream("peer")
         stream.send([b"greeting", *(numbered(seq) for seq in range(1, 30))])
         writer = asyncio.create_task(stream.write_to(Stuck()))
         await asyncio.sleep(0.05)
@@ -302,10 +302,10 @@ def test_frames_of_no_bytes_fill_the_inbox_too() -> None:
 
     async def scenario() -> None:
         live = LiveServer(make_config("parallel"))  # its loop does not run
-        stream = TrainStream("peer")
+        stream = ServerStream("peer")
         for _ in range(1000):
-            live.engine.came(stream, b"")
-        assert stream.posted == live.engine.backlog == 1000 * FRAME_COSTS
+            live.engine.inbox.received(stream, b"")
+        assert stream.posted == live.engine.inbox.backlog == 1000 * FRAME_OVERHEAD
 
     asyncio.run(scenario())
 

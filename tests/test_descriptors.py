@@ -19,10 +19,10 @@ from world import make_config
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.host.descriptors import REPEAT_WARNING_S, Room, Shortage, limit, make_room
+from sl_server.process import descriptors
 from sl_server.security.watched_files import Watched, read_file
 from sl_server.simulation.simulation import Simulation
 from sl_server.storage.checkpoint import Checkpoints
-from sl_server.training import descriptors
 
 LIMITED = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, tuple(map(int, sys.argv[1:3]))); os.execv(sys.argv[3], sys.argv[3:])"
 

@@ -27,9 +27,9 @@ from sl_common.wire import Greeting, Hello, Refusal, read_answer
 from sl_server.core.identity import StreamIdentity
 from sl_server.security.credentials import Credentials, make_credentials
 from sl_server.simulation.simulation import Simulation
-from sl_server.training.engine import FRAME_COSTS
-from sl_server.transport import service
-from sl_server.transport import stream as stream_module
+from sl_server.transport import server as grpc_server
+from sl_server.transport import server_stream
+from sl_server.transport.streams import FRAME_OVERHEAD
 
 OTHERS = {
     "data__shards": 4,
@@ -157,9 +157,9 @@ def test_of_too_many_strangers_the_most_silent_go_and_the_good_one_comes_in(capl
     with attacked(hello_s=30, strangers=8) as live, ExitStack() as stack:
         for _ in range(4):
             line = stack.enter_context(Line(live.address))
-            for _ in range(service.PENDING // 4):  # more at once, and gRPC refuses some before we see them
+            for _ in range(grpc_server.PENDING_CALLS // 4):  # more at once, and gRPC refuses some before we see them
                 line.call()
-        wait_for(live, "crowded", service.PENDING - 8)
+        wait_for(live, "crowded", grpc_server.PENDING_CALLS - 8)
         with hostile(live) as late:
             assert isinstance(late.hello(), Greeting), "who says Hello is not the most silent one"
         assert len(said(live, "crowded")) == 1
@@ -180,7 +180,7 @@ def test_two_thousand_half_open_streams_take_no_more_memory_than_those_that_are_
                 line.say(line.call(), said)
         wait_for(live, "crowded", 500, seconds=60)  # of the others gRPC has refused some by itself
         time.sleep(1.0)
-        held = live.engine.limits.strangers + service.PENDING  # streams whose bytes are kept
+        held = live.engine.inbox.limits.strangers + grpc_server.PENDING_CALLS  # streams whose bytes are kept
         allowed = 2 * held * len(said) + 250 * (
             512 << 10
         )  # glibc gives not all of it back; each connection keeps a buffer
@@ -206,11 +206,11 @@ def test_a_stranger_that_does_not_read_is_refused_all_the_same() -> None:
 
 
 def test_of_a_refused_client_that_does_not_read_nothing_is_kept_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_module, "LAST_WORDS_S", 0.3)
+    monkeypatch.setattr(server_stream, "LAST_WORDS_S", 0.3)
 
     def streams() -> int:
         gc.collect()
-        return sum(type(one) is stream_module.TrainStream for one in gc.get_objects())
+        return sum(type(one) is server_stream.ServerStream for one in gc.get_objects())
 
     with attacked() as live, Line(live.address) as line:
         before = streams()
@@ -293,12 +293,12 @@ class SlowDoor(Credentials):
 
 def test_a_client_that_grpc_refuses_by_itself_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls that we have not looked at yet are bounded too."""
-    options = service._options
+    options = grpc_server.options_for
 
     def one_pending(limits: PeerLimits) -> list[tuple[str, int]]:
         return [(name, 1 if "max_pending_requests" in name else value) for name, value in options(limits)]
 
-    monkeypatch.setattr(service, "_options", one_pending)
+    monkeypatch.setattr(grpc_server, "options_for", one_pending)
     with serving(make_config("parallel", run__clients=12, run__rounds=1), SlowDoor()) as live:
         clients = [ClientThread(live.address) for _ in range(12)]
         for client in clients:
@@ -383,10 +383,10 @@ def test_who_sends_faster_than_allowed_is_slowed_not_buffered(limit: dict[str, f
             evil.send(data)
         most = 0
         while time.monotonic() - began < 1.5:
-            most = max(most, live.engine.backlog)
+            most = max(most, live.engine.inbox.backlog)
             time.sleep(0.02)
-        stream = live.engine._links[live.engine.sessions.by_client["evil"]].stream
-        taken, passed = stream.posted / (len(data) + FRAME_COSTS), time.monotonic() - began
+        stream = live.engine.links._table.by_session[live.engine.sessions.by_client["evil"]].stream
+        taken, passed = stream.posted / (len(data) + FRAME_OVERHEAD), time.monotonic() - began
         assert 300 < taken <= 400 * (1.3 + passed)
         assert most < 1 << 20
         assert live.sample("sl_slowed_seconds_total") > 0.3
@@ -401,16 +401,16 @@ def test_what_waits_for_the_engine_is_bounded_for_each_stream_and_over_all() -> 
         assert isinstance(other.hello(life=2, client="evil too", shard=3), Greeting)
         time.sleep(0.2)
         for streams, least, most in (((one,), 4e6, 4e6 + (2 << 20)), ((one, other), 6e6, 6e6 + (3 << 20))):
-            live.engine._inbox.put(lambda: time.sleep(1.0))
+            live.engine.inbox.put(lambda: time.sleep(1.0))
             for stream in streams:
                 for _ in range(12):
                     stream.say(chunk=bytes(1 << 20))
             highest = 0
             for _ in range(30):
-                highest = max(highest, live.engine.backlog)
+                highest = max(highest, live.engine.inbox.backlog)
                 time.sleep(0.03)
             assert least < highest < most
-            while live.engine.backlog:
+            while live.engine.inbox.backlog:
                 time.sleep(0.02)
             time.sleep(0.5)
 

@@ -41,8 +41,8 @@ def test_the_coordinators_time_stands_still_with_the_loop() -> None:
 
         live.engine.sessions.log = Log()
         woken: list[int] = []  # how many ticks there were when the loop went on
-        live.engine._inbox.put(lambda: time.sleep(3 * LONGEST_LOOK_S))
-        live.engine._inbox.put(lambda: woken.append(len(ticks)))
+        live.engine.inbox.put(lambda: time.sleep(3 * LONGEST_LOOK_S))
+        live.engine.inbox.put(lambda: woken.append(len(ticks)))
         until = time.monotonic() + 60
         while not woken or len(ticks) < woken[0] + 3:
             assert time.monotonic() < until

@@ -23,7 +23,7 @@ from sl_common.messages.inference import Query
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import Hello, read_answer
 from sl_server.storage.trained import TrainedRun, read_trained_run
-from sl_server.transport import service
+from sl_server.transport.server import PENDING_CALLS
 
 SMALL = {"model__name": "cnn", "model__args": "{ channels = [4, 8], hidden = 16 }", "run__rounds": 1}
 X, _Y = digits()
@@ -110,9 +110,9 @@ def test_of_too_many_strangers_the_most_silent_go(trained: TrainedRun) -> None:
     with attacked(trained, hello_s=30, strangers=8) as live, ExitStack() as stack:
         for _ in range(4):
             line = stack.enter_context(Line(live.address))
-            for _ in range(service.PENDING // 4):
+            for _ in range(PENDING_CALLS // 4):
                 line.call(method="Infer")
-        assert refused(live, "crowded", service.PENDING - 8)
+        assert refused(live, "crowded", PENDING_CALLS - 8)
         with Predictor(live.address) as late:
             late.open()
             assert len(list(late.ask([X[:8]]))) == 1, "who says Hello is not the most silent one"
@@ -175,7 +175,7 @@ def test_who_waits_for_its_answer_may_be_silent(trained: TrainedRun) -> None:
     """The loop is held up: what it has not answered is not the client's fault, nor what it has not read yet."""
     with attacked(trained, silent_s=1.0, stall_s=1.0) as live:
         stranger = Stranger(live, chunk_bytes=100)
-        live.inference._inbox.put(lambda: time.sleep(2.5))
+        live.inference.inbox.put(lambda: time.sleep(2.5))
         stranger.say(Query(step=0, z=Z))
         stranger.hear()
         assert stranger.hear().step == 0
@@ -190,7 +190,7 @@ def test_who_sends_faster_than_allowed_is_slowed_not_buffered(trained: TrainedRu
             fast.carrier.send(data)
         most, began = 0, time.monotonic()
         while time.monotonic() - began < 1.5:
-            most = max(most, live.inference.backlog)
+            most = max(most, live.inference.inbox.backlog)
             time.sleep(0.02)
         assert most < 1 << 20
         assert live.sample("sl_slowed_seconds_total") > 0.3

@@ -25,8 +25,8 @@ from sl_server.report.timeline import TimelineSpan, timeline
 from sl_server.simulation.simulation import Simulation
 from sl_server.storage.run_directory import RunDirectory
 from sl_server.telemetry.ledger import Ledger
-from sl_server.telemetry.names import PHASES
-from sl_server.training.process import RunRecorder
+from sl_server.telemetry.metrics import PHASES
+from sl_server.training.recorder import RunRecorder
 
 ROUNDS = 3
 NEEDS_NO_END = {"meta", "br", "link", "img", "input", "hr"}

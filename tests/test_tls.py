@@ -28,7 +28,7 @@ from sl_server.core.identity import UNPROVEN
 from sl_server.security.certificates import serialization
 from sl_server.security.credentials import Credentials, make_credentials
 from sl_server.simulation.simulation import Simulation
-from sl_server.transport import service
+from sl_server.transport import server as grpc_server
 
 WAITS = {"run__clients": 2}  # with one client there, the run does not begin
 
@@ -193,13 +193,13 @@ def test_nothing_is_kept_of_what_a_stranger_sends_after_its_hello() -> None:
     live = LiveServer(make_config("parallel", **WAITS))
 
     async def knock() -> None:
-        server, port = await service.start(live.engine, "127.0.0.1:0")
+        server, port = await grpc_server.start(live.engine.inbox, "127.0.0.1:0")
         stream = Stream(f"127.0.0.1:{port}", Access())
         stream.send(Hello(life=bytes(16)).to_frame())
         for _ in range(20):
             stream.send(bytes(1 << 20))
         await asyncio.sleep(0.5)
-        assert live.engine._inbox.qsize() == 1, "the Hello alone"
+        assert live.engine.inbox.size() == 1, "the Hello alone"
         live.engine.start()
         loop = asyncio.get_running_loop()
         assert isinstance(read_answer(await loop.run_in_executor(None, stream.receive)), Greeting)

@@ -15,26 +15,26 @@ from sl_server.inference.clients import InferenceClient
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class WaitingQuery:
-    """A query that is to be answered; times are of this process's clock."""
+    """A query without an answer; times are of `time.perf_counter`."""
 
-    asker: InferenceClient
+    client: InferenceClient
     query: Query
-    arrived: float  # when its last frame came
+    arrived: float  # when its last frame was put into the inbox
     decode_s: float
 
     @property
     def head(self) -> int | None:
-        """Which head it is for."""
-        return self.asker.head
+        """Number of the head that answers it."""
+        return self.client.head
 
     @property
     def samples(self) -> int:
-        """In it."""
+        """Number of samples in it."""
         return len(self.query.z)
 
 
 def compute(heads: Mapping[int | None, nn.Module], chosen: Sequence[WaitingQuery]) -> Sequence[Tensor]:
-    """Scores of each query, (B, classes), on the CPU; all are for the same head."""
+    """Return the scores of each query, (B, classes), on the CPU. All queries are for the same head."""
     head = heads[chosen[0].head]
     device = next((p.device for p in head.parameters()), torch.device("cpu"))
     z = chosen[0].query.z if len(chosen) == 1 else torch.cat([one.query.z for one in chosen])

@@ -1,5 +1,6 @@
-"""Clients that ask a trained network: who is let in, and what it may ask. It knows no thread and no clock: the time is an
-argument, in seconds.
+"""The clients of a trained network: who is admitted, and what a client may ask.
+
+It knows no thread and no clock: the time is an argument, in seconds.
 """
 
 from __future__ import annotations
@@ -15,61 +16,61 @@ from sl_common.errors import Refused
 from sl_common.messages.inference import Fetch, Lower, Offer, Query
 from sl_common.wire import Endpoint, Greeting, Hello
 from sl_server.core.identity import StreamIdentity, admit
-from sl_server.inference.meter import KEPT_QUERIES, Spent
+from sl_server.inference.meter import KEPT_QUERIES, QueryTimes
 from sl_server.storage.trained import TrainedRun
-from sl_server.training.engine import Stream
 from sl_server.transport.deadlines import Deadlines, look_every_s
+from sl_server.transport.streams import Stream
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class InferenceClient:
-    """One client on one stream; with the stream it is forgotten."""
+    """One client on one stream; nothing of it outlives the stream."""
 
-    client: str  # its name; may be empty where nobody asks for a proof
-    head: int | None  # which one answers it
+    name: str  # may be empty where clients need not prove who they are
+    head: int | None  # number of the head that answers it
     trained: TrainedRun
     stream: Stream
     endpoint: Endpoint
-    patience: Deadlines
-    waiting: int = 0  # queries that are to be answered
-    unheard: deque[int] = field(default_factory=deque)  # which of our messages are answers that it has not acknowledged
-    fetched: bool = False
-    spent: dict[int, Spent] = field(default_factory=dict)  # on its last queries, by their number
+    deadlines: Deadlines
+    waiting: int = 0  # queries without an answer
+    unacknowledged: deque[int] = field(default_factory=deque)  # numbers of our messages that are answers
+    fetched: bool = False  # it has the lower segment
+    times: dict[int, QueryTimes] = field(default_factory=dict)  # of its last queries, by their step
 
     def check(self, query: Query) -> None:
-        """Raises WireError or Refused if this is no query of this run, or one too many.
+        """Raise WireError or Refused if the query does not fit this run, or is one too many.
 
-        Answers that a client does not read count as under way: they lie in our memory.
+        Answers that the client has not acknowledged count as under way, since they take memory here.
         """
         self.trained.network.check_query(query.z)
-        while self.unheard and self.unheard[0] <= self.endpoint.heard:
-            self.unheard.popleft()
+        while self.unacknowledged and self.unacknowledged[0] <= self.endpoint.heard:
+            self.unacknowledged.popleft()
         window = self.trained.config.client.window
-        if self.waiting + len(self.unheard) >= window:
+        if self.waiting + len(self.unacknowledged) >= window:
             raise Refused("limit", f"more than client.window = {window} queries under way")
 
-    def prove(self, identity: StreamIdentity) -> None:
-        """What its stream proves has changed. Raises Refused if it is not let in any more."""
+    def check_identity(self, identity: StreamIdentity) -> None:
+        """Raise Refused if a stream that proves this identity may not be this client's any more."""
         try:
-            admit(self.client, identity)
+            admit(self.name, identity)
         except Refused as error:
             raise Refused("revoked", f"not admitted any more: {error.reason}") from None
 
-    def answered(self, step: int, spent: Spent, now: float) -> None:
-        """A query of its has got its answer: from now on it is its turn."""
-        self.patience.heard(now)
+    def answered(self, step: int, times: QueryTimes, now: float) -> None:
+        """Record that a query was answered; the client is expected to speak next."""
+        self.deadlines.heard(now)
         self.waiting -= 1
-        self.unheard.append(self.endpoint.said)
-        self.spent[step] = spent
-        if len(self.spent) > KEPT_QUERIES:
-            del self.spent[next(iter(self.spent))]
+        self.unacknowledged.append(self.endpoint.said)
+        self.times[step] = times
+        if len(self.times) > KEPT_QUERIES:
+            del self.times[next(iter(self.times))]
 
     def greeting(self, incarnation: int) -> Greeting:
-        """What it is told first."""
-        return Greeting(client=self.client, received=0, resumed=False, incarnation=incarnation, software=__version__)
+        """Return the answer to its Hello."""
+        return Greeting(client=self.name, received=0, resumed=False, incarnation=incarnation, software=__version__)
 
     def hand_out(self, _fetch: Fetch) -> Lower:
-        """The lower segment, once. Raises Refused."""
+        """Return the lower segment, once on each stream. Raises Refused."""
         if self.trained.lower is None:
             raise Refused("protocol", "the lower segments of this run are its clients' own: this server has none")
         if self.fetched:
@@ -79,70 +80,73 @@ class InferenceClient:
 
 
 class InferenceClients:
-    """All who are here, by their streams."""
+    """The clients that are connected, by their streams."""
 
     def __init__(self, trained: TrainedRun) -> None:
         self._trained = trained
         self._limits = trained.config.server.limits
-        self._here: dict[Stream, InferenceClient] = {}
+        self._connected: dict[Stream, InferenceClient] = {}
         self._next_look = 0.0
 
     def __iter__(self) -> Iterator[InferenceClient]:
-        return iter(self._here.values())
+        return iter(self._connected.values())
 
-    def let_in(self, stream: Stream, hello: Hello, identity: StreamIdentity, now: float) -> InferenceClient:
-        """Whom a stream is from, as far as its transport proves it. Raises Refused."""
+    def admit(self, stream: Stream, hello: Hello, identity: StreamIdentity, now: float) -> InferenceClient:
+        """Return the client of a new stream, as far as its transport proves who it is. Raises Refused."""
         hello.check_version()
         name, trained, most = admit(hello.client, identity), self._trained, self._limits.sessions
         head = trained.head_of(hello.shard, hello.shards)
-        if len(self._here) >= most:
+        if len(self._connected) >= most:
             raise Refused("full", f"{most} clients are here, server.limits.sessions = {most}")
         codec, limit_bytes = trained.config.infer_codec, trained.network.limit_bytes
         window = trained.config.client.window
         endpoint = Endpoint("server", link=codec, limit_bytes=limit_bytes, limit_tensors=0, call="infer", window=window)
         endpoint.resend(0, slow=hello.slow)
-        patience = Deadlines(self._limits, now)
-        asker = InferenceClient(
-            client=name, head=head, trained=trained, stream=stream, endpoint=endpoint, patience=patience
+        deadlines = Deadlines(self._limits, now)
+        client = InferenceClient(
+            name=name, head=head, trained=trained, stream=stream, endpoint=endpoint, deadlines=deadlines
         )
-        self._here[stream] = asker
-        return asker
+        self._connected[stream] = client
+        return client
 
-    def of(self, stream: Stream) -> InferenceClient | None:
-        """Who asks on it."""
-        return self._here.get(stream)
+    def find(self, stream: Stream) -> InferenceClient | None:
+        """Return the client of a stream; None if it was never admitted or is forgotten."""
+        return self._connected.get(stream)
 
     def leave(self, stream: Stream) -> InferenceClient | None:
-        """Who asked on it, and is forgotten now."""
-        return self._here.pop(stream, None)
+        """Forget the client of a stream, and return it."""
+        return self._connected.pop(stream, None)
 
     def may_ask(self, head: int | None) -> bool:
-        """Whether somebody could ask this head who waits for no answer."""
-        return any(asker.head == head and not asker.waiting for asker in self)
+        """Return True if a client of this head waits for no answer, so that it could send a query any time."""
+        return any(client.head == head and not client.waiting for client in self)
 
     def look_s(self, now: float) -> float | None:
-        """Until the next look at who is overdue; None if there is nobody."""
-        return max(0.0, self._next_look - now) if self._here else None
+        """Return the seconds until `overdue` looks again; None without clients."""
+        return max(0.0, self._next_look - now) if self._connected else None
 
     def overdue(self, now: float) -> list[tuple[InferenceClient, Refused]]:
-        """Who is waited for no longer, and why; whom no answer is due is the one to speak. Looks now and then."""
+        """Return the clients that are not waited for any longer, and why. It looks only now and then.
+
+        A client is expected to speak while none of its queries waits for an answer.
+        """
         if now < self._next_look:
             return []
         self._next_look = now + look_every_s(self._limits)
         found = []
-        for asker in self:
-            stream = asker.stream
+        for client in self:
+            stream = client.stream
             held = stream.held or stream.posted != stream.taken
-            error = asker.patience.fault(
-                asker.endpoint.missing, now, owes=asker.waiting == 0, held=held, written=stream.written
+            error = client.deadlines.fault(
+                client.endpoint.missing, now, owes=client.waiting == 0, held=held, written=stream.written
             )
             if error is not None:
-                found.append((asker, error))
+                found.append((client, error))
         return found
 
 
 def offer_of(trained: TrainedRun) -> Offer:
-    """What every client is told first."""
+    """Return the first message to every client."""
     return Offer(
         config=trained.config.to_json(),
         lower_sha256=trained.lower_sha256,

@@ -1,4 +1,4 @@
-"""The one loop that answers after a run: a thread that takes what streams bring and puts waiting queries through the head together.
+"""The loop that answers after a run: a thread that takes what streams bring and computes waiting queries together.
 
 Law: streams only enqueue. Endpoints, heads, torch and codecs belong to this thread; there is no lock. A query's scores depend on no
 other query but for the rounding of a larger matrix product. Nothing of a client outlives its stream.
@@ -6,8 +6,6 @@ other query but for the rounding of a larger matrix product. Nothing of a client
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import secrets
 import threading
 import time
@@ -17,24 +15,22 @@ from collections.abc import Callable, Sequence
 import torch
 
 from sl_common.errors import CutlayerError, Refused, WireError
-from sl_common.limits import PeerLimits
 from sl_common.messages.inference import Fetch, InferenceReply, Query, Scores
 from sl_common.pauses import PauseClock
 from sl_common.protocol import WaitUntil
-from sl_common.wire import Hello, Refusal
+from sl_common.wire import Hello
 from sl_server.core.identity import StreamIdentity
 from sl_server.inference.batch import WaitingQuery, compute
 from sl_server.inference.clients import InferenceClient, InferenceClients, offer_of
-from sl_server.inference.meter import InferMeter, Spent
+from sl_server.inference.meter import InferMeter, QueryTimes
 from sl_server.inference.metrics import InferMetrics
 from sl_server.inference.microbatch import MicroBatching
 from sl_server.storage.trained import TrainedRun
 from sl_server.telemetry.health import Health
 from sl_server.telemetry.ledger import Ledger
-from sl_server.training.engine import FRAME_COSTS, UNREAD, Stream
+from sl_server.transport.inbox import Inbox
 from sl_server.transport.refusals import Refusals
-
-_AT_ONCE = 256  # events that are taken before the head computes again
+from sl_server.transport.streams import MAX_UNWRITTEN, Stream
 
 
 class Inference:
@@ -57,9 +53,8 @@ class Inference:
         self._warn, self._on_end = warn, on_end
         self._offer = offer_of(trained)
         self._refusals = Refusals(metrics, warn)
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._posted = self._taken = 0  # bytes; the event loop counts the first, our loop the second
-        self._askers = InferenceClients(trained)
+        self.inbox = Inbox(self, trained.config.server.limits, refusals=self._refusals, pauses=metrics.slowed)
+        self._clients = InferenceClients(trained)
         self._clock = PauseClock(time.monotonic())  # of all deadlines; only the loop reads it
         self._waiting: list[WaitingQuery] = []
         self._incarnation = secrets.randbits(63)
@@ -74,47 +69,10 @@ class Inference:
         """Begin to answer."""
         self._thread.start()
 
-    def opened(self, stream: Stream, hello: bytes, identity: StreamIdentity) -> None:
-        """A stream brought its first frame; `identity` is what its transport proves."""
-        self._inbox.put(lambda: self._open(stream, hello, identity))
-
-    @property
-    def limits(self) -> PeerLimits:
-        """What one peer may cost."""
-        return self._trained.config.server.limits
-
-    @property
-    def backlog(self) -> int:
-        """Bytes that streams brought and the loop has not taken yet."""
-        return self._posted - self._taken
-
-    def came(self, stream: Stream, frame: bytes) -> None:
-        """A stream brought a frame."""
-        stream.posted += len(frame) + FRAME_COSTS
-        self._posted += len(frame) + FRAME_COSTS
-        arrived = time.perf_counter()
-        self._inbox.put(lambda: self._feed(stream, frame, arrived))
-
-    def closed(self, stream: Stream) -> None:
-        """A stream is gone, and what it asked with it."""
-        self._inbox.put(lambda: self._lose(stream))
-
-    def refused(self, who: str, error: Refused) -> None:
-        """Somebody was sent away at the door."""
-        self._inbox.put(lambda: self._refusals.note(who, error))
-
-    def proven(self, stream: Stream, identity: StreamIdentity) -> None:
-        """What an open stream proves has changed."""
-        self._inbox.put(lambda: self._prove(stream, identity))
-
-    def slowed(self, seconds: float) -> None:
-        """A stream is not read for so long, since it is too fast."""
-        self._metrics.slowed.inc(seconds)
-
     def drain(self) -> None:
         """Answer what is waiting, then end all streams and the loop."""
         self.health.ends("stopping")
-        self._inbox.put(lambda: setattr(self, "_draining", True))
+        self.inbox.put(lambda: setattr(self, "_draining", True))
 
     # --- the loop
 
@@ -123,35 +81,28 @@ class Inference:
         wait_s: float | None = None
         try:
             while not self._draining or self._waiting:
-                self._take_events(wait_s)
+                self.inbox.take(wait_s)
                 wait_s = self._look_after(self._work())
-                self._meter.settle()
-        except (Exception, SystemExit) as error:  # a bug, or a head that cannot compute
+                self._meter.flush()
+        except Exception as error:  # a bug, or a head that cannot compute
             self.failure = str(error) if isinstance(error, CutlayerError) else f"internal error: {error!r}"
             self._warn(traceback.format_exc())
         finally:
-            for asker in self._askers:
-                asker.stream.close()
+            for client in self._clients:
+                client.stream.close()
             self.health.ends()
             self._on_end()
 
     def _now(self) -> float:
-        """Seconds without those in which this loop did not look: nobody is late for them."""
+        """Return seconds since the start, without gaps in which this loop did not look: nobody is late for them."""
         return self._clock.read(time.monotonic())
 
-    def _take_events(self, wait_s: float | None) -> None:
-        """Whatever lies in the inbox, but not more than a bounded share of it; None waits for the first of them."""
-        with contextlib.suppress(queue.Empty):
-            self._inbox.get(timeout=wait_s)()
-            for _ in range(_AT_ONCE):
-                self._inbox.get_nowait()()
-
     def _work(self) -> float | None:
-        """Compute what is due; how long to wait for events then, None until there is one."""
+        """Compute the queries that are due. Return how long to wait for events then; None if without limit."""
         if not self._waiting:
             return None
         now = time.perf_counter()
-        others = not self._draining and self._askers.may_ask(self._waiting[0].head)
+        others = not self._draining and self._clients.may_ask(self._waiting[0].head)
         chosen = self._batching.choose(self._waiting, others=others, now=now)
         if isinstance(chosen, WaitUntil):
             return max(0.0, chosen.now - now)
@@ -165,99 +116,96 @@ class Inference:
         scores = compute(self._trained.heads, chosen)
         computed = before = time.perf_counter()
         for one, own in zip(chosen, scores, strict=True):
-            asker = one.asker
-            self._say(asker, Scores(step=one.query.step, scores=own))
+            self._say(one.client, Scores(step=one.query.step, scores=own))
             after = time.perf_counter()
-            spent = Spent(residence=after - one.arrived, decode=one.decode_s, encode=after - before)
-            asker.answered(one.query.step, spent, self._now())
+            times = QueryTimes(residence=after - one.arrived, decode=one.decode_s, encode=after - before)
+            one.client.answered(one.query.step, times, self._now())
             self._meter.waited(started - one.arrived - one.decode_s)
             before = after
         self._meter.computed(len(chosen), sum(one.samples for one in chosen), computed - started)
 
-    def _say(self, asker: InferenceClient, message: InferenceReply) -> None:
-        frames = asker.endpoint.pack(message)
-        asker.stream.send(frames)
+    def _say(self, client: InferenceClient, message: InferenceReply) -> None:
+        frames = client.endpoint.pack(message)
+        client.stream.send(frames)
         self._meter.said(message, frames)
 
-    # --- streams
+    # --- events of streams, from the inbox
 
-    def _open(self, stream: Stream, data: bytes, identity: StreamIdentity) -> None:
-        client = next(iter(identity.certificate or ()), "")
+    def open(self, stream: Stream, hello: bytes, identity: StreamIdentity) -> None:
+        """Admit a client and send it the offer, or refuse it."""
+        name = next(iter(identity.certificate or ()), "")
         try:
-            hello = Hello.from_frame(data)
-            client = hello.client or client
-            asker = self._askers.let_in(stream, hello, identity, self._now())
+            said = Hello.from_frame(hello)
+            name = said.client or name
+            client = self._clients.admit(stream, said, identity, self._now())
         except (Refused, WireError) as error:
-            self._refuse(stream, client, error)
+            self._refusals.refuse(stream, name, error)
             return
         self._metrics.connected.inc()
-        stream.send([asker.greeting(self._incarnation).to_frame()])
-        self._say(asker, self._offer)
+        stream.send([client.greeting(self._incarnation).to_frame()])
+        self._say(client, self._offer)
 
-    def _feed(self, stream: Stream, data: bytes, arrived: float) -> None:
-        stream.taken += len(data) + FRAME_COSTS
-        self._taken += len(data) + FRAME_COSTS
-        asker = self._askers.of(stream)
-        if asker is None:
+    def feed(self, stream: Stream, frame: bytes, arrived: float) -> None:
+        """Take a frame of a client, or refuse the client for it."""
+        client = self._clients.find(stream)
+        if client is None:
             return
         try:
-            self._take(asker, data, arrived)
+            self._take(client, frame, arrived)
         except (Refused, WireError) as error:
-            self._expel(asker, error)
+            self._expel(client, error)
 
-    def _take(self, asker: InferenceClient, data: bytes, arrived: float) -> None:
+    def check_identity(self, stream: Stream, identity: StreamIdentity) -> None:
+        """Refuse a client that its transport does not admit any more."""
+        client = self._clients.find(stream)
+        if client is None:
+            return
+        try:
+            client.check_identity(identity)
+        except Refused as error:
+            self._expel(client, error)
+
+    def lose(self, stream: Stream) -> None:
+        """Forget a client with its stream, and its queries with it."""
+        client = self._clients.leave(stream)
+        if client is not None:
+            self._metrics.connected.dec()
+            self._waiting = [one for one in self._waiting if one.client is not client]
+
+    # --- clients
+
+    def _take(self, client: InferenceClient, frame: bytes, arrived: float) -> None:
         fed = time.perf_counter()
-        asker.patience.heard(self._now())
-        received = asker.endpoint.feed(data)
-        asker.stream.outgoing.check(asker.endpoint.acknowledged)
+        client.deadlines.heard(self._now())
+        received = client.endpoint.feed(frame)
+        client.stream.outgoing.check(client.endpoint.acknowledged)
         decode_s = time.perf_counter() - fed
-        self._meter.came(received)
+        self._meter.received(received)
         if received.timing is not None:
-            self._meter.complete(asker.spent, received.timing)
+            self._meter.complete(client.times, received.timing)
         match received.message:
             case Query() as query:
-                asker.check(query)
-                asker.waiting += 1
-                self._waiting.append(WaitingQuery(asker=asker, query=query, arrived=arrived, decode_s=decode_s))
+                client.check(query)
+                client.waiting += 1
+                self._waiting.append(WaitingQuery(client=client, query=query, arrived=arrived, decode_s=decode_s))
             case Fetch() as fetch:
-                self._say(asker, asker.hand_out(fetch))
-        due = asker.endpoint.due(fed) if asker.stream.waiting < UNREAD else ()
+                self._say(client, client.hand_out(fetch))
+        due = client.endpoint.due(fed) if client.stream.waiting < MAX_UNWRITTEN else ()
         if due:
-            asker.stream.send(due)
+            client.stream.send(due)
             self._meter.sent(due)
 
-    def _prove(self, stream: Stream, identity: StreamIdentity) -> None:
-        asker = self._askers.of(stream)
-        if asker is None:
-            return
-        try:
-            asker.prove(identity)
-        except Refused as error:
-            self._expel(asker, error)
-
     def _look_after(self, wait_s: float | None) -> float | None:
-        """Nobody is waited for without end: how long to wait for events, with an eye on those who are here."""
+        """Refuse clients that are overdue. Return how long to wait for events, at most `wait_s`; None if without limit."""
         now = self._now()
-        for asker, error in self._askers.overdue(now):
-            if error.code == "slow" and not asker.endpoint.small:
-                asker.stream.close()  # it comes back with small frames, which take less than a message may stand still
+        for client, error in self._clients.overdue(now):
+            if error.code == "slow" and not client.endpoint.small:
+                client.stream.close()  # it comes back with small frames, which take less than a message may stand still
             else:
-                self._expel(asker, error)
-        look_s = self._askers.look_s(now)
+                self._expel(client, error)
+        look_s = self._clients.look_s(now)
         return min((s for s in (wait_s, look_s) if s is not None), default=None)
 
-    def _expel(self, asker: InferenceClient, why: Refused | WireError) -> None:
-        self._lose(asker.stream)
-        self._refuse(asker.stream, asker.client, why)
-
-    def _lose(self, stream: Stream) -> None:
-        asker = self._askers.leave(stream)
-        if asker is not None:
-            self._metrics.connected.dec()
-            self._waiting = [one for one in self._waiting if one.asker is not asker]
-
-    def _refuse(self, stream: Stream, client: str, why: Refused | WireError) -> None:
-        error = why if isinstance(why, Refused) else Refused("protocol", str(why))
-        self._refusals.note(f"{repr(client)[:80] if client else 'a client'} at {stream.peer}", error)
-        stream.send([Refusal(code=error.code, reason=error.reason).to_frame()])
-        stream.close()
+    def _expel(self, client: InferenceClient, why: Refused | WireError) -> None:
+        self.lose(client.stream)
+        self._refusals.refuse(client.stream, client.name, why)

@@ -1,6 +1,6 @@
-"""What is measured of each query: bytes into the ledger, phases into the metrics.
+"""Measures of each query: bytes into the ledger, phases into the metrics.
 
-Law: nothing is counted while an answer waits for it. Counting is put off, in order, until `settle`.
+Law: nothing is counted while an answer waits for it. Counting is put off, in order, until `flush`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from sl_common.wire import Frame, Received, Timing
 from sl_server.inference.metrics import InferMetrics
 from sl_server.telemetry.ledger import Ledger
 
-KEPT_QUERIES = 64  # queries of a client whose own measures may still come
+KEPT_QUERIES = 64  # answered queries of a client whose times are kept until the client sends its own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Spent:
-    """Seconds of one query on the server."""
+class QueryTimes:
+    """Seconds that one query spent on the server."""
 
     residence: float  # from its last frame to its answer handed over
     decode: float
@@ -27,43 +27,43 @@ class Spent:
 
 
 class InferMeter:
-    """Counts for one server."""
+    """The measures of one server."""
 
     def __init__(self, ledger: Ledger, metrics: InferMetrics) -> None:
         self._ledger = ledger
         self._metrics = metrics
         self._later: list[Callable[[], object]] = []
 
-    def came(self, received: Received) -> None:
-        """A frame came in."""
+    def received(self, received: Received) -> None:
+        """Count a frame that came in, and its message if it completes one."""
         self._later += [partial(self._ledger.tally, "up", received.tally)]
         if received.message is not None:
             self._later.append(partial(self._ledger.message, "up", received.message))
 
     def said(self, message: Message, frames: Sequence[Frame]) -> None:
-        """A message went out."""
+        """Count a message that was sent, with its frames."""
         self._later.append(partial(self._ledger.message, "down", message))
         self.sent(frames)
 
     def sent(self, frames: Sequence[Frame]) -> None:
-        """Frames went out."""
+        """Count frames that were sent."""
         self._later += [partial(self._ledger.tally, "down", frame.tally) for frame in frames]
 
     def computed(self, queries: int, samples: int, seconds: float) -> None:
-        """So many went through the head together."""
+        """Count queries that were computed together in so many seconds."""
         self._later.append(partial(self._computed, queries, samples, seconds))
 
     def waited(self, seconds: float) -> None:
-        """A query did, until the head began."""
+        """Observe for how long a query waited until it was computed."""
         self._later.append(partial(self._metrics.observe, "queue_wait", seconds))
 
-    def complete(self, spent: dict[int, Spent], client: Timing) -> None:
-        """A client's measures of an answered query complete ours of the same one, in `spent`."""
-        ours = spent.pop(client.step, None)
+    def complete(self, times: dict[int, QueryTimes], client: Timing) -> None:
+        """Observe the phases of an answered query from the client's times and ours, which leave `times`."""
+        ours = times.pop(client.step, None)
         if ours is not None:
             self._later.append(partial(self._complete, ours, client))
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Count what was put off."""
         later, self._later = self._later, []
         for count in later:
@@ -76,7 +76,7 @@ class InferMeter:
         for _ in range(queries):
             self._metrics.observe("server_compute", seconds)
 
-    def _complete(self, ours: Spent, client: Timing) -> None:
+    def _complete(self, ours: QueryTimes, client: Timing) -> None:
         self._metrics.observe("client_forward", client.forward)
         self._metrics.observe("encode", client.encode + ours.encode)
         self._metrics.observe("wire", client.round_trip - ours.residence)

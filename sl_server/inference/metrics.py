@@ -17,7 +17,7 @@ _BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0
 
 
 class InferMetrics:
-    """In a registry of their own, without anything that is about training."""
+    """The metrics of one server, in a registry of their own without those of training."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.registry = CollectorRegistry()
@@ -51,13 +51,13 @@ class InferMetrics:
         self.scrapes = Scrapes(self.text)
 
     def text(self) -> bytes:
-        """All of them in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
     def observe(self, phase: str, seconds: float) -> None:
-        """One phase of one query."""
+        """Observe the seconds of one phase of one query."""
         self._phases[phase].observe(max(0.0, seconds))
 
     def rejected(self, reason: str) -> None:
-        """A client was refused."""
+        """Count a client that was refused."""
         self._rejected.labels(reason if reason in REASONS else "protocol").inc()

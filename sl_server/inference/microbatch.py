@@ -1,4 +1,4 @@
-"""Which waiting queries go through the head together. Pure: what waits and how late it is come in, the choice goes out."""
+"""The choice of waiting queries that are computed together. Pure: waiting queries and the time come in, the choice goes out."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from sl_common.protocol import WaitUntil
 
 
 class QueuedQuery(Protocol):
-    """A query that was not answered yet."""
+    """A query without an answer."""
 
     @property
     def head(self) -> int | None:
-        """Which head it is for."""
+        """Number of the head that answers it."""
         ...
 
     @property
     def samples(self) -> int:
-        """At least 1."""
+        """Number of samples in it, at least 1."""
         ...
 
     @property
     def arrived(self) -> float:
-        """When, in seconds of the caller's clock."""
+        """Time of arrival, in seconds of the caller's clock."""
         ...
 
 
@@ -33,15 +33,16 @@ W = TypeVar("W", bound=QueuedQuery)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MicroBatching:
-    """`max_samples` go through the head at once (or one query, if it has more); for that none waits longer than `max_wait_s`."""
+    """At most `max_samples` are computed together (or one query, if it has more); no query waits longer than `max_wait_s` for others."""
 
     max_samples: int = 256
     max_wait_s: float = 0.002
 
     def choose(self, waiting: Sequence[W], *, others: bool, now: float) -> list[W] | WaitUntil:
-        """What to compute now, out of queries in the order of their arrival, at least one.
+        """Return the queries to compute now, or until when to wait for more. `waiting`: at least one, in order of arrival.
 
-        The oldest one's head decides. `others`: somebody is connected who could ask it and has not; without, nobody is waited for.
+        Only queries for the head of the oldest one are chosen. `others`: a client is connected that could send a query for this
+        head; otherwise there is nothing to wait for.
         """
         first, samples = waiting[0], 0
         chosen: list[W] = []

@@ -1,29 +1,21 @@
-"""A server process that answers after a run: the inference thread, gRPC on asyncio, the metrics' address and signals."""
+"""The server process that answers after a run."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import signal
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from sl_common.exits import HAND_OVER_S
-from sl_common.host.descriptors import Shortage
+from sl_common.exits import INTERRUPTED
 from sl_common.host.progress import Beat, size
-from sl_common.host.signals import hang_up
 from sl_server.console.show import ServerConsole
 from sl_server.inference.loop import Inference
 from sl_server.inference.metrics import InferMetrics
 from sl_server.inference.microbatch import MicroBatching
-from sl_server.security import handshakes
+from sl_server.process.descriptors import claim_descriptors, descriptors_for_inference
+from sl_server.process.harness import Harness, on_signals, run_process
 from sl_server.security.credentials import Credentials
-from sl_server.security.expiry import Expiry, expose
 from sl_server.storage.trained import TrainedRun
 from sl_server.telemetry.ledger import Ledger
-from sl_server.training import descriptors
-from sl_server.training.process import say_room
-from sl_server.transport import service
 
 
 def serve_trained(
@@ -37,12 +29,11 @@ def serve_trained(
     ledger: Ledger,
     device: tuple[str, str] = ("cpu", "cpu"),
 ) -> tuple[str | None, bool]:
-    """Answer until a signal ends it: why it failed (None if it did not), and whether the signal was SIGINT.
+    """Answer until a signal ends the process. Return why it failed (None if it did not), and whether the signal was SIGINT.
 
-    `device`: where `trained` is, and what was asked for.
+    `metrics` is the address of the metrics, if they are wanted; `device` is where `trained` is, and what was asked for.
     """
-    sys.setswitchinterval(HAND_OVER_S)
-    return asyncio.run(_serve(trained, batching, listen, door, metrics, show, ledger, device))
+    return run_process(_serve(trained, batching, listen, door, metrics, show, ledger, device))
 
 
 async def _serve(
@@ -55,41 +46,40 @@ async def _serve(
     ledger: Ledger,
     device: tuple[str, str],
 ) -> tuple[str | None, bool]:
-    loop, over, metrics = asyncio.get_running_loop(), asyncio.Event(), InferMetrics(ledger)
-    inference = Inference(
-        trained,
-        batching,
-        ledger=ledger,
-        metrics=metrics,
-        warn=show.warn,
-        on_end=lambda: _ring(loop, over),
-    )
-    say_room(show, descriptors.descriptors_for_inference(trained.config))
-    server = None
-    with contextlib.ExitStack() as stack:
-        stack.callback(metrics.scrapes.close)
-        shortage = Shortage(show.warn)
-        stack.enter_context(handshakes.heard(inference.refused, shortage.met))
-        expose(metrics.registry, door.certificates)
-        for one in (descriptors.watch_descriptors(shortage), Expiry(door.certificates, show.warn).watch()):
-            stack.callback(asyncio.create_task(one).cancel)
-        try:
-            interrupted = _on_signals(loop, inference, show)  # before anybody can know of this process
-            server, port = await service.start(inference, listen, door, "Infer")
-            _announce(show, f"{listen.rpartition(':')[0]}:{port}", door, trained)
-            show.device(*device)
-            if metrics_at is not None:
-                at = metrics.scrapes.serve(*metrics_at, inference.health)
-                show.say("metrics", f"metrics at http://{metrics_at[0]}:{at}/metrics", port=at)
-            inference.start()
-            stack.enter_context(_beating(show, metrics, ledger))
-            await over.wait()
-            await server.stop(grace=2.0)  # the last answers are on their way
+    metrics = InferMetrics(ledger)
+    harness = Harness(show, door, metrics)
+    inference = Inference(trained, batching, ledger=ledger, metrics=metrics, warn=show.warn, on_end=harness.end)
+    claim_descriptors(show, descriptors_for_inference(trained.config))
+    async with harness:
+        signals = _Signals(inference, show.warn)
+        on_signals(signals.handle)  # before anybody can know of this process
+        address = await harness.listen(inference.inbox, listen, "Infer")
+        _announce(show, address, door, trained)
+        show.device(*device)
+        harness.serve_metrics(metrics_at, inference.health)
+        inference.start()
+        with _progress(show, metrics, ledger):
+            await harness.until_over()
             _say_answered(show, "summary", metrics, ledger)
-            return inference.failure, interrupted.is_set()
-        finally:
-            if server is not None:
-                await server.stop(grace=0)
+        return inference.failure, signals.interrupted
+
+
+class _Signals:
+    """Any signal answers what is waiting and ends; a second one leaves at once."""
+
+    def __init__(self, inference: Inference, warn: Callable[[str], None]) -> None:
+        self._inference, self._warn = inference, warn
+        self._ending = False
+        self.interrupted = False  # by SIGINT
+
+    def handle(self, name: str) -> None:
+        """Act on a signal."""
+        if self._ending:
+            raise SystemExit(INTERRUPTED)
+        self._ending = True
+        self.interrupted = name == "SIGINT"
+        self._warn(f"{name}: answering what is waiting, then stopping; once more to leave at once")
+        self._inference.drain()
 
 
 def _announce(show: ServerConsole, address: str, door: Credentials, trained: TrainedRun) -> None:
@@ -108,37 +98,16 @@ def _announce(show: ServerConsole, address: str, door: Credentials, trained: Tra
     door.attach(show.warn)
 
 
-def _ring(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
-    loop.call_soon_threadsafe(event.set)
-
-
-def _on_signals(loop: asyncio.AbstractEventLoop, inference: Inference, show: ServerConsole) -> asyncio.Event:
-    """Any of these answers what is waiting and ends; a second one leaves at once."""
-    interrupted, told = asyncio.Event(), asyncio.Event()
-
-    def stop(name: str) -> None:
-        if told.is_set():
-            raise SystemExit(130)
-        told.set()
-        if name == "SIGINT":
-            interrupted.set()
-        show.warn(f"{name}: answering what is waiting, then stopping; once more to leave at once")
-        inference.drain()
-
-    for number in (signal.SIGINT, signal.SIGTERM, *hang_up()):
-        loop.add_signal_handler(number, stop, number.name)
-    return interrupted
-
-
 @contextlib.contextmanager
-def _beating(show: ServerConsole, metrics: InferMetrics, ledger: Ledger) -> Iterator[None]:
-    """Say every few seconds how much was answered, while there is something new to say."""
-    said = [0.0]
+def _progress(show: ServerConsole, metrics: InferMetrics, ledger: Ledger) -> Iterator[None]:
+    """Say every few seconds how much was answered, if that has changed."""
+    last = 0.0
 
     def say() -> None:
+        nonlocal last
         answered = metrics.registry.get_sample_value("sl_infer_requests_total") or 0.0
-        if answered != said[0]:
-            said[0] = answered
+        if answered != last:
+            last = answered
             _say_answered(show, "progress", metrics, ledger)
 
     beat = Beat(say)

@@ -7,8 +7,7 @@ from sl_common.lazy_exports import lazy_exports
 
 __getattr__, __all__ = lazy_exports(
     __name__,
-    descriptors="",
-    engine="FRAME_COSTS Stream UNREAD",
-    process="RunRecorder run_server say_room",
+    process="run_server",
+    recorder="RunRecorder",
     workers="run_timed",
 )

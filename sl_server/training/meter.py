@@ -1,6 +1,6 @@
 """What the engine measures of each step: bytes into the ledger, phases into the ledger and the metrics.
 
-Law: nothing is counted while a reply waits for it. Counting is put off, in order, until `settle`.
+Law: nothing is counted while a reply waits for it. Counting is put off, in order, until `flush`.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ class Meter:
         """Frames went out."""
         self._later += [partial(self._tally, clock, "down", frame.tally) for frame in frames]
 
-    def took(self, clock: Clock, received: Received, *, arrived: float, fed: float, decoded: float) -> None:
+    def received(self, clock: Clock, received: Received, *, arrived: float, fed: float, decoded: float) -> None:
         """A frame came in."""
-        self._later.append(partial(self._took, clock, received, arrived, fed, decoded))
+        self._later.append(partial(self._count_received, clock, received, arrived, fed, decoded))
 
     def said(self, clock: Clock, message: ToClient, span: StepSpan) -> None:
         """A message was encoded."""
-        self._later.append(partial(self._said, clock, message, span))
+        self._later.append(partial(self._count_said, clock, message, span))
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Count what was put off."""
         later, self._later = self._later, []
         for count in later:
@@ -72,7 +72,7 @@ class Meter:
         nbytes = self._ledger.message(direction, message)
         self._metrics.clients.row(clock.client).payload[direction] += nbytes
 
-    def _took(self, clock: Clock, received: Received, arrived: float, fed: float, decoded: float) -> None:
+    def _count_received(self, clock: Clock, received: Received, arrived: float, fed: float, decoded: float) -> None:
         self._tally(clock, "up", received.tally)
         if received.timing is not None:
             self._complete(clock, received.timing)
@@ -83,7 +83,7 @@ class Meter:
             clock.arrived, clock.decoded = arrived, decoded
             clock.queued_s, clock.decode_s = fed - arrived, decoded - fed
 
-    def _said(self, clock: Clock, message: ToClient, span: StepSpan) -> None:
+    def _count_said(self, clock: Clock, message: ToClient, span: StepSpan) -> None:
         self._message(clock, "down", message)
         if isinstance(message, Gradient) and message.dz is not None:
             self._observe("queue_wait", clock.queued_s + span.started - clock.decoded)

@@ -8,6 +8,8 @@ from sl_common.lazy_exports import lazy_exports
 __getattr__, __all__ = lazy_exports(
     __name__,
     deadlines="Deadlines look_every_s",
-    refusals="Refusals",
-    service="",
+    inbox="Inbox",
+    refusals="Refusals as_refused",
+    server="",
+    streams="MAX_UNWRITTEN Stream",
 )

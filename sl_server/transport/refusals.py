@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from sl_common.errors import Refused
+from sl_common.errors import Refused, WireError
 from sl_common.host.text import printable
+from sl_common.wire import Refusal
+from sl_server.transport.streams import Stream
 
 MAX_SAID = 100  # different ones in a minute; a peer may think up names
 PERIOD_S = 60.0
@@ -47,6 +49,13 @@ class Refusals:
         else:
             self._count(who, error)
 
+    def refuse(self, stream: Stream, client: str, why: Refused | WireError) -> None:
+        """Send a refusal on a stream, close it and count it; `client` is its name, or empty."""
+        error = as_refused(why)
+        self.note(f"{repr(client)[:80] if client else 'a client'} at {stream.peer}", error, client)
+        stream.send([Refusal(code=error.code, reason=error.reason).to_frame()])
+        stream.close()
+
     def joined(self, client: str) -> None:
         """A client has a session: that a former one was forgotten is no refusal."""
         self._forgotten.pop(client, None)
@@ -76,3 +85,8 @@ class Refusals:
             self._warn("too many different refusals to tell them all: for a minute they are only counted")
         else:
             self._warn(f"refused {who} ({error.code}): {printable(error.reason)}")
+
+
+def as_refused(error: Refused | WireError) -> Refused:
+    """Return the refusal that an error of a peer leads to."""
+    return error if isinstance(error, Refused) else Refused("protocol", str(error))

@@ -15,7 +15,7 @@ from sl_common.wire.outgoing import Outgoing
 LAST_WORDS_S = 5.0  # for what was sent before the stream was closed; a peer that does not read gets no more
 
 
-class TrainStream:
+class ServerStream:
     """Made in the task that writes it."""
 
     def __init__(self, peer: str) -> None:
