@@ -53,7 +53,7 @@ def test_there_are_never_more_strangers_than_room(room: int, steps: list[tuple[i
             out = silent.pop(0) if len(silent) + len(asking) > room else None
             assert strangers.enter(who) == out
         elif what == "asks":
-            strangers.asks(who)
+            strangers.spoke(who)
             if who in silent:
                 silent.remove(who)
                 asking.add(who)

@@ -1,4 +1,4 @@
-"""A server that answers after a run: the loop that computes queries, the choice of those computed together, and the process around it.
+"""A server that answers after a run: the loop that computes queries, and the process around it.
 
 One thread owns the network; nothing trains and nothing of a client is kept.
 """

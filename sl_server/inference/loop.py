@@ -1,7 +1,7 @@
 """The loop that answers after a run: a thread that takes what streams bring and computes waiting queries together.
 
-Law: streams only enqueue. Endpoints, heads, torch and codecs belong to this thread; there is no lock. A query's scores depend on no
-other query but for the rounding of a larger matrix product. Nothing of a client outlives its stream.
+Law: streams only enqueue. Endpoints, heads, torch and codecs belong to this thread; there is no lock. A query's scores
+depend on no other query but for the rounding of a larger matrix product. Nothing of a client outlives its stream.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class Inference:
             self._meter.sent(due)
 
     def _look_after(self, wait_s: float | None) -> float | None:
-        """Refuse clients that are overdue. Return how long to wait for events, at most `wait_s`; None if without limit."""
+        """Refuse clients that are overdue. Return how long to wait for events, at most `wait_s`; None: for ever."""
         now = self._now()
         for client, error in self._clients.overdue(now):
             if error.code == "slow" and not client.endpoint.small:

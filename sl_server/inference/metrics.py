@@ -26,7 +26,8 @@ class InferMetrics:
         self.registry.register(LedgerCollector(ledger))
         seconds = Histogram(
             "sl_infer_seconds",
-            "One query by phase; encode and decode are both sides' together, queue_wait includes waiting for others to compute with",
+            "One query by phase; encode and decode are both sides' together, queue_wait includes waiting for others to "
+            "compute with",
             ("phase",),
             buckets=_BUCKETS,
             registry=self.registry,

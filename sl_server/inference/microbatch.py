@@ -1,4 +1,4 @@
-"""The choice of waiting queries that are computed together. Pure: waiting queries and the time come in, the choice goes out."""
+"""The choice of the queries that are computed together. Pure: waiting queries and the time in, the choice out."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ W = TypeVar("W", bound=QueuedQuery)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MicroBatching:
-    """At most `max_samples` are computed together (or one query, if it has more); no query waits longer than `max_wait_s` for others."""
+    """Computes up to `max_samples` together, or one larger query; none waits for others longer than `max_wait_s`."""
 
     max_samples: int = 256
     max_wait_s: float = 0.002
 
     def choose(self, waiting: Sequence[W], *, others: bool, now: float) -> list[W] | WaitUntil:
-        """Return the queries to compute now, or until when to wait for more. `waiting`: at least one, in order of arrival.
+        """Return the queries to compute now, or until when to wait. `waiting`: at least one, in order of arrival.
 
-        Only queries for the head of the oldest one are chosen. `others`: a client is connected that could send a query for this
-        head; otherwise there is nothing to wait for.
+        Only queries for the head of the oldest one are chosen. `others`: a client is connected that could send a query
+        for this head; otherwise there is nothing to wait for.
         """
         first, samples = waiting[0], 0
         chosen: list[W] = []

@@ -29,7 +29,7 @@ def serve_trained(
     ledger: Ledger,
     device: tuple[str, str] = ("cpu", "cpu"),
 ) -> tuple[str | None, bool]:
-    """Answer until a signal ends the process. Return why it failed (None if it did not), and whether the signal was SIGINT.
+    """Answer until a signal ends the process. Return why it failed (None if not), and whether the signal was SIGINT.
 
     `metrics` is the address of the metrics, if they are wanted; `device` is where `trained` is, and what was asked for.
     """
@@ -87,8 +87,8 @@ def _announce(show: ServerConsole, address: str, door: Credentials, trained: Tra
     lower = "its clients' own" if not sha256 else f"sent to clients that have it not yet (sha256 {sha256[:16]}…)"
     show.say(
         "listening",
-        f"listening on {address} ({door.says}); run {config.run.name!r}: model {config.model.name} cut at {config.model.cut}, "
-        f"{len(trained.heads)} head(s); lower segment: {lower}",
+        f"listening on {address} ({door.says}); run {config.run.name!r}: model {config.model.name} "
+        f"cut at {config.model.cut}, {len(trained.heads)} head(s); lower segment: {lower}",
         address=address,
         tls=door.certificates is not None,
         run=config.run.name,

@@ -1,7 +1,8 @@
 """File descriptors that a server needs: one for each client's connection, besides those of its own files and sockets.
 
-Measured: a server that listens, with metrics and all files of a run, has 25. Each connection adds one, and a checkpoint two
-while it is written. A client that comes back on another connection has two until the old one is given up.
+Measured: a server that listens, with metrics and all files of a run, has 25. Each connection adds one, and a
+checkpoint two while it is written. A client that comes back on another connection has two until the old one is given
+up.
 """
 
 from __future__ import annotations

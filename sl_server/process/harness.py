@@ -1,4 +1,4 @@
-"""The parts of a server process around the loop in its thread: watchers, gRPC on asyncio, the metrics address and signals.
+"""The parts of a server process around its loop: watchers, gRPC on asyncio, the metrics address and signals.
 
 Law: everything that was started here is ended on exit, in the reverse order, whatever happened.
 """

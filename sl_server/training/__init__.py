@@ -1,6 +1,6 @@
 """The shell that trains: one thread owns the coordinator, others compute for it, and a process holds them together.
 
-It alternates events with work and never waits for a peer.
+The engine alternates events with work and never waits for a peer.
 """
 
 from sl_common.lazy_exports import lazy_exports

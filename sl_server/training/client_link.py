@@ -1,4 +1,4 @@
-"""One client's session and the stream that carries it now: what is sent on it, and how long the client is waited for."""
+"""One client's session and the stream that carries it now; frames are sent and deadlines kept here."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class ClientLink:
     def spare(self, error: Refused) -> bool:
         """End the stream of a slow client instead of refusing the client, if small frames may help. Return True if so.
 
-        An ordinary frame may take longer on its way than a message may stand still. A client that has lost its stream comes
-        back with small frames.
+        An ordinary frame may take longer on its way than a message may stand still. A client that has lost its stream
+        comes back with small frames.
         """
         endpoint, stream = self.session.endpoint, self.stream
         if error.code != "slow" or endpoint.small or stream is None or endpoint.received <= self.spared_at:
@@ -68,8 +68,8 @@ class ClientLink:
     def delay_s(self, dead_s: float) -> float:
         """Return how many seconds after the server the client may learn that its stream is broken.
 
-        If no frame came for about as long as gRPC waits for the answer to a ping (`dead_s`), the frames that were sent may
-        still be on a slow link, outside this machine's buffers, and the end of the stream behind them.
+        If no frame came for about as long as gRPC waits for the answer to a ping (`dead_s`), the frames that were sent
+        may still be on a slow link, outside this machine's buffers, and the end of the stream behind them.
         """
         quiet_s = time.perf_counter() - self.heard_at
         return dead_s if quiet_s > _QUIET_SHARE * dead_s and not self.session.endpoint.settled else 0.0

@@ -1,7 +1,7 @@
 """The loop that trains: a thread that alternates the events of the inbox with the coordinator's work.
 
-Law: streams only enqueue. Sessions, coordinator, torch and codecs belong to this thread; there is no lock. A long silent stretch
-of work never blocks a leave, a tick or a stop for longer than one cohort.
+Law: streams only enqueue. Sessions, coordinator, torch and codecs belong to this thread; there is no lock. A long
+silent stretch of work never blocks a leave, a tick or a stop for longer than one cohort.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Engine:
         return self._clock.read(time.monotonic())
 
     def _work(self) -> bool:
-        """Do at most one cohort's work and send what it gives. Return False if there is nothing to do before the next event."""
+        """Do at most one cohort's work and send its messages. Return False if the next event must come first."""
         if self._pause_between_waves():
             return False
         started = time.perf_counter()
@@ -166,7 +166,7 @@ class Engine:
         return True
 
     def _let_write(self, streams: Sequence[Stream]) -> None:
-        """Let the event loop write the replies, which clients wait for, before the work that may wait, unless events have come."""
+        """Give the event loop time to write the replies, before the work that can wait, unless events have come."""
         until = time.perf_counter() + _MAX_YIELD_S
         while streams and self.inbox.is_empty():
             time.sleep(_YIELD_S)
@@ -253,7 +253,7 @@ class Engine:
 
 
 def _device_memory() -> int:
-    """Return the bytes that torch's tensors take on all GPUs, without starting CUDA in a process that does not use it."""
+    """Return the bytes of torch's tensors on all GPUs. CUDA is not started in a process that does not use it."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return 0
     return sum(torch.cuda.memory_allocated(device) for device in range(torch.cuda.device_count()))

@@ -9,7 +9,7 @@ from sl_server.transport.streams import Stream
 
 
 class LinkTable:
-    """Links of clients that have a session; each open stream carries one of them. The dictionaries are for reading alone."""
+    """Links of clients that have a session; an open stream carries one of them. Others only read the dictionaries."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics

@@ -1,4 +1,4 @@
-"""What the engine measures of each step: bytes into the ledger, phases into the ledger and the metrics.
+"""Measures of each step: bytes into the ledger, phases into the ledger and the metrics.
 
 Law: nothing is counted while a reply waits for it. Counting is put off, in order, until `flush`.
 """
@@ -17,10 +17,10 @@ from sl_server.telemetry.metrics import Metrics
 
 @dataclass(kw_only=True, slots=True)
 class Clock:
-    """The times of one client's last batch, in seconds; kept with its session."""
+    """The times of one client's last batch, in seconds of `time.perf_counter`; kept with its session."""
 
     client: str
-    arrived: float = 0.0  # when it was whole
+    arrived: float = 0.0  # when its last frame was put into the inbox
     decoded: float = 0.0
     queued_s: float = 0.0  # in the inbox
     decode_s: float = 0.0
@@ -30,16 +30,16 @@ class Clock:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepSpan:
-    """When a stretch of the coordinator's work began, when it was computed, and one reply's encoding."""
+    """Times of `time.perf_counter` around one turn of the coordinator and the encoding of one of its replies."""
 
-    started: float
+    started: float  # the turn
     computed: float
-    encoding: float  # when it began
+    encoding: float  # the reply
     encoded: float
 
 
 class Meter:
-    """Counts for one run."""
+    """The measures of one run."""
 
     def __init__(self, ledger: Ledger, metrics: Metrics) -> None:
         self._ledger = ledger
@@ -47,15 +47,15 @@ class Meter:
         self._later: list[Callable[[], object]] = []
 
     def sent(self, clock: Clock, frames: Iterable[Frame]) -> None:
-        """Frames went out."""
+        """Count frames that were sent."""
         self._later += [partial(self._tally, clock, "down", frame.tally) for frame in frames]
 
     def received(self, clock: Clock, received: Received, *, arrived: float, fed: float, decoded: float) -> None:
-        """A frame came in."""
+        """Count a frame that came in, and its message if it completes one."""
         self._later.append(partial(self._count_received, clock, received, arrived, fed, decoded))
 
     def said(self, clock: Clock, message: ToClient, span: StepSpan) -> None:
-        """A message was encoded."""
+        """Count a message that was encoded."""
         self._later.append(partial(self._count_said, clock, message, span))
 
     def flush(self) -> None:
@@ -96,7 +96,7 @@ class Meter:
         self._ledger.timed(phase, max(0.0, seconds))
 
     def _complete(self, clock: Clock, client: Timing) -> None:
-        """The client's measures of its last step complete ours of the same step."""
+        """Observe the phases of a step from the client's times and ours."""
         residence = clock.residence_s.pop(client.step, None)
         if residence is None:
             return

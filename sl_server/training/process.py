@@ -52,7 +52,7 @@ def run_server(
     tensorboard: bool = False,
     level: Level = Level.INFO,
 ) -> Outcome:
-    """Serve one run to its end. Return its summary, why it failed (None if it did not), and whether its operator stopped it.
+    """Serve one run to its end. Return its summary, why it failed (None if not), and whether its operator stopped it.
 
     `resume`: go on from the newest checkpoint in `out`, or begin anew there if it has none yet.
     """

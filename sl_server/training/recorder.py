@@ -68,7 +68,7 @@ class RunRecorder:
         self._is_unheard = True
 
     def finish(self, failure: str | None = None) -> tuple[dict[str, Any], str | None]:
-        """Write, show and return the summary, and why the run failed, if it did. Results that cannot be written are a failure."""
+        """Write, show and return the summary, and why the run failed, if it did: also if results cannot be written."""
         self._look_at_output()
         try:
             summary = self._directory.finish(self._coordinator, self.seconds, failure)

@@ -1,4 +1,4 @@
-"""A checkpoint tried out before it is gone back to: whole bytes may still be another run's, or changed by hand."""
+"""The trial of a checkpoint before a run goes on from it: it may be of another run, or changed by hand."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from sl_server.telemetry.ledger import Ledger
 
 
 def rehearse(tree: Tree, network: Network, coordinator: Coordinator) -> None:
-    """Restore a checkpoint into a coordinator of the same run that is thrown away. Raises DataError if it does not fit.
+    """Restore a checkpoint into a coordinator that the caller throws away. Raises DataError if it does not fit the run.
 
-    Recordings are looked at one by one and not kept, so that this takes no more memory than the run's own state.
+    Recordings are checked one by one and not kept, so that this takes no more memory than the run's own state.
     """
     try:
         _check_numbers(tree)
@@ -32,7 +32,7 @@ def rehearse(tree: Tree, network: Network, coordinator: Coordinator) -> None:
         Sessions(coordinator, incarnation=1).restore({**tree, "coordinator": lean})
         Ledger().restore(tree["ledger"])
         coordinator.weights()
-    except Exception as error:  # whatever a value of the wrong kind brings about
+    except Exception as error:  # a value of the wrong kind may raise anything
         raise DataError(f"a checkpoint that does not fit this run: {error!r:.300}") from error
 
 
@@ -67,7 +67,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _check(kind: Any, value: object, name: str) -> None:
-    """Raises pydantic's ValidationError, with the name in a note."""
+    """Raise ValueError, naming the field, unless the value is of this type."""
     try:
         _adapter(kind).validate_python(value, strict=True)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Threads for long work beside the engine: it hands jobs in and gets their results as events, and never waits for them."""
+"""Threads for long work beside the engine, which hands jobs in, gets their results as events and waits for none."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from sl_server.core.alignments import Job
 
 
 def run_timed(job: Job) -> tuple[Aligned, AuxAligned]:
-    """Run a job here and now: its result, and what to tell people. Raises Diverged."""
+    """Run a job in this thread. Return its result, and a fact about it. Raises Diverged."""
     began = time.perf_counter()
     result = job.run()
-    took = time.perf_counter() - began
-    told = AuxAligned(
+    took_s = time.perf_counter() - began
+    fact = AuxAligned(
         client=job.client,
         round=result.round,
         samples=job.samples,
         before=result.before,
         after=result.after,
-        took_s=round(took, 4),
+        took_s=round(took_s, 4),
     )
-    return result, told
+    return result, fact
 
 
 class Workers:
-    """Started with the first job; as many as there are cores to spare. They end with the process, whatever they are at."""
+    """Threads on the spare cores, started with the first job. They end with the process, even within a job."""
 
     def __init__(self, threads_each: int) -> None:
-        """`threads_each`: intra-op threads of torch, as everywhere in the run, so that bits are the same."""
+        """`threads_each`: intra-op threads of torch, as everywhere in the run, so that the bits are the same."""
         self._threads_each = threads_each
         self._todo: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._started = False
 
     def do(self, work: Callable[[], None]) -> None:
-        """Do it when there is time. It handles its own errors."""
+        """Run `work`, which must handle its own errors, as soon as a thread is free."""
         self._todo.put(work)
         if not self._started:
             self._started = True

@@ -1,6 +1,6 @@
-"""Frames between gRPC and the loop that answers them, and what one peer may cost.
+"""Frames between gRPC and the inbox of the loop that answers them, and the limits on what one peer may cost.
 
-It moves bytes and refuses; it knows nothing of training.
+It moves frames and refuses streams; it knows nothing of training.
 """
 
 from sl_common.lazy_exports import lazy_exports

@@ -1,5 +1,4 @@
-"""Limits on streams that have not been admitted yet: how many there are, how long they are silent, how large their headers are, and how
-often one client or address comes."""
+"""Limits on streams before their Hello is answered: their number, silence and headers, and how often a client comes."""
 
 from __future__ import annotations
 
@@ -48,14 +47,14 @@ class Admission:
 
     def spoke(self, stream: ServerStream) -> None:
         """Record that a pending stream has sent its Hello: it does not make room for others any more."""
-        self._pending.asks(stream)
+        self._pending.spoke(stream)
 
     def leave(self, stream: ServerStream) -> None:
         """Forget a stream that was admitted or has ended."""
         self._pending.leave(stream)
 
     async def within(self, reading: object) -> object:
-        """Return what `reading` gives. Raises Refused after `hello_s`, not counting time in which this process was stopped."""
+        """Return the result of `reading`. Raises Refused after `hello_s`, in which pauses of this process do not count."""
         limit, clock = self._limits.hello_s, PauseClock(time.monotonic(), HELLO_LOOK_S)
         task: asyncio.Future[object] = asyncio.ensure_future(reading)  # type: ignore[call-overload]
         task.add_done_callback(_retrieve_error)

@@ -1,6 +1,6 @@
-"""How long one client is waited for: a message under way must come nearer to its end, and whose turn it is must say something.
+"""Deadlines of one client: a message under way must make progress, and a client that is expected to speak must do so.
 
-Pure; the time is an argument, in seconds. Time in which there is no stream, or in which we do not read it, does not count.
+Pure; the time is an argument, in seconds. Time without a stream, or in which the stream is not read, does not count.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from sl_server.transport.limiter import MessageProgress
 
 
 def look_every_s(limits: PeerLimits) -> float:
-    """How often to ask for each client's fault."""
+    """Return the seconds between two looks at each client."""
     return min(1.0, limits.stall_s / 4, limits.silent_s / 4)
 
 
 class Deadlines:
-    """With one client, over all its streams."""
+    """The deadlines of one client, over all its streams."""
 
     def __init__(self, limits: PeerLimits, now: float) -> None:
         self._limits = limits
@@ -25,18 +25,19 @@ class Deadlines:
         self._written = 0
 
     def heard(self, now: float) -> None:
-        """A frame came, or what it waited for went out."""
+        """Record that a frame came, or that the client got what it waited for."""
         self._since = now
 
     def spare(self) -> None:
-        """The message under way may take its time once more."""
+        """Measure the progress of the message under way anew."""
         self._progress.stalled(0, self._looked)
 
     def fault(self, missing: int, now: float, *, owes: bool, held: bool, written: int = 0) -> Refused | None:
-        """Why it is waited for no longer, if so.
+        """Return why the client is not waited for any longer, or None.
 
-        `missing` bytes of a message under way; `owes`: it is its turn to speak; `held`: it cannot speak, or is not read; `written`: frames that
-        went out to it on its stream: while what it is to answer still goes out, it need not speak.
+        `missing`: bytes of a message under way that have not come. `owes`: the client is expected to speak. `held`: it
+        has no stream, or is not read. `written`: frames written to its stream; while that grows, the client need not
+        speak.
         """
         if written != self._written:
             self._written, self._since = written, now

@@ -1,6 +1,7 @@
 """Events on their way from any thread to the one loop that owns a server's state. Training and inference share it.
 
-Law: other threads only enqueue, and nothing here blocks them. The loop takes a bounded number of events before it works again.
+Law: other threads only enqueue, and nothing here blocks them. The loop takes a bounded number of events before it
+works again.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Inbox:
     # --- from the loop's thread
 
     def take(self, wait_s: float | None) -> None:
-        """Handle the events that wait, up to a bounded number. If there is none, wait for one: for ever if `wait_s` is None."""
+        """Handle a bounded number of waiting events. If there is none, wait for one: for ever if `wait_s` is None."""
         with contextlib.suppress(queue.Empty):
             self._events.get(timeout=wait_s)()
             for _ in range(_MAX_EVENTS_PER_TURN):

@@ -1,6 +1,6 @@
-"""How often, how many, how fast: the arithmetic of server.limits. Pure; the time is an argument, in seconds.
+"""The arithmetic of server.limits: rates, numbers and speeds. Pure; the time is an argument, in seconds.
 
-A bucket fills with time and is emptied by what it is asked for; who asks an empty one is told how long to wait.
+A bucket fills with time and is emptied by what is taken; taking from an empty one gives how long to wait.
 """
 
 from __future__ import annotations
@@ -9,28 +9,28 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-MAX_KEYS = 10_000  # buckets that are remembered; who was quiet for long enough has a full one and is forgotten
+MAX_KEYS = 10_000  # buckets that are kept; a full one says no more than a new one, and goes first
 
 
 class Bucket:
-    """So much a second, and after a quiet time so much at once."""
+    """A token bucket: `per_s` on average, `burst` at once after a quiet time."""
 
     def __init__(self, per_s: float, burst: float, now: float) -> None:
         self._per_s, self._burst = per_s, burst
         self._left, self._at = burst, now
 
     def take(self, amount: float, now: float) -> float:
-        """Seconds until this is within the rate; it counts at once, so that those who come next wait longer."""
+        """Take an amount now, and return the seconds until that is within the rate; the next caller waits longer."""
         self._fill(now)
         self._left -= amount
         return max(0.0, -self._left / self._per_s)
 
     def give_back(self, amount: float) -> None:
-        """It did not happen after all."""
+        """Undo a `take`."""
         self._left += amount
 
     def full(self, now: float) -> bool:
-        """Whether it says no more than a new one."""
+        """Return True if the bucket is as full as a new one."""
         self._fill(now)
         return self._left >= self._burst
 
@@ -40,14 +40,14 @@ class Bucket:
 
 
 class Buckets:
-    """One for each key; a peer may think up keys, so that their number is bounded."""
+    """A bucket for each key, of a bounded number: a peer may invent keys."""
 
     def __init__(self, per_s: float, burst: float) -> None:
         self._per_s, self._burst = per_s, burst
         self._kept: dict[str, Bucket] = {}
 
     def wait(self, key: str, at_most: float, now: float) -> float | None:
-        """Seconds until one more of this key may come; None, and it does not count, if that is longer than `at_most`."""
+        """Return the seconds until one more of a key may come, which then counts; None if that exceeds `at_most`."""
         if key not in self._kept:
             self._make_room(now)
             self._kept[key] = Bucket(self._per_s, self._burst, now)
@@ -66,18 +66,18 @@ class Buckets:
 
 
 class PendingStreams(Generic[T]):
-    """Those who have come and were not admitted yet, by how long they have said nothing."""
+    """Streams that were not admitted yet, longest silent first."""
 
     def __init__(self, room: int) -> None:
         self._room = room
-        self._silent: dict[T, None] = {}  # the one that has waited longest is the first
-        self._asking: set[T] = set()
+        self._silent: dict[T, None] = {}  # in order of arrival
+        self._waiting: set[T] = set()
 
     def __len__(self) -> int:
-        return len(self._silent) + len(self._asking)
+        return len(self._silent) + len(self._waiting)
 
     def enter(self, one: T) -> T | None:
-        """Who must go to make room: the one that is silent longest, or `one` itself if all others wait for an answer."""
+        """Add a stream. Return the stream that must make room, if any: the longest silent, which may be `one`."""
         self._silent[one] = None
         if len(self) <= self._room:
             return None
@@ -85,32 +85,32 @@ class PendingStreams(Generic[T]):
         self.leave(out)
         return out
 
-    def asks(self, one: T) -> None:
-        """It has said who it is."""
+    def spoke(self, one: T) -> None:
+        """Record that a stream has sent its Hello and waits for the answer."""
         if one in self._silent:
             del self._silent[one]
-            self._asking.add(one)
+            self._waiting.add(one)
 
     def leave(self, one: T) -> None:
-        """It was admitted, or is gone."""
+        """Remove a stream that was admitted or has ended."""
         self._silent.pop(one, None)
-        self._asking.discard(one)
+        self._waiting.discard(one)
 
 
 class ReadRate:
-    """How fast one stream is read: frames and bytes a second, with one second's worth at once."""
+    """The rate at which one stream is read: frames and bytes a second, with one second's worth at once."""
 
     def __init__(self, frames_per_s: float, bytes_per_s: float, now: float) -> None:
         self._frames = Bucket(frames_per_s, frames_per_s, now)
         self._bytes = Bucket(bytes_per_s, bytes_per_s, now)
 
     def wait(self, nbytes: int, now: float) -> float:
-        """Seconds to wait after a frame of so many bytes before the next one is read."""
+        """Return the seconds to wait after a frame of so many bytes before the next one is read."""
         return max(self._frames.take(1, now), self._bytes.take(nbytes, now))
 
 
 class MessageProgress:
-    """Whether a message under way comes nearer to its end."""
+    """The progress of a message under way."""
 
     def __init__(self, stall_s: float, least_bytes_per_s: float) -> None:
         self._stall_s, self._least = stall_s, stall_s * least_bytes_per_s
@@ -118,7 +118,7 @@ class MessageProgress:
         self._missing = 0
 
     def stalled(self, missing: int, now: float) -> bool:
-        """`missing` bytes are still to come now; 0 if no message is under way."""
+        """Return True if too little came in `stall_s`. `missing`: bytes still to come; 0: no message is under way."""
         if missing == 0:
             self._since = None
         elif self._since is None or missing > self._missing:
@@ -130,6 +130,6 @@ class MessageProgress:
         return False
 
     def pause(self, seconds: float) -> None:
-        """This time does not count: there was no stream, or we did not read it."""
+        """Leave out a time without a stream, or in which the stream was not read."""
         if self._since is not None:
             self._since += seconds

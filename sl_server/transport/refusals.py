@@ -1,6 +1,7 @@
-"""Every no is counted; it is said once a minute for each reason and peer, so that whoever knocks all day fills no log.
+"""Refusals of clients: each is counted, and logged once a minute for each reason and peer: nobody can fill the log.
 
-Law: a client whose session a former process had is told `forgotten` and joins anew. That is no refusal, unless it has not joined a minute later.
+Law: a client whose session belonged to an earlier process is refused with `forgotten` and joins anew. That counts as a
+refusal only if it has not joined a minute later.
 """
 
 from __future__ import annotations
@@ -14,36 +15,35 @@ from sl_common.host.text import printable
 from sl_common.wire import Refusal
 from sl_server.transport.streams import Stream
 
-MAX_SAID = 100  # different ones in a minute; a peer may think up names
+MAX_SAID = 100  # different refusals that are logged in a minute; a peer may invent names
 PERIOD_S = 60.0
-MAX_FORGOTTEN = 10_000  # clients that are waited for; more of them are counted at once
+MAX_FORGOTTEN = 10_000  # clients that may still join anew; further ones are counted at once
 
 
-class Counts(Protocol):
-    """Where they are counted."""
+class RefusalCounter(Protocol):
+    """The metric of refusals."""
 
     def rejected(self, reason: str) -> None:
-        """One more."""
+        """Count one refusal for this reason."""
         ...
 
 
 class Refusals:
-    """Those of one server."""
+    """The refusals of one server."""
 
     def __init__(
-        self, metrics: Counts, warn: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+        self, metrics: RefusalCounter, warn: Callable[[str], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._metrics = metrics
         self._warn = warn
         self._clock = clock
         self._until = 0.0
-        self._said: set[tuple[str, str]] = set()  # in this minute
-        self._forgotten: dict[
-            str, tuple[float, str, Refused]
-        ] = {}  # by client, the oldest first: until when, who, what it was told
+        self._said: set[tuple[str, str]] = set()  # reasons and peers that were logged in this minute
+        # By client, the oldest first: until when it may join anew, the peer, and its refusal.
+        self._forgotten: dict[str, tuple[float, str, Refused]] = {}
 
     def note(self, who: str, error: Refused, client: str = "") -> None:
-        """`who` was refused; `client` is its name, if it said one."""
+        """Count and log that `who` was refused; `client` is its name, if it gave one."""
         if error.code == "forgotten" and client and len(self._forgotten) < MAX_FORGOTTEN:
             self._forgotten.setdefault(client, (self._clock() + PERIOD_S, who, error))
         else:
@@ -57,11 +57,11 @@ class Refusals:
         stream.close()
 
     def joined(self, client: str) -> None:
-        """A client has a session: that a former one was forgotten is no refusal."""
+        """Record that a client has a session: an earlier `forgotten` is no refusal."""
         self._forgotten.pop(client, None)
 
     def look(self) -> None:
-        """Count those that were forgotten and did not come again."""
+        """Count clients that were told `forgotten` and did not join anew in time."""
         while self._forgotten:
             client = next(iter(self._forgotten))
             until, who, error = self._forgotten[client]
@@ -82,7 +82,7 @@ class Refusals:
         self._said.add(key)
         who = printable(who)
         if len(self._said) > MAX_SAID:
-            self._warn("too many different refusals to tell them all: for a minute they are only counted")
+            self._warn("too many different refusals to log them all: for a minute they are only counted")
         else:
             self._warn(f"refused {who} ({error.code}): {printable(error.reason)}")
 

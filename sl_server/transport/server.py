@@ -1,4 +1,4 @@
-"""How gRPC's server is set up and started: its options, its handlers, health and reflection, and the watch on tokens and revocations."""
+"""The start of gRPC's server: options, handlers, health and reflection, and the watch on tokens and revocations."""
 
 from __future__ import annotations
 
@@ -95,8 +95,9 @@ async def _recheck(server: grpc.aio.Server, door: Credentials, service: SplitLea
 def options_for(limits: PeerLimits) -> list[tuple[str, int]]:
     """Return gRPC's options for these limits.
 
-    A connection that does not finish its handshake in time, or has no stream, is closed after `hello_s`, as a stream without
-    a Hello is. A silent connection is pinged after a third of `dead_s`, and closed if the rest of it brings no answer.
+    A connection that does not finish its handshake in time, or has no stream, is closed after `hello_s`, as a stream
+    without a Hello is. A silent connection is pinged after a third of `dead_s`, and closed if the rest of it brings no
+    answer.
     """
     hello_ms = int(1000 * limits.hello_s)
     pending = max(PENDING_CALLS, limits.strangers)  # their bytes fill memory meanwhile

@@ -1,4 +1,4 @@
-"""One open stream's outbox: the engine's thread puts frames in, the event loop writes them."""
+"""The outbox of one open stream: the loop's thread puts frames in, the event loop writes them to gRPC."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ import grpc
 from sl_common.errors import Refused
 from sl_common.wire.outgoing import Outgoing
 
-LAST_WORDS_S = 5.0  # for what was sent before the stream was closed; a peer that does not read gets no more
+LAST_WORDS_S = 5.0  # for frames that were sent before the stream was closed; a peer that does not read gets no more
 
 
 class ServerStream:
-    """Made in the task that writes it."""
+    """One stream as the server has it. Made in the task that writes it."""
 
     def __init__(self, peer: str) -> None:
         self.peer = peer
         self.posted = 0
         self.taken = 0
-        self.held = False  # it has sent too much, or too fast, and is not read for now
-        self.refused: Refused | None = None  # before the engine had it
+        self.held = False
+        self.refused: Refused | None = None  # set if it was refused before the loop had it
         self._loop = asyncio.get_running_loop()
         self._writer = asyncio.current_task()
         self._frames: deque[SupportsBytes] = deque()
-        self.outgoing = Outgoing()  # of them
-        self.written = 0  # frames that went out; the event loop counts them, the engine's thread those that were sent
-        self._sent = 0
+        self.outgoing = Outgoing()
+        self.written = 0  # counted in the event loop
+        self._sent = 0  # counted in the loop's thread
         self._wake = asyncio.Event()
-        self.answered = asyncio.Event()  # the engine has said something: its yes or no to the Hello
+        self.answered = asyncio.Event()  # set when the answer to the Hello is written
         self._closing = False
 
     def send(self, frames: Sequence[SupportsBytes]) -> None:
-        """From any thread; the bytes of each are made when its turn comes."""
+        """Write these frames, in order. From any thread; the bytes of a frame are made when its turn comes."""
         self._sent += len(frames)
         for frame in frames:
             self.outgoing.queue(frame)
@@ -44,16 +44,16 @@ class ServerStream:
 
     @property
     def waiting(self) -> int:
-        """Frames that were sent and have not gone out."""
+        """Number of frames that were sent and not yet written."""
         return self._sent - self.written
 
     @property
     def writing(self) -> bool:
-        """Something that was sent has not gone out."""
+        """True while a frame that was sent is not yet written."""
         return self.written != self._sent
 
     def close(self) -> None:
-        """From any thread."""
+        """End the stream after the frames that were sent. From any thread."""
         if not self._closing:
             self._closing = True
             self._call(self._end)
@@ -68,7 +68,7 @@ class ServerStream:
             self._loop.call_soon_threadsafe(what)  # type: ignore[arg-type]
 
     async def write_to(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        """Write until the stream is closed and its outbox empty."""
+        """Write frames until the stream is closed and its outbox empty."""
         while True:
             while self._frames:
                 frame = self._frames.popleft()

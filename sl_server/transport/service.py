@@ -1,7 +1,7 @@
-"""gRPC's handlers on asyncio, one task for each stream: they move frames between the network and an inbox and do nothing else.
+"""gRPC's handlers on asyncio, a task for each stream: they move frames between the network and an inbox, no more.
 
-Law: no torch, codec or coordinator here. Each stream has an outbox of its own; the loop behind the inbox alone decides which stream
-carries a session, and whether its client may have it.
+Law: no torch, codec or coordinator here. Each stream has an outbox of its own; the loop behind the inbox alone decides
+which stream carries a session, and whether its client may have it.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class SplitLearning:
             stream.close()
 
     async def _meet(self, stream: ServerStream, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        """Hand over the Hello and wait for its answer; until then nothing else of the stream is read. Raises Refused."""
+        """Hand over the Hello and wait for its answer; meanwhile the stream is not read. Raises Refused."""
         self._admission.enter(stream, context)
         hello = await self._admission.within(context.read())
         self._admission.spoke(stream)
@@ -124,7 +124,7 @@ class SplitLearning:
         stream.held = False
 
     def _refuse(self, stream: ServerStream, error: Refused) -> None:
-        """End a stream with a gRPC status, which reaches even a peer that reads nothing; nothing of the stream is kept."""
+        """End a stream with a gRPC status, which reaches even a peer that reads nothing, and keep nothing of it."""
         self._inbox.refused(f"a client at {stream.peer}", error)
         stream.refused = error
         stream.close()
