@@ -47,8 +47,7 @@ class Durability:
         self._archive = archive
         self._metrics, self._on_fact, self._warn = metrics, on_fact, warn
         self._last: Tree | None = None  # the newest durable snapshot, or the run's beginning; with on_lost = redo alone
-        self._seen = self._coordinator.rests  # waves that were over when this was last asked for
-        self._saved: int | None = None  # waves that were over when the state was last made durable
+        self._saved: int | None = None  # completed waves when the state was last made durable
 
     def begin(self) -> None:
         """Remember the beginning of the run, unless it was resumed."""
@@ -59,21 +58,19 @@ class Durability:
         """Begin the run from a snapshot."""
         self._remember(tree)
         self._sessions.restore(tree)
-        self._seen = self._saved = self._coordinator.rests
-        self._on_fact(WentBack(checkpoint=self._seen))
+        self._saved = self._coordinator.completed_waves
+        self._on_fact(WentBack(checkpoint=self._saved))
 
-    def save_if_due(self, *, always: bool) -> None:
-        """Make the state durable if the configuration says so here, or `always` and it is not yet."""
-        coordinator = self._coordinator
-        due = (coordinator.beginning or coordinator.rests != self._seen) and coordinator.checkpoint_due
-        if due or (always and self._saved != coordinator.rests):
-            self._save()
-        self._seen = coordinator.rests
+    @property
+    def is_saved(self) -> bool:
+        """True if the state as it is between these two waves is durable."""
+        return self._saved == self._coordinator.completed_waves
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Make the state durable, or warn that this is not possible."""
         if self._archive is None:
             return
-        began, number = time.perf_counter(), self._coordinator.rests
+        began, number = time.perf_counter(), self._coordinator.completed_waves
         tree = self._sessions.snapshot()
         try:
             self._archive.save(number, tree)
@@ -86,11 +83,6 @@ class Durability:
         self._remember(tree)
         self._sessions.saved()
 
-    @property
-    def can_go_back(self) -> bool:
-        """True if there is a snapshot to go back to."""
-        return self._last is not None
-
     def go_back(self, now: float) -> None:
         """Return to the last snapshot; the clients are waited for from `now` on. The caller has dropped their links."""
         assert self._last is not None, "no snapshot was kept"
@@ -98,7 +90,7 @@ class Durability:
         if self._archive is not None:
             self._archive.back()
         self._sessions.restore(copy.deepcopy(self._last), now)
-        self._seen = number = self._coordinator.rests
+        number = self._coordinator.completed_waves
         self._on_fact(WentBack(checkpoint=number))
         self._warn(f"a client was lost: back to checkpoint {number}, run.on_lost = redo")
 

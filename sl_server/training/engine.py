@@ -22,12 +22,14 @@ from sl_common.pauses import PauseClock
 from sl_common.training.segment import Tree
 from sl_server.core.alignments import Job
 from sl_server.core.coordinator import Coordinator
+from sl_server.core.outbox import Turn
 from sl_server.core.sessions import Sessions
 from sl_server.storage.eventlog import EventLog
 from sl_server.telemetry.health import OVER, Health
 from sl_server.telemetry.ledger import Ledger
 from sl_server.telemetry.metrics import Metrics
 from sl_server.training.durability import Archive, Durability
+from sl_server.training.gauges import watch_load
 from sl_server.training.links import Links
 from sl_server.training.meter import Meter
 from sl_server.training.workers import Workers, run_timed
@@ -61,6 +63,7 @@ class Engine:
         self.drained = False  # it stopped between two waves, to be resumed
         self.failure: str | None = None
         self._draining = False
+        self._turn: Turn | None = None  # the last one
         self._metrics, self._on_fact, self._on_end, self._warn = metrics, on_fact, on_end, warn
         self._meter = Meter(ledger, metrics)
         self._refusals = Refusals(metrics, warn)
@@ -75,22 +78,9 @@ class Engine:
         limits = coordinator.config.server.limits
         self.inbox = Inbox(self.links, limits, refusals=self._refusals, pauses=metrics.slowed)
         self._durability = Durability(self.sessions, archive, metrics=metrics, on_fact=on_fact, warn=warn)
-        self._watch(metrics)
+        watch_load(metrics, self.inbox, coordinator)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.health = Health(self._thread)
-
-    def _watch(self, metrics: Metrics) -> None:
-        coordinator = self.coordinator
-        metrics.watch(
-            {
-                "sl_queue_events": self.inbox.size,
-                "sl_queue_bytes": lambda: self.inbox.backlog,
-                "sl_waiting_batches": lambda: coordinator.waiting,
-                "sl_recorded_memory_bytes": lambda: coordinator.recordings.memory_bytes,
-                "sl_recorded_disk_bytes": lambda: coordinator.recordings.spilled_bytes,
-                "sl_device_memory_bytes": _device_memory,
-            }
-        )
 
     # --- before the start
 
@@ -148,24 +138,24 @@ class Engine:
 
     def _work(self) -> bool:
         """Do at most one cohort's work and send its messages. Return False if the next event must come first."""
-        if self._pause_between_waves():
+        if self._stops_here():
             return False
         started = time.perf_counter()
         self._turn = turn = self.sessions.advance()
         if not turn.worked:
-            self._tell(turn)
+            self._report(turn)
             return False
         computed = time.perf_counter()
-        self.links.refuse_guilty()
-        sent = [self.links.say(name, message, started, computed) for name, message in said]
-        self._let_write([stream for stream in sent if stream is not None])
-        self.coordinator.settle()
-        for job in self.coordinator.jobs():
+        self.links.refuse_expelled(turn)
+        sent = [self.links.say(client, message, started, computed) for client, message in turn.messages]
+        self._let_write([stream for stream in sent if stream is not None], turn)
+        self.coordinator.run_deferred_step()
+        for job in turn.jobs:
             self._workers.do(partial(self._align, job))
-        self._tell(turn)
+        self._report(turn)
         return True
 
-    def _let_write(self, streams: Sequence[Stream]) -> None:
+    def _let_write(self, streams: Sequence[Stream], turn: Turn) -> None:
         """Give the event loop time to write the replies, before the work that can wait, unless events have come."""
         until = time.perf_counter() + _MAX_YIELD_S
         while streams and self.inbox.is_empty():
@@ -174,26 +164,28 @@ class Engine:
             if streams and (turn.waiting or time.perf_counter() > until):
                 return
 
-    def _tell(self) -> None:
+    def _report(self, turn: Turn) -> None:
         """Count, measure and report what was put off until the replies were handed over."""
         self._meter.flush()
-        for fact in self.coordinator.facts():
+        for fact in turn.facts():
             self._metrics.fact(fact)
             self._on_fact(fact)
 
-    def _pause_between_waves(self) -> bool:
-        """Save the state between two waves if it is due. Return True if nothing more may begin."""
-        coordinator = self.coordinator
-        if coordinator.must_redo and self._durability.can_go_back and coordinator.ended is None:
+    def _stops_here(self) -> bool:
+        """Save the state, or go back to the last one saved, if due. Return True if the run stops, to be resumed."""
+        stage = self.coordinator.stage
+        if stage == "redo":
             self.links.drop_all()
             self._durability.go_back(self._now())
-        if coordinator.ended is not None:
+            stage = self.coordinator.stage
+        if stage == "over":
             return False
-        if not coordinator.resting:
+        if stage == "wave":
             # With nobody there to finish the wave, the last checkpoint is what there is to keep.
             self.drained = self._draining and not self.links.streams
             return self.drained
-        self._durability.save_if_due(always=self._draining)
+        if stage == "checkpoint" or (self._draining and not self._durability.is_saved):
+            self._durability.save()
         self.drained = self._draining
         return self.drained
 
@@ -208,8 +200,8 @@ class Engine:
         self.health.ends(OVER)
         now = self._now()
         self._ended_at = now if self._ended_at is None else self._ended_at
-        patience = LINGER_S if self.coordinator.ended.finished else HURRY_S
-        return not self.links or now - self._ended_at > patience
+        linger_s = LINGER_S if ended.finished else HURRY_S
+        return not self.links or now - self._ended_at > linger_s
 
     def _tick(self) -> None:
         now = self._now()
@@ -218,8 +210,8 @@ class Engine:
         self._next_tick = now + _TICK_S
         self._refusals.look()
         self.links.look_after(now)
-        wake_at = self.coordinator.wake_at
-        if self.coordinator.timed or (wake_at is not None and now >= wake_at):
+        wake_at = None if self._turn is None else self._turn.wake_at
+        if self.coordinator.config.protocol.barrier.timed or (wake_at is not None and now >= wake_at):
             self.sessions.tick(now)
 
     def _fail(self, error: Exception) -> None:
@@ -250,13 +242,6 @@ class Engine:
         self.sessions.aligned(client, result)
         self._metrics.fact(fact)
         self._on_fact(fact)
-
-
-def _device_memory() -> int:
-    """Return the bytes of torch's tensors on all GPUs. CUDA is not started in a process that does not use it."""
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return 0
-    return sum(torch.cuda.memory_allocated(device) for device in range(torch.cuda.device_count()))
 
 
 def _raise(error: Exception) -> None:

@@ -13,6 +13,7 @@ from sl_common.messages.facts import ClientAway, ClientBack, Fact
 from sl_common.messages.training import ToClient
 from sl_common.wire import Hello
 from sl_server.core.identity import StreamIdentity, admit
+from sl_server.core.outbox import Turn
 from sl_server.core.sessions import Opened, Session, Sessions
 from sl_server.telemetry.metrics import Metrics
 from sl_server.training.client_link import ClientLink
@@ -105,7 +106,7 @@ class Links:
         link = self._table.by_stream.get(stream)
         if link is None:
             return
-        if self._sessions.coordinator.ended is not None and link.session.endpoint.settled:
+        if self._sessions.coordinator.stage == "over" and link.session.endpoint.settled:
             self._table.drop(link)  # it has its Bye
             return
         self._table.detach(link, self._now() + link.delay_s(self._limits.dead_s))
@@ -139,9 +140,9 @@ class Links:
         if link is not None:
             self._expel(link, error)
 
-    def refuse_guilty(self) -> None:
-        """Refuse the clients whose sessions the coordinator's last work has ended."""
-        for session, error in self._sessions.expelled():
+    def refuse_expelled(self, turn: Turn) -> None:
+        """Refuse the clients that the coordinator's work has expelled."""
+        for session, error in self._sessions.end_expelled(turn):
             link = self._table.by_session.get(session)
             if link is not None:
                 self._table.drop(link)

@@ -159,8 +159,8 @@ def _assemble(config: RunConfig, start: _Start, options: _Options, ledger: Ledge
     if tree is not None:
         archive.resume(tree)
         engine.resume(tree)
-        where = f"checkpoint {coordinator.rests}" if coordinator.rests else "the beginning"
-        show.say("resumed", f"back to {where} of run {config.run.name!r}", checkpoint=coordinator.rests)
+        where = f"checkpoint {coordinator.completed_waves}" if coordinator.completed_waves else "the beginning"
+        show.say("resumed", f"back to {where} of run {config.run.name!r}", checkpoint=coordinator.completed_waves)
     if log is not None:
         engine.record(log)
     return _Run(

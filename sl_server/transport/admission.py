@@ -54,7 +54,7 @@ class Admission:
         self._pending.leave(stream)
 
     async def within(self, reading: object) -> object:
-        """Return the result of `reading`. Raises Refused after `hello_s`, in which pauses of this process do not count."""
+        """Return the result of `reading`. Raises Refused after `hello_s`; pauses of this process do not count."""
         limit, clock = self._limits.hello_s, PauseClock(time.monotonic(), HELLO_LOOK_S)
         task: asyncio.Future[object] = asyncio.ensure_future(reading)  # type: ignore[call-overload]
         task.add_done_callback(_retrieve_error)
