@@ -198,6 +198,7 @@ class Engine:
         if ended is None:
             return False
         self.health.ends(OVER)
+        self.links.all_told = True
         now = self._now()
         self._ended_at = now if self._ended_at is None else self._ended_at
         linger_s = LINGER_S if ended.finished else HURRY_S

@@ -45,6 +45,7 @@ class Links:
         self._on_fact, self._now = on_fact, now
         self._table = LinkTable(metrics)
         self._next_look = 0.0
+        self.all_told = False  # the run is over, and every client was sent its Bye
 
     def __len__(self) -> int:
         return len(self._table)
@@ -106,7 +107,7 @@ class Links:
         link = self._table.by_stream.get(stream)
         if link is None:
             return
-        if self._sessions.coordinator.stage == "over" and link.session.endpoint.settled:
+        if self.all_told and link.session.endpoint.settled:
             self._table.drop(link)  # it has its Bye
             return
         self._table.detach(link, self._now() + link.delay_s(self._limits.dead_s))
