@@ -31,7 +31,7 @@ def descriptors_for_run(config: RunConfig) -> Room:
 def descriptors_for_inference(config: RunConfig) -> Room:
     """Return the descriptors that a server after a run needs; the number of its clients is only a guess."""
     spare = max(config.run.clients, 512) + config.server.limits.strangers + CONNECTIONS
-    return Room(least=OWN + 1, wanted=OWN + config.run.clients + spare, what="those who ask")
+    return Room(least=OWN + 1, wanted=OWN + config.run.clients + spare, what="clients that ask")
 
 
 def claim_descriptors(show: ServerConsole, room: Room) -> None:

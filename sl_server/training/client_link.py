@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sl_common.errors import Refused
 from sl_common.wire import Frame
 from sl_server.core.sessions import Session
-from sl_server.training.meter import Clock, Meter
+from sl_server.training.meter import Meter, StepTimes
 from sl_server.transport.deadlines import Deadlines
 from sl_server.transport.streams import MAX_UNWRITTEN, Stream
 
@@ -18,11 +18,11 @@ _QUIET_SHARE = 0.6  # of `dead_s`: after so long without a frame, the end of a s
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class ClientLink:
-    """A session and its stream. All times are of the engine's clock unless said otherwise."""
+    """A session and its stream. Times are of the engine's clock unless said otherwise."""
 
     session: Session
     stream: Stream | None  # None while the client is away
-    clock: Clock
+    times: StepTimes
     deadlines: Deadlines
     meter: Meter
     away_since: float = 0.0
@@ -34,7 +34,7 @@ class ClientLink:
         if self.stream is None:
             return
         self.stream.send(frames)
-        self.meter.sent(self.clock, frames)
+        self.meter.sent(self.times, frames)
 
     def acknowledge(self) -> None:
         """Send the acknowledgement that is due, unless the client does not read what it was sent."""

@@ -27,15 +27,15 @@ class LinkTable:
     def add(self, link: ClientLink, stream: Stream) -> None:
         """Add the link of a new session."""
         self.by_session[link.session] = link
-        self._metrics.connected(link.clock.client, 1)
+        self._metrics.connected(link.times.client, 1)
         self._carry(link, stream)
 
     def move(self, link: ClientLink, stream: Stream) -> None:
         """Have another stream carry a link; the one before, if it is still open, is closed."""
-        self._metrics.reconnected(link.clock.client)
+        self._metrics.reconnected(link.times.client)
         if link.stream is None:
             self._metrics.away(-1)
-            self._metrics.connected(link.clock.client, 1)
+            self._metrics.connected(link.times.client, 1)
         else:
             del self.by_stream[link.stream]
             link.stream.close()
@@ -62,4 +62,4 @@ class LinkTable:
     def _unbind(self, link: ClientLink) -> None:
         if link.stream is not None:
             del self.by_stream[link.stream]
-            self._metrics.connected(link.clock.client, -1)
+            self._metrics.connected(link.times.client, -1)

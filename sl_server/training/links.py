@@ -18,7 +18,7 @@ from sl_server.core.sessions import Opened, Session, Sessions
 from sl_server.telemetry.metrics import Metrics
 from sl_server.training.client_link import ClientLink
 from sl_server.training.link_table import LinkTable
-from sl_server.training.meter import Clock, Meter, StepSpan
+from sl_server.training.meter import Meter, StepSpan, StepTimes
 from sl_server.transport.deadlines import Deadlines, look_every_s
 from sl_server.transport.refusals import Refusals, as_refused
 from sl_server.transport.streams import Stream
@@ -85,7 +85,7 @@ class Links:
         except (Refused, WireError) as error:
             self._expel(link, as_refused(error))
             return
-        self._meter.received(link.clock, received, arrived=arrived, fed=fed, decoded=time.perf_counter())
+        self._meter.received(link.times, received, arrived=arrived, fed=fed, decoded=time.perf_counter())
         link.acknowledge()
         if link.session.closed:  # it said Leave
             self._table.drop(link)
@@ -131,7 +131,7 @@ class Links:
             return None
         span = StepSpan(started=started, computed=computed, encoding=encoding, encoded=time.perf_counter())
         link.send(frames)
-        self._meter.said(link.clock, message, span)
+        self._meter.said(link.times, message, span)
         return link.stream
 
     def refuse(self, client: str, error: Refused) -> None:
@@ -181,8 +181,8 @@ class Links:
         session = opened.session
         link = self._table.by_session.get(session)
         if link is None:
-            clock, deadlines = Clock(client=session.client), Deadlines(self._limits, self._now())
-            link = ClientLink(session=session, stream=stream, clock=clock, deadlines=deadlines, meter=self._meter)
+            times, deadlines = StepTimes(client=session.client), Deadlines(self._limits, self._now())
+            link = ClientLink(session=session, stream=stream, times=times, deadlines=deadlines, meter=self._meter)
             self._refusals.joined(session.client)
             self._table.add(link, stream)
         else:

@@ -16,7 +16,7 @@ from sl_server.telemetry.metrics import Metrics
 
 
 @dataclass(kw_only=True, slots=True)
-class Clock:
+class StepTimes:
     """The times of one client's last batch, in seconds of `time.perf_counter`; kept with its session."""
 
     client: str
@@ -46,17 +46,17 @@ class Meter:
         self._metrics = metrics
         self._later: list[Callable[[], object]] = []
 
-    def sent(self, clock: Clock, frames: Iterable[Frame]) -> None:
+    def sent(self, times: StepTimes, frames: Iterable[Frame]) -> None:
         """Count frames that were sent."""
-        self._later += [partial(self._tally, clock, "down", frame.tally) for frame in frames]
+        self._later += [partial(self._tally, times, "down", frame.tally) for frame in frames]
 
-    def received(self, clock: Clock, received: Received, *, arrived: float, fed: float, decoded: float) -> None:
+    def received(self, times: StepTimes, received: Received, *, arrived: float, fed: float, decoded: float) -> None:
         """Count a frame that came in, and its message if it completes one."""
-        self._later.append(partial(self._count_received, clock, received, arrived, fed, decoded))
+        self._later.append(partial(self._count_received, times, received, arrived, fed, decoded))
 
-    def said(self, clock: Clock, message: ToClient, span: StepSpan) -> None:
+    def said(self, times: StepTimes, message: ToClient, span: StepSpan) -> None:
         """Count a message that was encoded."""
-        self._later.append(partial(self._count_said, clock, message, span))
+        self._later.append(partial(self._count_said, times, message, span))
 
     def flush(self) -> None:
         """Count what was put off."""
@@ -64,40 +64,40 @@ class Meter:
         for count in later:
             count()
 
-    def _tally(self, clock: Clock, direction: Direction, tally: WireTally) -> None:
+    def _tally(self, times: StepTimes, direction: Direction, tally: WireTally) -> None:
         self._ledger.tally(direction, tally)
-        self._metrics.clients.row(clock.client).wire[direction] += sum(nbytes for _, nbytes in tally)
+        self._metrics.clients.row(times.client).wire[direction] += sum(nbytes for _, nbytes in tally)
 
-    def _message(self, clock: Clock, direction: Direction, message: Message) -> None:
+    def _message(self, times: StepTimes, direction: Direction, message: Message) -> None:
         nbytes = self._ledger.message(direction, message)
-        self._metrics.clients.row(clock.client).payload[direction] += nbytes
+        self._metrics.clients.row(times.client).payload[direction] += nbytes
 
-    def _count_received(self, clock: Clock, received: Received, arrived: float, fed: float, decoded: float) -> None:
-        self._tally(clock, "up", received.tally)
+    def _count_received(self, times: StepTimes, received: Received, arrived: float, fed: float, decoded: float) -> None:
+        self._tally(times, "up", received.tally)
         if received.timing is not None:
-            self._complete(clock, received.timing)
+            self._complete(times, received.timing)
         if received.message is None:
             return
-        self._message(clock, "up", received.message)
+        self._message(times, "up", received.message)
         if isinstance(received.message, Smashed):
-            clock.arrived, clock.decoded = arrived, decoded
-            clock.queued_s, clock.decode_s = fed - arrived, decoded - fed
+            times.arrived, times.decoded = arrived, decoded
+            times.queued_s, times.decode_s = fed - arrived, decoded - fed
 
-    def _count_said(self, clock: Clock, message: ToClient, span: StepSpan) -> None:
-        self._message(clock, "down", message)
+    def _count_said(self, times: StepTimes, message: ToClient, span: StepSpan) -> None:
+        self._message(times, "down", message)
         if isinstance(message, Gradient) and message.dz is not None:
-            self._observe("queue_wait", clock.queued_s + span.started - clock.decoded)
+            self._observe("queue_wait", times.queued_s + span.started - times.decoded)
             self._observe("server_compute", span.computed - span.started)
-            clock.encode_s = span.encoded - span.encoding
-            clock.residence_s = {message.step: span.encoded - clock.arrived}
+            times.encode_s = span.encoded - span.encoding
+            times.residence_s = {message.step: span.encoded - times.arrived}
 
     def _observe(self, phase: str, seconds: float) -> None:
         self._metrics.observe(phase, seconds)
         self._ledger.timed(phase, max(0.0, seconds))
 
-    def _complete(self, clock: Clock, client: Timing) -> None:
+    def _complete(self, times: StepTimes, client: Timing) -> None:
         """Observe the phases of a step from the client's times and ours."""
-        residence = clock.residence_s.pop(client.step, None)
+        residence = times.residence_s.pop(client.step, None)
         if residence is None:
             return
         here = {
@@ -107,9 +107,9 @@ class Meter:
             "decode": client.decode,
         }
         network = max(0.0, client.round_trip - residence)
-        self._metrics.times(clock.client, client=sum(here.values()), network=network, server=residence)
-        here["encode"] += clock.encode_s
-        here["decode"] += clock.decode_s
+        self._metrics.times(times.client, client=sum(here.values()), network=network, server=residence)
+        here["encode"] += times.encode_s
+        here["decode"] += times.decode_s
         for phase, seconds in here.items():
             self._observe(phase, seconds)
         self._observe("wire", network)
