@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sl_server.simulation.choice import StackedOption
     from sl_server.simulation.simulation import Simulation
     from sl_server.storage.run_directory import RunDirectory
-    from sl_server.training.process import RunRecorder
+    from sl_server.training.recorder import RunRecorder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +53,7 @@ def simulate(
     from sl_server.storage.run_directory import RunDirectory
     from sl_server.storage.tensorboard import open_board
     from sl_server.telemetry.ledger import Ledger
-    from sl_server.training.process import RunRecorder
+    from sl_server.training.recorder import RunRecorder
 
     with sole_writer(out, "--out"):
         ledger = Ledger()

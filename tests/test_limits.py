@@ -429,5 +429,5 @@ def test_a_refusal_is_a_refusal_on_the_clients_side_too() -> None:
 @pytest.mark.parametrize("seconds", [1e300, 1e-300])
 def test_any_number_that_a_run_may_name_is_one_of_grpcs(seconds: float) -> None:
     limits = PeerLimits(hello_s=seconds, dead_s=seconds, strangers=10**12)
-    for name, value in service._options(limits):
+    for name, value in grpc_server.options_for(limits):
         assert 0 <= value < 1 << 31, name

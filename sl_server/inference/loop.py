@@ -84,7 +84,7 @@ class Inference:
                 self.inbox.take(wait_s)
                 wait_s = self._look_after(self._work())
                 self._meter.flush()
-        except Exception as error:  # a bug, or a head that cannot compute
+        except (Exception, SystemExit) as error:  # a bug, or a head that cannot compute
             self.failure = str(error) if isinstance(error, CutlayerError) else f"internal error: {error!r}"
             self._warn(traceback.format_exc())
         finally:

@@ -215,7 +215,7 @@ class Engine:
         if self.coordinator.config.protocol.barrier.timed or (wake_at is not None and now >= wake_at):
             self.sessions.tick(now)
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         text = str(error) if isinstance(error, CutlayerError) else f"internal error: {error!r}"
         self.failure = text
         if not isinstance(error, CutlayerError):

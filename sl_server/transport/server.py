@@ -23,6 +23,7 @@ SERVICE_NAME = "sl.v1.SplitLearning"
 RECHECK_S = 1.0  # after which a changed list of tokens or revoked certificates is noticed
 MAX_HEADER_BYTES = 64 << 10  # beyond, gRPC refuses some calls by itself, depending on its version
 PENDING_CALLS = 64  # least number of calls that gRPC may hold before a handler sees them; it refuses more
+MAX_OPTION = (1 << 31) - 1  # gRPC's options are C integers; as a time this means without end
 SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE),
     ("grpc.max_send_message_length", MAX_GRPC_MESSAGE),
@@ -99,9 +100,11 @@ def options_for(limits: PeerLimits) -> list[tuple[str, int]]:
     without a Hello is. A silent connection is pinged after a third of `dead_s`, and closed if the rest of it brings no
     answer.
     """
-    hello_ms = int(1000 * limits.hello_s)
-    pending = max(PENDING_CALLS, limits.strangers)  # their bytes fill memory meanwhile
-    quiet_ms, answer_ms = (int(1000 * limits.dead_s * share) for share in (1 / 3, 2 / 3))
+    hello_ms, quiet_ms, answer_ms = (
+        int(min(max(1000 * seconds, 1), MAX_OPTION))
+        for seconds in (limits.hello_s, limits.dead_s / 3, 2 * limits.dead_s / 3)
+    )
+    pending = min(max(PENDING_CALLS, limits.strangers), MAX_OPTION)  # their bytes fill memory meanwhile
     return [
         *SERVER_OPTIONS,
         ("grpc.server.max_pending_requests", pending),
