@@ -15,7 +15,9 @@ import grpc
 import torch
 
 from sl_client.training.seat import take_seat
-from sl_common.client.program import Flow, Seat, participate
+from sl_common.client.flow import Flow
+from sl_common.client.program import participate
+from sl_common.client.seat import Seat
 from sl_common.codec import Link
 from sl_common.config.run_config import RunConfig
 from sl_common.messages.training import Alive, Gradient, Smashed, ToClient, ToServer, Welcome

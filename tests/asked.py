@@ -15,7 +15,7 @@ from sl_common.codec import Link
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import Refused
 from sl_common.wire import Endpoint, Hello
-from sl_common.wire.endpoint import CHUNK_BYTES
+from sl_common.wire.frame import CHUNK_BYTES
 from sl_server.inference.loop import Inference
 from sl_server.inference.metrics import InferMetrics
 from sl_server.inference.microbatch import MicroBatching

@@ -107,7 +107,7 @@ def _endpoint(data: bytes, rest: tuple[str, str, int]) -> str:
     frames = talk(name)[direction]
     side: Literal["server", "client"] = "server" if direction == "up" else "client"
     end = Endpoint(side, link=config_of(name).codec, limit_bytes=LIMIT, draw=config_of(name).draw_of(0))
-    end.sent = 1 << 20  # what the frames acknowledge
+    end.delivery.sent = 1 << 20  # what the frames acknowledge
     try:
         for frame in frames[: until - 1]:
             end.feed(frame)

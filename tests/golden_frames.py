@@ -27,7 +27,9 @@ from google.protobuf.message import Message as Header
 
 from sl_client.training.seat import take_seat
 from sl_common import __version__
-from sl_common.client.program import Flow, Seat, participate
+from sl_common.client.flow import Flow
+from sl_common.client.program import participate
+from sl_common.client.seat import Seat
 from sl_common.codec import BFloat16, Feedback, Float16, Link, Masked, RandTopK
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import Refused

@@ -6,7 +6,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 
-from sl_common.messages.training import Logged
+from sl_common.messages.events import Logged
 from sl_common.wire import eventlog
 
 LENGTHS = struct.Struct("<III")

@@ -21,8 +21,9 @@ from sl_client.training.seat import take_seat
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, DataError, Refused, WireError
 from sl_common.holdings import Build, DataSet, apart
+from sl_common.messages.events import Joined
 from sl_common.messages.facts import ClientsDoubtful, Evaluated
-from sl_common.messages.training import Joined, Leave, Ready, Welcome
+from sl_common.messages.training import Leave, Ready, Welcome
 from sl_common.network.builds import build_difference, builds_of
 from sl_common.network.network import Network
 from sl_common.training.segment import _NOBODY

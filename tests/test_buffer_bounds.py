@@ -22,7 +22,8 @@ from world import make_config
 
 from sl_client.training.runner import UNHEARD, Runner
 from sl_client.training.snapshots_on_disk import FOLDERS, KEPT_RUNS, Past, find_past
-from sl_common.client.program import AwaitServer, Flow, Window
+from sl_common.client.flow import Flow
+from sl_common.client.program import AwaitServer, Window
 from sl_common.client.snapshots import KEPT_SNAPSHOTS
 from sl_common.codec import Link
 from sl_common.codec.feedback import Feedback
@@ -45,7 +46,7 @@ from sl_common.messages.training import (
 from sl_common.proto import split_pb2 as pb
 from sl_common.protocol import At, Await
 from sl_common.wire import Endpoint, Greeting, Hello
-from sl_common.wire.translate import MAX_SLOT
+from sl_common.wire.bounds import MAX_SLOT
 from sl_server.core.identity import StreamIdentity
 from sl_server.core.recordings import Recordings
 from sl_server.core.wave import Wave
@@ -91,16 +92,16 @@ def test_a_client_whose_messages_cannot_be_kept_is_refused_and_the_others_train(
         endpoint = live.engine.sessions.by_client["evil"].endpoint
         while not endpoint.received:
             time.sleep(0.01)
-        most = endpoint._causes.most
-        live.engine.inbox.put(lambda: [endpoint.pack(Late(round=0, wave=0)) for _ in range(most)])
-        while endpoint.unheard < most:
+        most = endpoint.delivery.causes.most
+        live.engine._inbox.put(lambda: [endpoint.pack(Late(round=0, wave=0)) for _ in range(most)])
+        while endpoint.unacknowledged < most:
             time.sleep(0.01)
         good = ClientThread(live.address)
         assert evil.refusal() == "protocol"
         good.join(60)
         assert good.bye is not None
         assert good.bye.finished
-        assert endpoint.unheard == len(endpoint._unacked) == most
+        assert endpoint.unacknowledged == len(endpoint.delivery._unacked) == most
         (told,) = [text for text in live.warnings if "evil" in text]
         assert f"{most} messages to the peer are not acknowledged, at most {most} are kept" in told
 
@@ -150,7 +151,7 @@ def test_signs_of_life_that_nobody_acknowledges_end() -> None:
     for number in range(10 * UNHEARD):
         runner._alive_at = -1e9  # the last one is long ago
         runner._say(Alive(samples=number))
-    assert len(nowhere.sent) == len(runner._endpoint._unacked) == runner._endpoint.unheard == UNHEARD
+    assert len(nowhere.sent) == len(runner._endpoint.delivery._unacked) == runner._endpoint.unacknowledged == UNHEARD
 
 
 class Chatterbox:
@@ -202,9 +203,9 @@ def test_checked_headers_that_are_kept_are_few() -> None:
             for message in (said[side], also[side]):
                 for frame in other.pack(message):
                     end.feed(frame.data)
-            most[side] = max(most[side], len(end._plans))
-            assert all(len(slots) <= 4 for _, slots in end._plans), "batches, not weights"
-            kept = sum(len(slot) for _, slots in end._plans for slot in slots)
+            most[side] = max(most[side], len(end._incoming._plans))
+            assert all(len(slots) <= 4 for _, slots in end._incoming._plans), "batches, not weights"
+            kept = sum(len(slot) for _, slots in end._incoming._plans for slot in slots)
             assert kept <= 64 * 4 * MAX_SLOT
     assert most == {"client": 64, "server": 64}
 
@@ -305,9 +306,9 @@ def test_snapshots_on_disk_are_few_whatever_numbers_checkpoints_have(tmp_path: P
     past = find_past(tmp_path, "run", "c0", lambda _text: None)
     for wave in range(1, 60):
         number = 1000 + (wave if wave % 20 < 15 else -wave)  # the server goes back now and then
-        past.forget_after(number)
+        past.drop_after(number)
         past.keep(number, lambda w=wave: {"number": w})
-        past.wave_over(lambda w=wave: {"number": w})
+        past.save_after_wave(lambda w=wave: {"number": w})
         assert len(list(tmp_path.glob("*/*"))) <= KEPT_SNAPSHOTS + 1
         assert len(past.numbers) <= KEPT_SNAPSHOTS
 
@@ -319,7 +320,7 @@ def test_a_server_that_thinks_up_runs_makes_a_client_keep_no_more_than_some(tmp_
     for number in range(3 * KEPT_RUNS):
         past = one if number % 2 else Past(tmp_path)
         found = past.find(f"run {number}", "a", warned.append)
-        found.wave_over(lambda n=number: {"number": n})
+        found.save_after_wave(lambda n=number: {"number": n})
         if past is not one:
             past.close()
         assert len(list(tmp_path.iterdir())) <= KEPT_RUNS + 1  # the one that `one` still holds may be the oldest
@@ -337,7 +338,7 @@ def test_a_client_of_many_runs_says_once_that_it_removes_some(tmp_path: Path) ->
     warned: list[str] = []
     past = Past(tmp_path)
     for number in range(2 * KEPT_RUNS):
-        past.find(f"run {number}", "a", warned.append).wave_over(dict)
+        past.find(f"run {number}", "a", warned.append).save_after_wave(dict)
     assert warned == [f"--state {tmp_path}: removed 1 run that was used longest ago; 16 of a client are kept"]
     assert len(list(tmp_path.iterdir())) == KEPT_RUNS
     assert len(past._held) == 1, "folders of runs that are over are let go"
@@ -383,7 +384,7 @@ def left_by(state: Path, name: str) -> Path:
     """The folder of a run that a former process of this client was in."""
     before = set(state.iterdir())
     past = Past(state)
-    past.find("run", name, lambda _text: None).wave_over(lambda: {"of": name})
+    past.find("run", name, lambda _text: None).save_after_wave(lambda: {"of": name})
     past.close()
     (where,) = set(state.iterdir()) - before
     return where
@@ -393,7 +394,7 @@ def thought_up(state: Path, runs: int) -> None:
     """A client called a is made to join so many runs."""
     past = Past(state)
     for number in range(runs):
-        past.find(f"run {number}", "a", lambda _text: None).wave_over(dict)
+        past.find(f"run {number}", "a", lambda _text: None).save_after_wave(dict)
     past.close()
 
 
@@ -414,7 +415,7 @@ def test_what_another_process_holds_is_kept_and_so_is_another_clients(tmp_path: 
 def test_a_server_that_thinks_up_names_makes_a_client_keep_no_more_than_some(tmp_path: Path) -> None:
     """A client without `--id` is called what its server likes."""
     for number in range(FOLDERS + 20):
-        find_past(tmp_path, "run", f"name {number}", lambda _text: None).wave_over(dict)
+        find_past(tmp_path, "run", f"name {number}", lambda _text: None).save_after_wave(dict)
     past, warned = Past(tmp_path), list[str]()
     past.find("run", f"name {FOLDERS + 20}", warned.append)
     assert len(list(tmp_path.iterdir())) == FOLDERS

@@ -15,7 +15,7 @@ from world import make_config
 
 from sl_client.inference.lower_cache import KEPT_LOWERS, Lowers
 from sl_client.transport.stream import GrpcCarrier
-from sl_common.client.program import Flow
+from sl_common.client.flow import Flow
 from sl_common.client.snapshots import Snapshots
 from sl_common.codec import Link
 from sl_common.codec.masked import Masked
@@ -39,7 +39,8 @@ from sl_common.protocol import Await
 from sl_common.tensors import state_digest
 from sl_common.wire import Endpoint
 from sl_common.wire.causes import WORDS
-from sl_common.wire.endpoint import ACK_MESSAGES, CallKind
+from sl_common.wire.delivery import ACK_MESSAGES
+from sl_common.wire.incoming import CallKind
 from sl_common.wire.outgoing import Outgoing
 from sl_server.transport.server_stream import ServerStream
 from sl_server.transport.streams import FRAME_OVERHEAD
@@ -108,16 +109,16 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_client_that_acknowledges_no_reply_gets_no_further_than_its_window(kind: dict[str, bool]) -> None:
     pair = Pair().joined()
-    pair.most["client"] = pair.server.sent  # Welcome and Begin, and nothing more
+    pair.most["client"] = pair.server.delivery.sent  # Welcome and Begin, and nothing more
     for step in range(WINDOW):
         pair.up(batch(step, **kind))
         pair.down(reply(step, needs_grad=kind["needs_grad"]))
-    kept = pair.server.unheard
+    kept = pair.server.unacknowledged
     with pytest.raises(
         WireError, match=r"batch 2 begins though the reply to 0 is not acknowledged: .*client.window = 2"
     ):
         pair.up(batch(WINDOW, **kind))
-    assert pair.server.unheard == kept == WINDOW
+    assert pair.server.unacknowledged == kept == WINDOW
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -130,7 +131,7 @@ def test_a_client_that_has_its_whole_window_under_way_is_honest(kind: dict[str, 
             pair.up(batch(step, round=round, **kind))
             if step >= WINDOW - 1:
                 pair.down(reply(step - WINDOW + 1, needs_grad=kind["needs_grad"]))
-            most = max(most, pair.server.unheard, pair.client.unheard)
+            most = max(most, pair.server.unacknowledged, pair.client.unacknowledged)
         pair.up(Done(round=round, wave=0, steps=20, samples=40))
         pair.down(reply(19, needs_grad=kind["needs_grad"]))
         pair.begin(round + 1)
@@ -139,17 +140,17 @@ def test_a_client_that_has_its_whole_window_under_way_is_honest(kind: dict[str, 
 
 def test_a_server_that_acknowledges_nothing_is_left() -> None:
     pair = Pair().joined()
-    pair.most["server"] = pair.client.sent
+    pair.most["server"] = pair.client.delivery.sent
     for step in range(WINDOW):
         pair.up(batch(step))
     with pytest.raises(WireError, match="the reply to 0 answers message 2, but acknowledges 1 messages"):
         pair.down(reply(0))
-    assert pair.client.unheard == WINDOW
+    assert pair.client.unacknowledged == WINDOW
 
 
 def test_the_next_wave_acknowledges_the_one_before() -> None:
     pair = Pair().joined()
-    pair.most["server"] = pair.client.sent
+    pair.most["server"] = pair.client.delivery.sent
     pair.up(Done(round=0, wave=0, steps=0, samples=0))
     with pytest.raises(WireError, match="begin answers message 2, but acknowledges 1 messages"):
         pair.begin(1)
@@ -186,7 +187,7 @@ def test_queries_and_scores_keep_the_same_rule() -> None:
     pair = Pair(call="infer")
     pair.down(Offer(config=""))
     pair.up(Query(step=0, z=torch.ones(1, 3)))
-    pair.most["server"] = pair.client.sent - 1
+    pair.most["server"] = pair.client.delivery.sent - 1
     with pytest.raises(WireError, match="the reply to 0 answers message 1, but acknowledges 0 messages"):
         pair.down(Scores(step=0, scores=torch.ones(1, 2)))
     pair = Pair(call="infer")
@@ -204,8 +205,8 @@ def test_messages_that_nothing_acknowledges_are_bounded_all_the_same() -> None:
     most = (MOST_LATE + 1) * WINDOW + WORDS
     text = until_refused(lambda number: pair.server.pack(Late(round=number, wave=0)))
     assert f"{most} messages to the peer are not acknowledged, at most {most} are kept" in text
-    assert pair.server.unheard == most
-    assert len(pair.server._unacked) == most
+    assert pair.server.unacknowledged == most
+    assert len(pair.server.delivery._unacked) == most
 
 
 def test_signs_of_life_are_acknowledged_in_time() -> None:
@@ -217,7 +218,7 @@ def test_signs_of_life_are_acknowledged_in_time() -> None:
         bare = pair.server.acknowledgement()
         if bare is not None:
             pair.client.feed(bare.data)
-        most = max(most, pair.client.unheard)
+        most = max(most, pair.client.unacknowledged)
     assert most <= ACK_MESSAGES
 
 
@@ -227,7 +228,7 @@ def test_activations_of_batches_that_are_never_answered_are_forgotten() -> None:
     for step in range(50):
         for frame in pair.client.pack(batch(step)):
             pair.server.feed(frame.data)
-    assert list(pair.server._likes) == list(pair.client._likes) == [48, 49]
+    assert list(pair.server._codings._likes) == list(pair.client._codings._likes) == [48, 49]
 
 
 def test_checked_headers_that_are_kept_are_short() -> None:
@@ -346,10 +347,10 @@ def test_what_waits_for_a_client_that_is_late_again_and_again_is_bounded() -> No
             world.run()
             world.sessions.tick(2.0 * (wave := wave + 1))
             world.run(until=1)
-            most = max(most, c1.session.endpoint.unheard)
+            most = max(most, c1.session.endpoint.unacknowledged)
         world.slow = set() if back else world.slow
         world.run()
-        assert max(most, c1.session.endpoint.unheard) <= 2 * MOST_LATE + 2
+        assert max(most, c1.session.endpoint.unacknowledged) <= 2 * MOST_LATE + 2
         assert world.coordinator.ended.finished
         late = sum(isinstance(f, ClientLate) for f in world.facts)
         assert late == MOST_LATE
@@ -378,7 +379,7 @@ def test_a_server_that_thinks_up_checkpoints_makes_nobody_keep_more_snapshots(nu
     snapshots = Snapshots("run")
     for wave in range(1, 100):
         checkpoint = 1000 + number * wave
-        snapshots.forget_after(checkpoint)
+        snapshots.drop_after(checkpoint)
         snapshots.keep(checkpoint, dict)
         assert len(snapshots.numbers) <= 2
 

@@ -12,7 +12,7 @@ from test_faults import assert_finished
 from world import World, make_config
 
 from sl_client.training.seat import take_seat
-from sl_common.client.program import Seat
+from sl_common.client.seat import Seat
 from sl_common.config.presets import PRESETS
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import WireError

@@ -26,8 +26,8 @@ from sl_client.cli.application import app as client_app
 from sl_common import __version__
 from sl_common.config.presets import PRESETS
 from sl_common.config.run_config import RunConfig
-from sl_common.messages.training import WIRE_KINDS
 from sl_common.wire import Frame
+from sl_common.wire.accounting import WIRE_KINDS
 from sl_server.cli.application import app
 from sl_server.preflight.check import inspect
 from sl_server.simulation.simulation import Simulation

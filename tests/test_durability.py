@@ -202,21 +202,21 @@ def test_a_snapshot_that_could_not_be_written_takes_those_that_hang_on_it_along(
     warned: list[str] = []
     past = find_past(tmp_path, "run", "c1", warned.append)
     past.keep(1, lambda: {"number": 1})
-    past.wave_over(lambda: {"number": "after 1"})
+    past.save_after_wave(lambda: {"number": "after 1"})
     try:
         limited(10)
         past.keep(2, lambda: {"number": 2})
     finally:
         limited(resource.RLIM_INFINITY)
-    past.wave_over(lambda: {"number": "after 2"})
+    past.save_after_wave(lambda: {"number": "after 2"})
     assert len(warned) == 1
     again = find_past(tmp_path, "run", "c1", warned.append)
     assert (again.numbers, again.last) == ((1,), None)
     past.keep(3, lambda: {"number": 3})
-    past.wave_over(lambda: {"number": "after 3"})
+    past.save_after_wave(lambda: {"number": "after 3"})
     try:
         limited(10)
-        past.wave_over(lambda: {"number": "after 4"})
+        past.save_after_wave(lambda: {"number": "after 4"})
     finally:
         limited(resource.RLIM_INFINITY)
     again = find_past(tmp_path, "run", "c1", warned.append)
@@ -228,7 +228,7 @@ def test_a_client_killed_at_any_step_of_its_snapshots_has_whole_ones(tmp_path: P
         past = find_past(tmp_path, "run", "c1", lambda _text: None)
         for number in (1, 2, 3):
             past.keep(number, lambda n=number: {"number": n})
-            past.wave_over(lambda n=number: {"number": f"after {n}"})
+            past.save_after_wave(lambda n=number: {"number": f"after {n}"})
 
     def begin_again() -> None:
         for path in tmp_path.glob("*/*"):
@@ -239,7 +239,7 @@ def test_a_client_killed_at_any_step_of_its_snapshots_has_whole_ones(tmp_path: P
         warned: list[str] = []
         found = find_past(tmp_path, "run", "c1", warned.append)
         assert not warned
-        assert all(found.back_to(number) == {"number": number} for number in found.numbers)
+        assert all(found.state_at(number) == {"number": number} for number in found.numbers)
         newest = max(found.numbers, default=0)
         assert found.last in (None, {"number": f"after {newest}"}, {"number": f"after {newest - 1}"})
 
@@ -249,7 +249,7 @@ def test_the_state_of_a_run_that_is_over_is_removed(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(slow_config("parallel", run__rounds=2, run__clients=1).to_json())
     state = tmp_path / "state"
     past = Past(state)
-    past.find("another run", "c0", lambda _text: None).wave_over(lambda: {"number": 1})
+    past.find("another run", "c0", lambda _text: None).save_after_wave(lambda: {"number": 1})
     past.close()
     (other,) = state.iterdir()
     for number, stop in enumerate((True, False)):

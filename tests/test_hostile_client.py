@@ -56,7 +56,7 @@ def said(address: str, *frames: bytes) -> None:
 def messages(*these: Message) -> list[bytes]:
     """After a Hello of a new client, and the server's Welcome."""
     end = Endpoint("client", link=Link(), limit_bytes=1 << 20)
-    end.received = 1
+    end.delivery.received = 1
     return [bytes(frame) for message in these for frame in end.pack(message)]
 
 

@@ -13,7 +13,8 @@ from recorded import header_of, record
 
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, DataError, WireError
-from sl_common.messages.training import Leave, Smashed, Tick
+from sl_common.messages.events import Tick
+from sl_common.messages.training import Leave, Smashed
 from sl_common.tree import MAGIC, dumps, loads
 from sl_common.wire import eventlog
 from sl_server.security.tokens import Tokens

@@ -74,8 +74,8 @@ class SlowConversation(RuleBasedStateMachine):
         self.cut(slow=False, half=0)
         for s in SIDES:
             assert not self.said[s]
-            assert self.ends[s].settled
-            assert self.ends[s].heard == self.ends[s].said
+            assert self.ends[s].all_acknowledged
+            assert self.ends[s].messages_acknowledged == self.ends[s].messages_sent
 
 
 TestSlowConversation = SlowConversation.TestCase
@@ -133,10 +133,10 @@ def test_on_a_slow_link_little_is_under_way_and_each_frame_is_acknowledged() -> 
     client, server = slow_pair()
     first = client.pack(batch(300_000))
     assert [chunk_of(frame) for frame in first] == [SMALL] * FRAMES_AHEAD
-    assert client.holds
+    assert client.holds_frames
     sent = carried(client, server, first, frame_s=2.0)
     assert {chunk_of(frame) for frame in sent[:-1]} == {SMALL}, "a frame in 2 s is as slow as it gets"
-    assert client.settled
+    assert client.all_acknowledged
     assert sum(chunk_of(frame) for frame in sent) == 300_008
 
 
@@ -144,7 +144,7 @@ def test_frames_grow_as_fast_as_acknowledgements_come_and_are_ordinary_in_the_en
     client, server = slow_pair()
     sizes = [chunk_of(frame) for frame in carried(client, server, client.pack(batch(16 << 20)), frame_s=0.001)]
     assert max(sizes) == CHUNK_BYTES
-    assert not client.slow
+    assert not client.sends_small_frames
     assert len(sizes) < 16 + 8 * 2 * FRAMES_AHEAD
     frames = client.pack(batch(3 << 20))
     assert [chunk_of(frame) for frame in frames] == [CHUNK_BYTES] * 3 + [8]
@@ -182,7 +182,7 @@ def test_a_message_that_is_one_frame_is_acknowledged_when_it_is_answered() -> No
     (frame,) = client.pack(batch(SMALL - 8))
     assert server.feed(frame.data).message is not None
     assert not server.due(0.0)
-    assert not client.holds
+    assert not client.holds_frames
 
 
 def test_bytes_by_kind_are_the_same_however_a_batch_is_cut() -> None:
@@ -248,4 +248,4 @@ def test_an_ordinary_run_has_no_frame_for_slow_links() -> None:
     """Nor has one whose links break."""
     world = run_world(make_config("splitfed_v1", model__args="{ hidden = [512] }"), cut_every=9)
     assert world.cuts > 3
-    assert not any(end.slow for c in world.clients.values() for end in (c.endpoint, c.session.endpoint))
+    assert not any(end.sends_small_frames for c in world.clients.values() for end in (c.endpoint, c.session.endpoint))

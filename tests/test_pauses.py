@@ -8,7 +8,7 @@ from itertools import pairwise
 from live import serving
 from world import make_config
 
-from sl_common.messages.training import Tick
+from sl_common.messages.events import Tick
 from sl_common.pauses import LONGEST_LOOK_S, PauseClock
 
 

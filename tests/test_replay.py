@@ -19,7 +19,8 @@ from world import World, make_config
 from sl_common.config.presets import PRESETS
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, Diverged
-from sl_common.messages.training import Advanced, Failed, Logged, Smashed, Stopped
+from sl_common.messages.events import Advanced, Failed, Logged, Stopped
+from sl_common.messages.training import Smashed
 from sl_common.network.network import Network
 from sl_common.wire import eventlog
 from sl_server.cli.application import app

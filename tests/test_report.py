@@ -17,7 +17,7 @@ from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.host.progress import size
 from sl_common.messages.facts import ClientAway, ClientBack, ClientDone, ClientJoined, ClientLeft, RoundEnded, WaveBegun
-from sl_common.messages.training import WIRE_KINDS
+from sl_common.wire.accounting import WIRE_KINDS
 from sl_server.console.show import ServerConsole
 from sl_server.report.page import make_page
 from sl_server.report.past import read_past_run

@@ -12,13 +12,14 @@ from test_faults import assert_finished, batches_of, simulated_sha
 from world import Client, World, make_config
 
 from sl_client.training.snapshots_on_disk import find_past
-from sl_common.client.program import Seat
+from sl_common.client.seat import Seat
 from sl_common.client.snapshots import Snapshots
 from sl_common.config.presets import PRESETS
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, DataError, WireError
+from sl_common.messages.events import Restored, Saved, Tick
 from sl_common.messages.facts import ClientLeft, RedoSpent, RoundEnded
-from sl_common.messages.training import Begin, Restored, Saved, Tick, Welcome
+from sl_common.messages.training import Begin, Welcome
 from sl_common.network.network import Network
 from sl_common.training.segment import Tree
 from sl_common.tree import MAGIC, dumps, loads
@@ -392,12 +393,12 @@ def test_a_clients_snapshots_outlive_its_process(tmp_path: Path) -> None:
     past = find_past(tmp_path, "run", "c1", warned.append)
     for number in (1, 2, 3):
         past.keep(number, lambda n=number: {"number": n})
-    past.wave_over(lambda: {"number": "last"})
+    past.save_after_wave(lambda: {"number": "last"})
     again = find_past(tmp_path, "run", "c1", warned.append)
     assert again.numbers == (2, 3)
     assert again.last == {"number": "last"}
-    assert again.back_to(2) == {"number": 2}
-    again.forget_after(2)
+    assert again.state_at(2) == {"number": 2}
+    again.drop_after(2)
     assert find_past(tmp_path, "run", "c1", warned.append).numbers == (2,), "later ones never happened"
     assert find_past(tmp_path, "run", "c2", warned.append).numbers == ()
     assert find_past(tmp_path, "other", "c1", warned.append).numbers == ()
@@ -411,7 +412,7 @@ def test_a_clients_snapshots_outlive_its_process(tmp_path: Path) -> None:
 
 def test_going_back_to_what_is_not_there_is_an_error() -> None:
     with pytest.raises(WireError, match=r"go back to checkpoint 7, this client has \[\]"):
-        Snapshots("run").back_to(7)
+        Snapshots("run").state_at(7)
     world = World(make_config("parallel"))
     client = world.join()
     world.run()

@@ -18,10 +18,11 @@ from unions import members
 from sl_common.codec import Packed
 from sl_common.codec.packed import DTYPES
 from sl_common.messages.inference import Lower, Query, Scores
-from sl_common.messages.training import Aligned, Begin, Bye, Directive, Done, Gradient, Message, Smashed, kind_of
+from sl_common.messages.training import Aligned, Begin, Bye, Directive, Done, Gradient, Message, Smashed
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import CHUNK_BYTES, Endpoint, Frame, Received, Timing
-from sl_common.wire.endpoint import GRPC_PREFIX, MAX_CHUNK
+from sl_common.wire.accounting import GRPC_PREFIX, kind_of
+from sl_common.wire.frame import MAX_CHUNK
 
 
 def carry(sender: Endpoint, receiver: Endpoint, message: Message) -> tuple[list[Frame], list[Received]]:
@@ -192,7 +193,7 @@ def test_memory_of_large_bodies_is_not_kept() -> None:
     """A server would have that of all clients at once."""
     sender, receiver = endpoint("client"), endpoint("server")
     carry(sender, receiver, Smashed(step=0, z=normal((64, 2000), 0), y=torch.arange(64)))
-    assert receiver._last is None
+    assert receiver._incoming._last is None
 
 
 def test_a_batch_is_also_there_as_it_came() -> None:
@@ -253,7 +254,7 @@ def test_a_message_has_as_many_frames_as_its_body_has_chunks(message: Message, c
     frames, _ = carry(sender, receiver, message)
     assert len(frames) == max(1, math.ceil(body_nbytes(message) / chunk_bytes))
     assert [frame.seq for frame in frames] == list(range(1, len(frames) + 1))
-    assert (sender.sent, receiver.received) == (len(frames), len(frames))
+    assert (sender.delivery.sent, receiver.received) == (len(frames), len(frames))
 
 
 def test_a_large_message_is_a_header_in_its_first_frame_and_chunks_of_a_mebibyte() -> None:

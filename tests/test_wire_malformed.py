@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sl_common.errors import Refused, WireError
 from sl_common.proto import split_pb2 as pb
-from sl_common.wire.endpoint import MAX_CHUNK
+from sl_common.wire.frame import MAX_CHUNK
 
 TERABYTE = 1 << 40
 LIMIT = 1 << 20

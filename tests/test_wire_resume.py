@@ -16,7 +16,8 @@ from sl_common.errors import WireError
 from sl_common.messages.training import Alive, Bye, Message, Smashed
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import Endpoint
-from sl_common.wire.endpoint import ACK_EVERY, GRPC_PREFIX
+from sl_common.wire.accounting import GRPC_PREFIX
+from sl_common.wire.delivery import ACK_EVERY
 
 SIDES: tuple[Side, ...] = ("client", "server")
 side = st.sampled_from(SIDES)
@@ -103,7 +104,7 @@ def test_a_frame_that_comes_again_is_ignored(message: Message, times: int) -> No
         again = server.feed(frame.data)
         assert again.message is None
         assert again.tally == (("control", len(frame.data) + GRPC_PREFIX),)
-    assert server.received == client.sent
+    assert server.received == client.delivery.sent
 
 
 def test_a_resent_frame_has_the_same_bytes() -> None:
@@ -116,10 +117,10 @@ def test_an_acknowledgement_frees_the_frames_it_covers() -> None:
     client, server = pair()
     for samples in range(5):
         say(client, server, Alive(samples=samples))
-    assert [frame.seq for frame in client._unacked] == [1, 2, 3, 4, 5]
+    assert [frame.seq for frame in client.delivery._unacked] == [1, 2, 3, 4, 5]
     say(server, client, Bye(reason="", finished=True))
     client.pack(Alive(samples=5))
-    assert [frame.seq for frame in client._unacked] == [6]
+    assert [frame.seq for frame in client.delivery._unacked] == [6]
     with pytest.raises(WireError, match="peer has received frame 4, we know 5"):
         client.resend(4)
 
@@ -130,7 +131,7 @@ def test_a_silent_side_owes_an_acknowledgement_after_enough_bytes() -> None:
     for frame in client.pack(batch):
         assert server.acknowledgement() is None
         server.feed(frame.data)
-    assert len(client._unacked) == 5
+    assert len(client.delivery._unacked) == 5
     say(client, server, batch)
     owed = server.acknowledgement()
     assert owed is not None
@@ -141,18 +142,18 @@ def test_a_silent_side_owes_an_acknowledgement_after_enough_bytes() -> None:
     assert received.message is None
     assert received.tally == owed.tally
     assert client.resend(server.received) == []
-    assert server.sent == client.received == 0
+    assert server.delivery.sent == client.received == 0
 
 
 def test_an_acknowledgement_may_be_given_at_once() -> None:
     client, server = pair()
-    assert client.settled
+    assert client.all_acknowledged
     say(client, server, Alive(samples=1))
-    assert not client.settled
+    assert not client.all_acknowledged
     owed = server.acknowledgement(at_once=True)
     assert owed is not None
     client.feed(owed.data)
-    assert client.settled
+    assert client.all_acknowledged
 
 
 def test_an_older_acknowledgement_takes_nothing_back() -> None:
@@ -172,7 +173,7 @@ def test_whatever_is_said_acknowledges_too() -> None:
         say(client, server, Smashed(step=0, z=torch.zeros(1024, 1024), y=torch.zeros(1024, dtype=torch.int64)))
     say(server, client, Bye(reason="", finished=True))
     assert server.acknowledgement() is None
-    assert client.settled
+    assert client.all_acknowledged
 
 
 @pytest.mark.parametrize("received", [0, 1, 6, 2**63])

@@ -11,8 +11,8 @@ from sl_common.codec import Link
 from sl_common.errors import Refused, WireError
 from sl_common.proto import split_pb2 as pb
 from sl_common.wire import Endpoint, Refusal, probe, read_answer
+from sl_common.wire.bounds import MAX_OTHERS, MAX_SENTENCE
 from sl_common.wire.fields import MAX_HEADER, check_entries, read_varint, split_frame, varint
-from sl_common.wire.translate import MAX_OTHERS, MAX_SENTENCE
 
 Side = Literal["client", "server"]
 SIDES: list[tuple[Side, str]] = [(side, call) for side in ("client", "server") for call in ("train", "infer")]  # type: ignore[misc]

@@ -13,13 +13,16 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from sl_client.training.seat import take_seat
-from sl_common.client.program import Flow, Seat, participate
+from sl_common.client.flow import Flow
+from sl_common.client.program import participate
+from sl_common.client.seat import Seat
 from sl_common.client.snapshots import Snapshots
 from sl_common.codec import Link
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import WireError
+from sl_common.messages.events import Advanced, Event
 from sl_common.messages.facts import Fact
-from sl_common.messages.training import Advanced, Alive, Event, Welcome
+from sl_common.messages.training import Alive, Welcome
 from sl_common.network.network import Network
 from sl_common.training.segment import Segment
 from sl_common.wire import Endpoint, Hello
@@ -54,7 +57,7 @@ class Client:
 
     def hand_on(self) -> Snapshots | None:
         """What the next life can go on from, if this process lives on."""
-        return self.past if self.seat is None else self.seat.hand_on()
+        return self.past if self.seat is None else self.seat.final_snapshots()
 
     flow: Flow | None = None
     said: int = 0  # messages

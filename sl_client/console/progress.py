@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from sl_common.batch import Batch
-from sl_common.client.program import Batches, Seat
+from sl_common.client.seat import Batches, Seat
 from sl_common.config.run_config import KNOWN_DATA
 from sl_common.host.progress import Rate, duration, rate, size
 from sl_common.messages.training import Begin, Gradient

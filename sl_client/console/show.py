@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sl_client.console.progress import WaveProgress
-from sl_common.client.program import Seat
+from sl_common.client.seat import Seat
 from sl_common.host.devices import described
 from sl_common.host.log import CommandLog, Level, name_run
 from sl_common.host.progress import Beat, Seldom, make_bar, wants_bar

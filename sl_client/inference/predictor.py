@@ -212,7 +212,7 @@ class Predictor:
             self._send(frame)
         self._spoke = time.perf_counter()
         with contextlib.suppress(StreamBroken):  # whoever hears next is told
-            while self._endpoint.holds:
+            while self._endpoint.holds_frames:
                 self._words.append(self._next())
                 self._endpoint.check_waiting(len(self._words))
 
@@ -232,7 +232,7 @@ class Predictor:
             try:
                 data = self._carrier.receive()
             except StreamBroken:
-                self._slow = time.perf_counter() - self._spoke > SLOW_S or self._endpoint.slow
+                self._slow = time.perf_counter() - self._spoke > SLOW_S or self._endpoint.sends_small_frames
                 raise
             heard = self._spoke = time.perf_counter()
             try:

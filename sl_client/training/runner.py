@@ -23,8 +23,10 @@ from sl_client.training.snapshots_on_disk import Past
 from sl_client.transport.stream import ClientStream, GrpcCarrier, StreamBroken
 from sl_client.transport.tries import Tries
 from sl_common import __version__
+from sl_common.client.flow import Flow
 from sl_common.client.orders import check_welcome
-from sl_common.client.program import Flow, Seat, participate
+from sl_common.client.program import participate
+from sl_common.client.seat import Seat
 from sl_common.client.snapshots import Snapshots
 from sl_common.codec import Link
 from sl_common.config.run_config import RunConfig
@@ -47,7 +49,7 @@ from sl_common.messages.training import (
 )
 from sl_common.names import MAX_REASON
 from sl_common.wire import SLOW_S, Endpoint, Frame, Hello, Refusal, Timing, read_answer
-from sl_common.wire.endpoint import GRPC_PREFIX
+from sl_common.wire.accounting import GRPC_PREFIX
 
 ALIVE_EVERY_S = 5.0
 UNHEARD = 16  # messages that the server has not acknowledged: more of them say nothing that these do not
@@ -206,7 +208,7 @@ class Runner:
         before = self.seat
         if before is None or before.snapshots.run != welcome.run or before.shard != welcome.shard:
             return self._past_on_disk.find(welcome.run, welcome.client, self._show.warn)
-        return before.hand_on()
+        return before.final_snapshots()
 
     def interrupt(self) -> None:
         """Leave the run, from another thread: `run` tells the server and raises Interrupted."""
@@ -230,7 +232,7 @@ class Runner:
                     return bye
                 except StreamBroken as error:
                     quiet_s = time.perf_counter() - max(self._heard_at, self._asked_at)
-                    self._slow = quiet_s > SLOW_S or self._endpoint.slow
+                    self._slow = quiet_s > SLOW_S or self._endpoint.sends_small_frames
                     self._close()
                     self._heed_stop()
                     self._show.lost(str(error))
@@ -393,7 +395,7 @@ class Runner:
         match message:
             case Alive():
                 now = time.monotonic()
-                if now - self._alive_at < ALIVE_EVERY_S or self._endpoint.unheard >= UNHEARD:
+                if now - self._alive_at < ALIVE_EVERY_S or self._endpoint.unacknowledged >= UNHEARD:
                     return
                 self._alive_at = now
             case Smashed():
@@ -407,13 +409,13 @@ class Runner:
             frames = self._endpoint.pack(message, timing=timing)
         self._asked_at = time.perf_counter()
         self._send(frames)
-        if self._endpoint.holds:
+        if self._endpoint.holds_frames:
             self._see_off()
 
     def _see_off(self) -> None:
         """Computing waits until all has gone out: on a slow link that is what takes long, and whoever computes hears nothing."""
         try:
-            while self._endpoint.holds:
+            while self._endpoint.holds_frames:
                 self._hear()
         except StreamBroken as error:
             self._broke = error  # what was said is said, and goes out on the next stream

@@ -14,7 +14,7 @@ from sl_client.data import Data, load_data
 from sl_client.data.identity import data_set_of, looked_at
 from sl_client.data.loader import Loader, make_loader, share
 from sl_client.device.limits import NO_LIMITS, DeviceLimits
-from sl_common.client.program import Seat
+from sl_common.client.seat import Seat
 from sl_common.client.snapshots import Snapshots
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import DataError

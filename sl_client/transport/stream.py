@@ -10,7 +10,7 @@ import grpc
 from sl_client.transport.access import PLAINTEXT, Access
 from sl_client.transport.grpc_call import open_call
 from sl_common.errors import AGAIN, Refused
-from sl_common.wire.endpoint import MAX_GRPC_MESSAGE
+from sl_common.wire.frame import MAX_GRPC_MESSAGE
 from sl_common.wire.greeting import REFUSED_BY
 
 SERVICE_PATH = "/sl.v1.SplitLearning"

@@ -1,6 +1,7 @@
-"""Words of a server, held against the run that both know and what the client asked: checked before anything is done for them. Pure.
+"""Checks of server messages against the run and the client's requests, before the client acts on them. Pure.
 
-A client that hears what no honest server says ends with a WireError instead of training, or showing somebody, what is made of it.
+Law: a message that no honest server sends ends the client with a WireError; the client neither trains on it nor
+displays it.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from sl_common.tensors import all_finite
 
 
 def check_welcome(message: object) -> Welcome:
-    """The first word on a client's stream. Raises WireError if it is none."""
+    """Return the first message of a run as a Welcome.
+
+    Raises WireError if it is another one, or has impossible values.
+    """
     if not isinstance(message, Welcome):
         raise WireError(f"the server's first word is {type(message).__name__}, not Welcome")
     if not message.client or not is_name(message.client) or not is_name(message.run):
         raise WireError(
-            f"welcome calls the client {message.client[:80]!r} and the run {message.run[:80]!r}: names have 1 to {MAX_NAME} "
-            "printable characters without '/'"
+            f"welcome calls the client {message.client[:80]!r} and the run {message.run[:80]!r}: names have "
+            f"1 to {MAX_NAME} printable characters without '/'"
         )
     if not 0 <= message.shard < message.shards <= MAX_CLIENTS:
         raise WireError(f"welcome gives shard {message.shard + 1} of {message.shards}, of at most {MAX_CLIENTS}")
@@ -35,7 +39,10 @@ def check_welcome(message: object) -> Welcome:
 
 
 def check_begin(message: object, config: RunConfig, ready: Ready, parts: Collection[str]) -> Begin:
-    """A wave's first word, for a client that holds these parts. Raises WireError if it is none, or contradicts the run."""
+    """Return the first message of a wave as a Begin, for a client that holds these parts.
+
+    Raises WireError if it is another message, or contradicts the run.
+    """
     if not isinstance(message, Begin):
         raise WireError(f"the server says {type(message).__name__} where a wave should begin")
     _check_place(message, config)
@@ -65,30 +72,31 @@ def _check_place(begin: Begin, config: RunConfig) -> None:
             raise WireError(f"begin with {name} = {getattr(begin, name)}, at most {MAX_COUNT} is possible")
     if begin.wave_size < 1 or (config.sharded and begin.wave_size > config.shards):
         raise WireError(f"begin of a wave of {begin.wave_size} clients, this run has {config.shards} shards")
-    most = config.client.lr(begin.round, begin.rounds) * (1 + 1e-6)  # another machine's cosine
-    if not 0 <= begin.lr <= most:  # neither is NaN
+    # Tolerance: the server computes its cosine on another machine
+    most = config.client.lr(begin.round, begin.rounds) * (1 + 1e-6)
+    if not 0 <= begin.lr <= most:  # False for NaN, too
         raise WireError(f"begin with a learning rate of {begin.lr}, 0 to {most:g} are possible")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expected:
-    """What a client remembers of a batch until its reply is here."""
+    """Properties of a sent batch that its reply must match."""
 
     needs_grad: bool
-    correct: int  # most right answers that the reply may tell
+    correct: int  # most correct answers that the reply may report
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     @classmethod
     def of(cls, batch: Smashed) -> Self:
-        """Of a batch that is sent."""
+        """Return the properties of a batch that is sent."""
         evaluates = not (batch.train or batch.needs_grad)
         correct = len(batch.y) if evaluates else 0
         return cls(needs_grad=batch.needs_grad, correct=correct, shape=tuple(batch.z.shape), dtype=batch.z.dtype)
 
 
 def check_reply(reply: Gradient, batch: Expected) -> None:
-    """Raise WireError unless this can be the reply to that batch."""
+    """Raise WireError unless the reply matches the batch."""
     if not 0 <= reply.loss < math.inf:
         raise WireError(f"reply to batch {reply.step} with a loss of {reply.loss}")
     if reply.correct > batch.correct:
@@ -109,7 +117,7 @@ def check_reply(reply: Gradient, batch: Expected) -> None:
 
 
 def check_aligned(aligned: Aligned, wave: tuple[int, int] | None) -> None:
-    """Raise WireError unless it is of this wave, its round first, with errors that an alignment can have."""
+    """Raise WireError unless an alignment is of this wave (round, wave) and its errors are finite and not negative."""
     if (aligned.round, aligned.wave) != wave:
         now = "none is under way" if wave is None else f"now is round {wave[0] + 1}, wave {wave[1] + 1}"
         raise WireError(f"an alignment is of round {aligned.round + 1}, wave {aligned.wave + 1}; {now}")

@@ -1,7 +1,7 @@
-"""What a client can go back to when the server comes back from a checkpoint: its state as of the newest checkpoints. Pure.
+"""A client's states at the newest checkpoints, which it restores when the server restarts from one. Pure.
 
-A snapshot is taken when a wave begins, under the number of the newest checkpoint that the server says is durable: what the client has
-then is what it had when that checkpoint was made, since checkpoints are made between waves and a client changes only within them.
+A snapshot is taken when a wave begins, under the number of the newest durable checkpoint. It equals the state when that
+checkpoint was made, since checkpoints are made between waves and a client changes only within them.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from collections.abc import Callable
 from sl_common.errors import WireError
 from sl_common.training.segment import Tree
 
-KEPT_SNAPSHOTS = 2  # the newest, and the one before it, in case the server's newest is damaged
+KEPT_SNAPSHOTS = 2  # the newest, and the one before it in case the server's newest checkpoint is damaged
 
 
 class Snapshots:
-    """Of one client in one run. `save`, `drop` and `save_last` keep a copy outside of this process, if there is to be one."""
+    """Snapshots of one client in one run.
+
+    `save`, `drop` and `save_last` maintain a copy outside of this process, if any.
+    """
 
     def __init__(
         self,
@@ -27,41 +30,41 @@ class Snapshots:
         drop: Callable[[int], None] = lambda _number: None,
         save_last: Callable[[Tree], None] | None = None,
     ) -> None:
-        self.run = run  # which run they are of
+        self.run = run  # name of the run
         self._kept = dict(found or {})
         self._save, self._drop, self._save_last = save, drop, save_last
-        self.last = last  # what there was when the server was lost, or after the last wave of a process that is gone
+        self.last = last  # state when the server was lost, or after the last wave of an earlier process
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """The checkpoints that can be gone back to."""
+        """Numbers of the checkpoints whose state can be restored."""
         return tuple(sorted(self._kept))
 
     def keep(self, number: int, snapshot: Callable[[], Tree]) -> None:
-        """A wave begins while this checkpoint is the newest."""
+        """Save the state under the number of a checkpoint, unless there is one already."""
         if number in self._kept:
             return
         self._kept[number] = snapshot()
         self._save(number, self._kept[number])
         for old in self.numbers[:-KEPT_SNAPSHOTS]:
-            self._forget(old)
+            self._drop_one(old)
 
-    def wave_over(self, snapshot: Callable[[], Tree]) -> None:
-        """What there is now is what the client has until its next wave, even if its process does not live so long."""
+    def save_after_wave(self, snapshot: Callable[[], Tree]) -> None:
+        """Save the state outside of this process, which may end before the next wave."""
         if self._save_last is not None:
             self._save_last(snapshot())
 
-    def back_to(self, number: int) -> Tree:
-        """What there was at this checkpoint. Raises WireError if it is not there."""
+    def state_at(self, number: int) -> Tree:
+        """Return the state at this checkpoint. Raises WireError if there is none."""
         if number not in self._kept:
             raise WireError(f"begin says to go back to checkpoint {number}, this client has {list(self.numbers)}")
         return self._kept[number]
 
-    def forget_after(self, number: int) -> None:
-        """The server's newest checkpoint has this number: it went back, and later ones never happened."""
+    def drop_after(self, number: int) -> None:
+        """Drop the snapshots after this number, because the server went back to it."""
         for later in [n for n in self.numbers if n > number]:
-            self._forget(later)
+            self._drop_one(later)
 
-    def _forget(self, number: int) -> None:
+    def _drop_one(self, number: int) -> None:
         del self._kept[number]
         self._drop(number)

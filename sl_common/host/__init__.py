@@ -1,4 +1,5 @@
-"""What both sides do to their machine: files, locks, text for terminals, pauses between retries, one HTTP server.
+"""Access to the machine for both sides: files, locks, text for terminals, pauses between retries, one HTTP server.
 
-Law: the one folder of `sl_common` that may open files, sockets and threads. Shells import it; the core and the state machine never do.
+Law: the only folder of `sl_common` that may open files and sockets or start threads. Shells import it; pure code never
+does.
 """

@@ -1,4 +1,4 @@
-"""Until when certificates in PEM form hold, without a library for them: a device has none, and the standard one reads no end dates."""
+"""Expiry dates of PEM certificates, read without a library: a device has none, and Python's reads no end dates."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import base64
 import re
 from datetime import UTC, datetime
 
-WARN_S = 14 * 86400.0  # before its end a certificate is warned of; docker/prometheus/rules.yml alerts at the same time
-DAY_S = 86400.0  # after which it is said again
+WARN_S = 14 * 86400.0  # time before expiry when warnings begin; docker/prometheus/rules.yml uses the same
+DAY_S = 86400.0  # time between two warnings
 _BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----(.+?)-----END CERTIFICATE-----", re.DOTALL)
 _SEQUENCE, _VERSION, _UTC_TIME, _TIME = 0x30, 0xA0, 0x17, 0x18  # tags of DER
 
 
 def ends_of(pem: bytes) -> list[float]:
-    """The end of each certificate, in seconds since 1970. Raises ValueError for what is none."""
+    """Return the expiry of each certificate in seconds since 1970. Raises ValueError if one is malformed."""
     return [_end(base64.b64decode(block)) for block in _BLOCK.findall(pem)]
 
 
 def left_in_words(ends: float, now: float) -> str:
-    """As in `expires on 2027-01-31, in 12 days`."""
+    """Return the expiry in words: `expires on 2027-01-31, in 12 days`."""
     date = datetime.fromtimestamp(ends, UTC)
     if ends <= now:
         return f"expired on {date:%Y-%m-%d}"
@@ -27,7 +27,7 @@ def left_in_words(ends: float, now: float) -> str:
 
 
 def _end(der: bytes) -> float:
-    """Of one certificate (RFC 5280, 4.1): the second time of the fifth field, or of the fourth where the version is left out."""
+    """Return one certificate's expiry: the second time in the field `validity` (RFC 5280, section 4.1)."""
     (_, certificate), *_ = _parts(der)
     (_, signed), *_ = _parts(certificate)
     fields = [part for part in _parts(signed) if part[0] != _VERSION]
@@ -36,13 +36,13 @@ def _end(der: bytes) -> float:
     _begin, (tag, text) = _parts(fields[3][1])
     form = {_UTC_TIME: "%y%m%d%H%M%SZ", _TIME: "%Y%m%d%H%M%SZ"}.get(tag, "")
     when = datetime.strptime(text.decode("ascii"), form).replace(tzinfo=UTC)
-    if tag == _UTC_TIME and when.year >= 2050:  # X.509 divides the centuries elsewhere than Python
+    if tag == _UTC_TIME and when.year >= 2050:  # X.509 and Python interpret two-digit years differently
         when = when.replace(year=when.year - 100)
     return when.timestamp()
 
 
 def _parts(data: bytes) -> list[tuple[int, bytes]]:
-    """The elements of a DER sequence: tag and contents."""
+    """Return the elements of a DER sequence as tag and contents."""
     found, at = [], 0
     while at < len(data):
         tag, length, at = data[at], data[at + 1 : at + 2], at + 2

@@ -1,4 +1,4 @@
-"""How a command begins and ends: its output made safe, every way out told and given its exit code."""
+"""Start and end of a command: its output streams are made safe, and every error is reported and gets an exit code."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from sl_common.exits import exit_code
 from sl_common.host import log, output
 from sl_common.host.text import printable_lines
 
-BROKEN_PIPE = 141  # as a shell says of a program that SIGPIPE ended
-_SOON_S = 3.0  # in which a thread may well end by itself
+BROKEN_PIPE = 141  # exit code that a shell reports for a program ended by SIGPIPE
+_SOON_S = 3.0  # a thread may end by itself within this time
 _WAITS = "all is done, but threads that are not this program's go on, and the process ends with them:"
 _HELP = {"--help", "--version"}
 _TRUE = {"1", "true", "t", "yes", "y", "on"}
@@ -44,23 +44,26 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line
 
 
 def level_of(level: log.Level, *, quiet: bool) -> log.Level:
-    """The stricter of the two options."""
+    """Return the stricter of the two options."""
     return max(level, log.Level.WARNING, key=lambda one: one.number) if quiet else level
 
 
 def wants_json(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Whether a command line asks for JSON lines, also one that cannot be parsed."""
+    """Return True if a command line asks for JSON lines, even if it cannot be parsed."""
     return "--json" in arguments or environment.get("SL_JSON", "").lower() in _TRUE
 
 
 def fail(error: CutlayerError) -> NoReturn:
-    """Say what is wrong and exit with its code."""
-    raise SystemExit(_told(str(error), exit_code(error)))
+    """Report the error and exit with its code."""
+    raise SystemExit(_report(str(error), exit_code(error)))
 
 
-def _told(text: str, code: int, **fields: Any) -> int:
-    """Say why a command ends: a line on standard error, or if JSON was asked for a JSON line on standard output. A person whose
-    terminal shows only standard error reads it there as well."""
+def _report(text: str, code: int, **fields: Any) -> int:
+    """Report why a command ends, and return its exit code.
+
+    The report is a line on standard error or, with --json, a JSON line on standard output. If only standard error is a
+    terminal, it is also shown there.
+    """
     output.drain()
     text = printable_lines(text)
     as_json = wants_json(sys.argv[1:], os.environ)
@@ -77,7 +80,7 @@ def _told(text: str, code: int, **fields: Any) -> int:
 
 
 def run_command(app: Callable[..., Any]) -> NoReturn:
-    """Run a Typer application as this process."""
+    """Run a Typer application and end the process with its exit code."""
     output.hold_descriptors()
     as_json = wants_json(sys.argv[1:], os.environ)
     output.install(log.as_json_too() if as_json and not _HELP & {*sys.argv} else None)
@@ -87,15 +90,15 @@ def run_command(app: Callable[..., Any]) -> NoReturn:
         threading.excepthook = lambda args: _crashed(args.exc_type, args.exc_value, args.exc_traceback)
     try:
         code = _invoked(app, as_json=as_json)
-    except output.OutputFailed as error:  # of a command that is not a run
-        code = _unheard(error)
+    except output.OutputFailed as error:  # only commands that are not runs raise it
+        code = _output_failed(error)
     finally:
-        _watch_the_end()
+        _report_waiting_threads()
     raise SystemExit(code)
 
 
-def _watch_the_end() -> None:
-    """Say whom Python waits for before this process ends, if it takes long: threads that a user's code began."""
+def _report_waiting_threads() -> None:
+    """Name the threads of a user's code that Python waits for, if they keep this process from ending."""
     begun = [one for one in threading.enumerate() if one is not threading.current_thread() and not one.daemon]
 
     def say() -> None:
@@ -115,17 +118,17 @@ def _invoked(app: Callable[..., Any], *, as_json: bool) -> int:
     try:
         found = app(standalone_mode=not as_json)
     except CutlayerError as error:
-        return _told(str(error), exit_code(error))
+        return _report(str(error), exit_code(error))
     except output.OutputFailed:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:  # a path that nobody can follow, or may look at
-            return _told(f"{error.filename}: {error.strerror or error}", 1)
+            return _report(f"{error.filename}: {error.strerror or error}", 1)
         if not as_json:
             raise
-        usage = getattr(error, "format_message", None)  # Typer's own errors, of options that it cannot parse
+        usage = getattr(error, "format_message", None)  # Typer's errors for options that it cannot parse
         if usage is not None:
-            return _told(usage(), int(getattr(error, "exit_code", 2)))
+            return _report(usage(), int(getattr(error, "exit_code", 2)))
         _crashed(type(error), error, error.__traceback__)
         return 1
     return found if isinstance(found, int) else 0
@@ -133,11 +136,11 @@ def _invoked(app: Callable[..., Any], *, as_json: bool) -> int:
 
 def _crashed(kind: type[BaseException], error: BaseException | None, where: TracebackType | None) -> None:
     text = "".join(traceback.format_exception_only(kind, error)).strip()
-    _told(f"internal error: {text}", 1, traceback="".join(traceback.format_exception(kind, error, where)))
+    _report(f"internal error: {text}", 1, traceback="".join(traceback.format_exception(kind, error, where)))
 
 
-def _unheard(error: output.OutputFailed) -> int:
-    """A reader that went away wants nothing more; a full disk is a failure."""
+def _output_failed(error: output.OutputFailed) -> int:
+    """Return the exit code after output failed: a closed pipe is normal, a full disk is an error."""
     if error.number == errno.EPIPE:
         return BROKEN_PIPE
     sys.stderr.write(f"error: the output cannot be written: {error}\n")

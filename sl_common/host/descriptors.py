@@ -1,4 +1,4 @@
-"""How many files and connections this process may have open at once (`ulimit -n`): raised where it may be, told of where it is spent."""
+"""Limit on open files and connections of this process (`ulimit -n`): raised if possible, reported when exhausted."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ WAYS_OUT = (
     "/etc/security/limits.conf for a user"
 )
 SPENT = (errno.EMFILE, errno.ENFILE)
-REPEAT_WARNING_S = 600.0  # without a free descriptor it is said again after so long, and not before
+REPEAT_WARNING_S = 600.0  # time between two warnings while no descriptor is free
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Room:
-    """Descriptors that somebody needs: `least` to work at all, `wanted` not to be short of any, and what for."""
+    """Descriptors needed for a purpose: `least` to work at all, `wanted` to never run short."""
 
     least: int
     wanted: int
@@ -33,7 +33,7 @@ class Room:
 
 
 def limit() -> int | None:
-    """How many this process may have now; None where nothing bounds it, or nobody says."""
+    """Return this process's current limit; None if there is none or it is unknown."""
     if resource is None:
         return None
     soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -41,9 +41,9 @@ def limit() -> int | None:
 
 
 def make_room(room: Room) -> str | None:
-    """Raise the soft limit to what is wanted, as far as the hard one allows: what to say of it, or None.
+    """Raise the soft limit to `wanted`, up to the hard limit. Return a message for the log, or None if nothing changed.
 
-    Raises ConfigError if even the hard limit is below the least.
+    Raises ConfigError if the hard limit is below `least`.
     """
     before = limit()
     if before is None or before >= room.wanted:
@@ -52,7 +52,7 @@ def make_room(room: Room) -> str | None:
     most = room.wanted if hard == resource.RLIM_INFINITY else min(room.wanted, int(hard))
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    except (OSError, ValueError):  # some systems have a lower bound that they do not tell
+    except (OSError, ValueError):  # some systems have a lower limit that they do not report
         most = before
     needs = f"{room.what}: {room.least} open files and connections are needed, {room.wanted} not to be short of any"
     if most < room.least:
@@ -63,31 +63,31 @@ def make_room(room: Room) -> str | None:
 
 
 def cause(error: OSError) -> str:
-    """An error in words, with the limit where that is what was met."""
+    """Return an error in words; if no descriptor was free, with the limit."""
     words = error.strerror or str(error)
     return f"{words}; ulimit -n is {limit()}" if error.errno in SPENT else words
 
 
 class Shortage:
-    """Tells once when no descriptor is free. From any thread."""
+    """Warns, at most once in REPEAT_WARNING_S, that no descriptor is free. Usable from any thread."""
 
     def __init__(self, warn: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._warn, self._clock = warn, clock
-        self._told: float | None = None
+        self._warned_at: float | None = None
 
     def met(self) -> None:
-        """One was asked for, and there was none."""
+        """Report that a descriptor was requested and none was free."""
         now = self._clock()
-        if self._told is not None and now - self._told < REPEAT_WARNING_S:
+        if self._warned_at is not None and now - self._warned_at < REPEAT_WARNING_S:
             return
-        self._told = now
+        self._warned_at = now
         self._warn(
-            f"no file descriptor is free: this process may have {limit()} (ulimit -n); new connections wait until others end, "
-            f"and what cannot be written now is written later; {WAYS_OUT}"
+            f"no file descriptor is free: this process may have {limit()} (ulimit -n); new connections wait "
+            f"until others end, and what cannot be written now is written later; {WAYS_OUT}"
         )
 
     def look(self) -> bool:
-        """Whether one is free; tells if not."""
+        """Return True if a descriptor is free; warn if not."""
         try:
             os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
@@ -99,7 +99,7 @@ class Shortage:
 
 
 def is_spent(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, is that no descriptor was free: it may go well the next time."""
+    """Return True if an error or one of its causes is that no descriptor was free, so that a retry may succeed."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in SPENT:
             return True

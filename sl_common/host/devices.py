@@ -1,4 +1,4 @@
-"""The device that a side computes on: the one asked for, or a GPU if there is one. The one function for it, on both sides."""
+"""Choice of the device that a side computes on: the configured one, or a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from sl_common.errors import ConfigError, first_line
 
 
 def pick_device(asked: str, key: str, warn: Callable[[str], None] = lambda _text: None) -> str:
-    """Return torch's name of a device. `auto` is CUDA's first GPU if torch sees one and can compute on it, else the CPU.
+    """Return torch's name of a device. `auto` is the first CUDA GPU if torch can compute on it, else the CPU.
 
-    Raises ConfigError naming `key`, a key of the configuration or an option, if the one asked for is none or is not there.
+    Raises ConfigError naming `key` (a configuration key or an option) if the device does not exist or its name is
+    invalid.
     """
     try:
         check_device(asked)
@@ -29,14 +30,14 @@ def pick_device(asked: str, key: str, warn: Callable[[str], None] = lambda _text
 
 
 def what_is_there() -> str:
-    """The devices of this machine that can be asked for."""
+    """Return a text with the devices that torch finds on this machine."""
     names = [f"cuda:{number} ({torch.cuda.get_device_name(number)})" for number in range(_gpus())]
     build = "" if names or torch.version.cuda else ", a build without CUDA,"
     return f"torch {torch.__version__}{build} sees {', '.join(['cpu', *names])}"
 
 
 def described(device: str) -> str:
-    """A picked device for people: cuda (NVIDIA H200)."""
+    """Return a device's name for people: `cuda (NVIDIA H200)`."""
     return device if device == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})"
 
 
@@ -45,12 +46,12 @@ def _gpus() -> int:
 
 
 def _computes(key: str, warn: Callable[[str], None]) -> bool:
-    """Try the GPU: one that torch sees may still be one that this build of torch, or the driver, cannot use."""
+    """Return True if a computation on the GPU works: this build of torch or the driver may not support it."""
     if not _gpus():
         return False
     try:
         return torch.ones(1, device="cuda").add(1).item() == 2
-    except (RuntimeError, AssertionError) as error:  # the latter of a build without CUDA
+    except (RuntimeError, AssertionError) as error:  # AssertionError comes from a build without CUDA
         why = first_line(error, 200)
         warn(f"{key} = 'auto' takes the CPU: torch {torch.__version__} sees a GPU and cannot use it ({why})")
         return False

@@ -1,6 +1,6 @@
-"""How to install what an optional feature needs, from where this program runs: the one place that says so.
+"""Commands that install the packages of an optional feature into this environment.
 
-No package index has this project, so that its extras can be named only beside the folder that it was installed from.
+No package index has this project, so its extras are named with the folder that it was installed from.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ DISTRIBUTION = "cutlayer"
 
 
 def how_to_install(extra: str) -> str:
-    """Give the command that installs an extra of pyproject.toml into this environment; in a read-only image, a line for another image."""
-    command = _pip() + _what(extra)
+    """Return the command that installs an extra of pyproject.toml; in a read-only image, a line for a Dockerfile."""
+    command = _pip() + _requirements(extra)
     line = shlex.join(command)
     if os.access(sysconfig.get_path("purelib"), os.W_OK):
         return line
@@ -29,14 +29,14 @@ def how_to_install(extra: str) -> str:
 
 
 def _pip() -> list[str]:
-    """Name this environment's own pip, or for an environment without one whatever pip there is."""
+    """Return the command of this environment's pip, or of any pip if the environment has none."""
     if importlib.util.find_spec("pip") is None:
         return ["pip", "--python", sys.executable, "install"]
     return [sys.executable, "-m", "pip", "install"]
 
 
-def _what(extra: str) -> list[str]:
-    """The checkout that this was installed from, with the extra; without one, the packages that it names."""
+def _requirements(extra: str) -> list[str]:
+    """Return the checkout that this was installed from with the extra; without a checkout, the extra's packages."""
     folder, editable = _checkout()
     if folder is not None:
         return [*(["-e"] if editable else []), f"{folder}[{extra}]"]
@@ -45,10 +45,9 @@ def _what(extra: str) -> list[str]:
 
 def _checkout() -> tuple[Path | None, bool]:
     try:
-        told = (
-            one.read_text("direct_url.json") for one in distributions(name=DISTRIBUTION)
-        )  # a clone holds one of its own, without
-        url = json.loads(next((text for text in told if text), "{}"))
+        # A clone holds metadata of its own, without this file.
+        texts = (one.read_text("direct_url.json") for one in distributions(name=DISTRIBUTION))
+        url = json.loads(next((text for text in texts if text), "{}"))
         folder = Path(unquote(urlsplit(url["url"]).path))
         editable = bool(url["dir_info"].get("editable"))
     except (ValueError, KeyError, OSError):
@@ -57,7 +56,7 @@ def _checkout() -> tuple[Path | None, bool]:
 
 
 def _packages(extra: str) -> list[str]:
-    """As the metadata of this installation have them: `pillow>=10; extra == "images"`."""
+    """Return an extra's packages from the installed metadata, as in `pillow>=10; extra == "images"`."""
     found = [line.partition(";") for line in distribution(DISTRIBUTION).requires or ()]
     wanted = re.compile(rf"""extra\s*==\s*["']{re.escape(extra)}["']""")
     return [requirement.strip() for requirement, _, marker in found if wanted.search(marker)]

@@ -1,4 +1,4 @@
-"""Files that are whole whenever they are read: the one place that writes them."""
+"""Atomic and durable file operations. All files that others may read at any time are written here."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PART = ".part"  # how the name of a file that is not whole yet ends
+PART = ".part"  # suffix of the name of an incomplete file
 MAX_PAPER = 4 << 20  # bytes of certificates, tokens or lists of revoked ones
 # Bytes of a private key: RSA of 16,384 bits has 13,000, and what is longer takes a library long to refuse.
 MAX_KEY_FILE = 32 << 10
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
-    """Replace the file by these bytes: readers see the old file or the new one, never half of one; durable when this returns.
+    """Replace a file: readers see the old file or the new one, never a part of one. Durable when this returns.
 
-    The bytes are written under a name that nobody can foresee, which must not exist (no link is followed), and renamed. `mode`: the new
-    file's permissions before the umask. Raises OSError with the old file as it was and nothing left behind.
+    The bytes are written under a random name that must not exist (no link is followed), and renamed. `mode`:
+    permissions of the new file before the umask. Raises OSError; the old file is then unchanged and nothing is left
+    behind.
     """
     with _part(path, data, mode) as part:
         part.replace(path)
@@ -28,7 +29,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
 
 
 def create_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
-    """As `write_atomically`, but raises FileExistsError if anything has this name, a link that leads nowhere included."""
+    """Do as `write_atomically`, but raise FileExistsError if the name exists, even as a broken link."""
     with _part(path, data, mode) as part:
         try:
             path.hardlink_to(part)
@@ -44,12 +45,12 @@ def create_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     sync_folder(path.parent)
 
 
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # on file systems that have no hard links
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # errors of file systems without hard links
 
 
 @contextmanager
 def _part(path: Path, data: bytes, mode: int) -> Iterator[Path]:
-    """The bytes under another name, durable; whatever goes wrong then, an OSError leaves nothing of it."""
+    """Write the bytes durably under a temporary name, which is removed after an OSError."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PART}")
     try:
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
@@ -60,12 +61,12 @@ def _part(path: Path, data: bytes, mode: int) -> Iterator[Path]:
         yield part
     except OSError:
         with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)  # a full disk needs the room
+            part.unlink(missing_ok=True)  # the disk may be full
         raise
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """The file's bytes, at most so many. Raises OSError, with EFBIG if there are more."""
+    """Return the content of a file of at most `most` bytes. Raises OSError, with EFBIG if it is larger."""
     with path.open("rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -74,7 +75,7 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable: files created, renamed or removed in it. Raises OSError."""
+    """Make created, renamed and removed names in a folder durable. Raises OSError."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -83,7 +84,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Make what others wrote to a file durable. Raises OSError."""
+    """Make the content of a file durable, whoever wrote it. Raises OSError."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -92,7 +93,7 @@ def sync_file(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder with its parents, durably; nothing happens to one that is there. Raises OSError."""
+    """Create a folder and its parents durably, unless they exist. Raises OSError."""
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for one in made:
@@ -100,7 +101,7 @@ def make_folder(folder: Path) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what writers that were killed left behind in a folder that nobody writes to now."""
+    """Remove the incomplete files of killed writers from a folder that nobody writes to now."""
     for part in folder.glob(f".*{PART}"):
         with contextlib.suppress(OSError):
             part.unlink()

@@ -1,7 +1,8 @@
-"""One small HTTP server for pages that a machine asks for: metrics and health. No peer can hold it, or the process that it is in.
+"""Small HTTP server for pages that machines request: metrics and health. No peer can block it or its process.
 
-Law: one daemon thread serves all connections and blocks on none of them. From the connection to the last byte of the answer a request has one
-deadline; connections and the bytes of a request are bounded; closing waits for nobody. Pages are made in that thread, one at a time.
+Law: one daemon thread serves all connections and never blocks on one. A request has one deadline, from the connection
+to the last byte of the answer. The number of connections and the bytes of a request are bounded. Closing waits for no
+peer. Pages are made in that thread, one at a time.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from http import HTTPStatus
 from http.client import HTTPException, parse_headers
 from urllib.parse import urlsplit
 
-WHOLE_S = 10.0  # as long as a Prometheus waits by default: for a request to come, its answer to be taken and the connection to end
-CONNECTIONS = 32  # at most; one more ends the oldest
+WHOLE_S = 10.0  # deadline of a connection: request, answer and close. Prometheus waits as long by default
+CONNECTIONS = 32  # at most; one more closes the oldest
 MAX_HEAD = 8192  # bytes of a request's line and headers; a body is not read
-MAX_REQUEST_LINE = 2048  # of them, in the request's line
-MAX_REST = 1 << 16  # bytes that are read and thrown away after the answer, so that it is not lost to a reset
-CLOSE_S = 1.0  # for a page that is being made when the server is closed
-ACCEPT_RETRY_S = 0.1  # without new connections, after one could not be taken
+MAX_REQUEST_LINE = 2048  # of these, bytes of the request line
+MAX_REST = 1 << 16  # bytes that are read and discarded after the answer, so that no reset destroys it
+CLOSE_S = 1.0  # time that `close` waits for a page that is being made
+ACCEPT_RETRY_S = 0.1  # pause after a connection could not be accepted
 PLAIN = "text/plain; charset=utf-8"
 _HEAD_ENDS = (b"\r\n\r\n", b"\n\n")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HttpAnswer:
-    """A page as it is now. `taken` is called once a peer that asked for it by GET has all of it, as far as the kernel tells."""
+    """Content of a page. `taken` is called after the last byte of an answer to GET was handed to the kernel."""
 
     body: bytes
     type: str = PLAIN
@@ -42,12 +43,12 @@ class HttpAnswer:
     taken: Callable[[], None] | None = None
 
 
-Page = Callable[[Mapping[str, str]], HttpAnswer]  # from the request's headers, whose names are in lower case
+Page = Callable[[Mapping[str, str]], HttpAnswer]  # argument: the request's headers, names in lower case
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class _Connection:
-    """One peer: first it asks, then it is answered, then it may end the connection itself."""
+    """One peer's connection. The peer sends a request, gets the answer, and may then close the connection itself."""
 
     socket: socket.socket
     until: float
@@ -55,7 +56,7 @@ class _Connection:
     out: memoryview = field(default_factory=lambda: memoryview(b""))
     taken: Callable[[], None] | None = None
     answered: bool = False
-    rest: int = 0  # bytes that came after the request
+    rest: int = 0  # bytes received after the request
 
 
 class HttpServer:
@@ -66,14 +67,17 @@ class HttpServer:
         self._whole_s, self._most = whole_s, connections
         self._selector = selectors.DefaultSelector()
         self._listener: socket.socket | None = None
-        self._here: dict[_Connection, None] = {}  # the oldest first
-        self._deaf_until = 0.0
+        self._open: dict[_Connection, None] = {}  # oldest first
+        self._accept_again_at = 0.0
         self._waker, self._wake = socket.socketpair()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
 
     def start(self, host: str, port: int) -> int:
-        """Answer at http://host:port/; the port, which is chosen here if it was 0. Raises OSError."""
+        """Start answering at http://host:port/.
+
+        Return the port, which the system chooses if it was 0. Raises OSError.
+        """
         host = host.strip("[]")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         both = host == "::" and socket.has_dualstack_ipv6()
@@ -87,12 +91,12 @@ class HttpServer:
         return found
 
     def close(self) -> None:
-        """Stop answering, and let go of the port. Whoever is being answered gets no more than the kernel has already."""
+        """Stop answering and release the port. Answers that are being sent are cut off."""
         self._closing = True
         if self._thread.ident is None:
             self._release()
             return
-        with contextlib.suppress(OSError):  # it has ended already
+        with contextlib.suppress(OSError):  # the thread has ended already
             self._waker.send(b"x")
         self._thread.join(CLOSE_S)
 
@@ -103,7 +107,7 @@ class HttpServer:
             while not self._closing:
                 for key, _ in self._selector.select(self._wait_s()):
                     if isinstance(key.data, _Connection):
-                        self._go_on(key.data)
+                        self._serve(key.data)
                     elif key.fileobj is self._listener:
                         self._accept()
                 self._end_overdue()
@@ -111,24 +115,24 @@ class HttpServer:
             self._release()
 
     def _release(self) -> None:
-        for connection in list(self._here):
+        for connection in list(self._open):
             self._end(connection)
         for one in (self._listener, self._wake, self._waker, self._selector):
             if one is not None:
                 one.close()
 
     def _wait_s(self) -> float | None:
-        """Until something is overdue; None: for ever."""
-        dates = [connection.until for connection in self._here]
-        dates += [self._deaf_until] if self._deaf_until else []
+        """Return the seconds until the next deadline; None if there is none."""
+        dates = [connection.until for connection in self._open]
+        dates += [self._accept_again_at] if self._accept_again_at else []
         return max(0.0, min(dates) - time.monotonic()) if dates else None
 
     def _end_overdue(self) -> None:
         now = time.monotonic()
-        for connection in [one for one in self._here if one.until <= now]:
+        for connection in [one for one in self._open if one.until <= now]:
             self._end(connection)
-        if self._deaf_until and self._deaf_until <= now and self._listener is not None:
-            self._deaf_until = 0.0
+        if self._accept_again_at and self._accept_again_at <= now and self._listener is not None:
+            self._accept_again_at = 0.0
             self._selector.register(self._listener, selectors.EVENT_READ)
 
     def _accept(self) -> None:
@@ -139,18 +143,18 @@ class HttpServer:
             return
         except OSError:  # no file descriptor is free
             self._selector.unregister(self._listener)
-            self._deaf_until = time.monotonic() + ACCEPT_RETRY_S
+            self._accept_again_at = time.monotonic() + ACCEPT_RETRY_S
             return
-        if len(self._here) >= self._most:
-            self._end(next(iter(self._here)))
+        if len(self._open) >= self._most:
+            self._end(next(iter(self._open)))
         peer.setblocking(False)
         connection = _Connection(socket=peer, until=time.monotonic() + self._whole_s)
-        self._here[connection] = None
+        self._open[connection] = None
         self._selector.register(peer, selectors.EVENT_READ, connection)
 
-    def _go_on(self, connection: _Connection) -> None:
-        """As far as it gets without waiting."""
-        if connection not in self._here:  # it was ended for a newer one in this turn
+    def _serve(self, connection: _Connection) -> None:
+        """Read or write as much as possible without blocking."""
+        if connection not in self._open:  # it was closed for a newer one in this turn
             return
         try:
             if connection.out:
@@ -192,14 +196,14 @@ class HttpServer:
         self._selector.modify(connection.socket, selectors.EVENT_READ, connection)
 
     def _end(self, connection: _Connection) -> None:
-        del self._here[connection]
+        del self._open[connection]
         self._selector.unregister(connection.socket)
         connection.socket.close()
 
-    # --- what is asked
+    # --- requests
 
     def _asked(self, data: bytes) -> tuple[HttpAnswer, bool]:
-        """The answer to a request, and whether its body is wanted."""
+        """Return the answer to a request, and True if its body is to be sent."""
         line, _, rest = data.partition(b"\n")
         if len(line) > MAX_REQUEST_LINE:
             return _refusal(HTTPStatus.REQUEST_URI_TOO_LONG), True
@@ -224,7 +228,7 @@ class HttpServer:
             return _refusal(HTTPStatus.METHOD_NOT_ALLOWED)
         try:
             return page(headers)
-        except Exception:  # the page's own bug: whoever asks may ask again
+        except Exception:  # a bug of the page must not end the server
             traceback.print_exc(file=sys.stderr)
             return _refusal(HTTPStatus.INTERNAL_SERVER_ERROR)
 

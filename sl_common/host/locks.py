@@ -1,4 +1,4 @@
-"""One writer for a folder: a lock that ends with its process, and says who holds it."""
+"""Lock that allows one writing process for a folder. It ends with its process and names its holder."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from sl_common.errors import ConfigError
 from sl_common.host.files import make_folder, sync_folder, write_atomically
 from sl_common.host.text import printable
 
-LOCK = ".lock"  # what the operating system locks; empty, and never removed
-HOLDER = ".lock.holder"  # who holds it, as JSON; may be that of a process that is gone
+LOCK = ".lock"  # the file that the operating system locks; empty, never removed
+HOLDER = ".lock.holder"  # the holder as JSON; it may have ended
 
 
 @contextmanager
 def sole_writer(folder: Path, what: str, *, keep: bool = True) -> Iterator[None]:
-    """Hold a folder, made if it is not there, until the end of the block or of the process.
+    """Lock a folder until the end of the block or of the process. It is created if it does not exist.
 
-    A folder that was made here and has nothing in it at the end is removed.
-    `keep`: leave the empty file of the lock in a folder that holds other files; where that is removed, three processes that come within
-    one moment may not all see each other. `what` names the option or use in errors, as in "--out". Raises ConfigError, naming the holder, if another process has it, or if it
-    cannot be locked.
+    A folder that was created here and is empty at the end is removed. `keep`: leave the empty lock file in a folder
+    that holds other files; if it is removed, three processes that start at the same moment may not all see each other.
+    `what` names the option in errors, as in "--out". Raises ConfigError, naming the holder, if another process holds
+    the lock, or if the folder cannot be locked.
     """
     try:
         made = not folder.exists()
@@ -43,7 +43,7 @@ def sole_writer(folder: Path, what: str, *, keep: bool = True) -> Iterator[None]
     except (OSError, NotImplementedError) as error:
         raise ConfigError(f"{what} {folder}: cannot be locked: {getattr(error, 'strerror', None) or error}") from error
     try:
-        with contextlib.suppress(OSError):  # a full disk: the lock holds without its name
+        with contextlib.suppress(OSError):  # the disk may be full; the lock works without the holder's name
             write_atomically(folder / HOLDER, json.dumps(_this_process()).encode() + b"\n")
         yield
     finally:
@@ -57,7 +57,7 @@ def sole_writer(folder: Path, what: str, *, keep: bool = True) -> Iterator[None]
 
 
 def remove_held(folder: Path) -> None:
-    """Remove a folder that this process holds, with its lock, unless something else is in it. Raises OSError."""
+    """Remove a folder locked by this process and its lock files, unless it holds other files. Raises OSError."""
     if not {path.name for path in folder.iterdir()} <= {HOLDER, LOCK}:
         return
     for name in (HOLDER, LOCK):

@@ -1,7 +1,7 @@
-"""What a command says as it runs: records of Python's `logging`, shown as lines of text or as JSON, one object a line.
+"""Log of a command: records of Python's `logging`, shown as text or as JSON, one object a line.
 
-Every record has an event's name and fields beside its text. The loggers are called `cutlayer.…`; those of libraries and of a user's own code
-are left as they are. JSON lines begin with time (UTC, RFC 3339), level, event, run and host.
+Each record has the name and fields of an event beside its text. All loggers are below `cutlayer`; those of libraries
+and of user code are not changed. JSON lines begin with time (UTC, RFC 3339), level, event, run and host.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from sl_common.host.printed import Printed
 from sl_common.host.text import printable_lines
 
 LOGGER = logging.getLogger("cutlayer")
-LOGGER.propagate = False  # a handler of the user's root logger would say everything a second time
+LOGGER.propagate = False  # a handler of the root logger would show every record again
 
 
 class Level(StrEnum):
-    """Least severity that is shown."""
+    """Least severity of the records that are shown."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -36,30 +36,30 @@ class Level(StrEnum):
 
     @property
     def number(self) -> int:
-        """Python's number for it."""
+        """Number of this level in Python's `logging`."""
         return int(getattr(logging, self.name))
 
 
 class _Context:
-    """What every JSON line of this process says beside its event."""
+    """Fields that every JSON line of this process has."""
 
     run: str | None = None
     host = platform.node()
 
 
 def name_run(name: str | None) -> None:
-    """Name the run that this process is about, once it is known."""
+    """Set the name of the run in JSON lines, once it is known."""
     _Context.run = name
 
 
 def json_line(event: str, level: str, fields: dict[str, Any]) -> str:
-    """One line. A number that JSON does not have (NaN, infinity) becomes null."""
+    """Return a JSON line. Numbers that JSON lacks (NaN, infinity) become null."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    told = {"time": now, "level": level, "event": event, "run": _Context.run, "host": _Context.host} | fields
+    line = {"time": now, "level": level, "event": event, "run": _Context.run, "host": _Context.host} | fields
     try:
-        return json.dumps(told, allow_nan=False, default=str)
+        return json.dumps(line, allow_nan=False, default=str)
     except ValueError:
-        return json.dumps(_finite(told), default=str)
+        return json.dumps(_finite(line), default=str)
 
 
 def _finite(value: Any) -> Any:
@@ -71,14 +71,14 @@ def _finite(value: Any) -> Any:
 
 
 class _Lines(logging.Handler):
-    """Writes records to standard output, or as text to wherever `show` puts it."""
+    """Writes records to standard output, or passes their text to `show`."""
 
     def __init__(self, *, as_json: bool, show: Callable[[str], None] | None) -> None:
         super().__init__()
         self._json, self._show = as_json, show
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show one record."""
+        """Write one record."""
         text = printable_lines(record.getMessage())
         event, fields = getattr(record, "event", "log"), getattr(record, "fields", {"text": text})
         if self._json:
@@ -98,19 +98,19 @@ def write_line(line: str) -> None:
 
 
 class CommandLog:
-    """One command's records. The newest Log of a process decides how they are shown."""
+    """Log of one command. The newest CommandLog of a process determines the format."""
 
     def __init__(
         self, name: str, *, as_json: bool = False, level: Level = Level.INFO, show: Callable[[str], None] | None = None
     ) -> None:
-        """`name`: of the logger, below cutlayer; `show`: where lines of text go in place of standard output."""
+        """`name`: logger below `cutlayer`. `show`: receives text lines in place of standard output."""
         self._logger = LOGGER.getChild(name)
         LOGGER.handlers[:] = [one for one in LOGGER.handlers if not isinstance(one, _Lines)]
         LOGGER.addHandler(_Lines(as_json=as_json, show=show))
         LOGGER.setLevel(level.number)
 
     def shows(self, level: Level) -> bool:
-        """Whether records of this severity are shown."""
+        """Return True if records of this severity are shown."""
         return self._logger.isEnabledFor(level.number)
 
     def say(self, event: str, text: str, level: Level, fields: dict[str, Any]) -> None:
@@ -155,11 +155,12 @@ def as_json_too() -> Printed:
 
 
 def keep_going(*, as_json: bool) -> None:
-    """Let nothing that becomes of the output end this process; what is lost first is told on the other stream."""
+    """Continue this process even if its output fails; the first loss is reported on the other stream."""
     others = {"stdout": "stderr", "stderr": "stdout"}
 
     def tell(name: str, why: str) -> None:
-        text = f"standard {'output' if name == 'stdout' else 'error'} cannot be written ({why}): what it would say is dropped; the work goes on"
+        stream = "output" if name == "stdout" else "error"
+        text = f"standard {stream} cannot be written ({why}): what it would say is dropped; the work goes on"
         line = json_line("output", "warning", {"text": text}) if as_json else f"warning: {text}"
         other = sys.stderr if others[name] == "stderr" else output.results()
         if other is not None:
@@ -169,6 +170,6 @@ def keep_going(*, as_json: bool) -> None:
 
 
 def lost_output() -> str | None:
-    """Say in words what of this process's output was dropped; None if nothing was."""
+    """Return a text about dropped output of this process; None if nothing was dropped."""
     lost = output.dropped_output()
     return "; ".join(f"{name}: {count} lines lost ({why})" for name, (count, why) in lost.items()) or None

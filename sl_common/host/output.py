@@ -1,8 +1,9 @@
 """Standard output and standard error of a command.
 
-Law: no character, no reader and no full disk can end a run. `install` makes both streams ours: a character that the encoding lacks is
-written with others. A command whose purpose is its output ends when nobody takes it (OutputFailed). `keep_going` is for runs: from then
-on a thread writes; what cannot be written is dropped, counted and told on the other stream.
+Law: no character, no reader and no full disk can end a run. `install` replaces both streams: a character that the
+encoding lacks is written with other characters. A command that only prints ends when its output fails (OutputFailed).
+`keep_going` is for runs: from then on a thread writes; output that cannot be written is dropped, counted and reported
+on the other stream.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from typing import TextIO
 
 from sl_common.host.printed import Stream
 
-MAX_WAITING_OUTPUT = 1 << 20  # bytes that wait for a reader that is slow
-LAST_S = 2.0  # how long the end of a process waits for a reader that takes nothing
-WRITE_RETRY_S = 0.5  # a stream that was full or refused is tried again after so long
+MAX_WAITING_OUTPUT = 1 << 20  # bytes that wait for a slow reader
+LAST_S = 2.0  # time that the end of a process waits for a reader that reads nothing
+WRITE_RETRY_S = 0.5  # pause before writing again to a stream that was full
 ERRORS = "cutlayer.plain"
 STUCK = "nobody reads it"
 _PLAIN = str.maketrans(
@@ -33,7 +34,7 @@ _PLAIN = str.maketrans(
         "…": "...",
         "€": "EUR",
         "‑": "-",
-        "\u0302": "^",  # of x̂
+        "\u0302": "^",  # as in x̂
         "\u00a0": " ",
         "\u202f": " ",
     }
@@ -49,7 +50,7 @@ class OutputFailed(Exception):  # not an OSError, which libraries catch
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """Encode what an encoding lacks: signs as their ASCII likeness, other characters as escapes."""
+    """Replace characters that an encoding lacks: signs by similar ASCII, others by escapes."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end].translate(_PLAIN)
@@ -60,10 +61,10 @@ codecs.register_error(ERRORS, _plain)
 
 
 class Output(Stream):
-    """A text stream over a file descriptor, written at once, or by a thread after `keep_going`."""
+    """Text stream over a file descriptor, written immediately, or by a thread after `keep_going`."""
 
     def __init__(self, handle: int, encoding: str = "utf-8", *, needed: bool = True) -> None:
-        """`needed`: a command that cannot write here has failed."""
+        """`needed`: failing to write here fails the command."""
         self._handle = handle
         self._needed = needed
         self._encoding = encoding
@@ -71,12 +72,12 @@ class Output(Stream):
         self._lock = threading.RLock()
         self._news = threading.Condition(self._lock)
         self._waiting: deque[bytes] = deque()
-        self._nbytes = 0  # of them
+        self._nbytes = 0  # waiting bytes
         self._thread: threading.Thread | None = None
-        self._torn = False  # what was written last does not end a line
+        self._torn = False  # the last output does not end with a newline
         self._tell: Callable[[str], None] | None = None
         self.lost = 0  # pieces, usually lines, that were dropped
-        self.trouble: str | None = None  # why, the last time
+        self.trouble: str | None = None  # reason of the last loss
 
     # --- as a text stream
 
@@ -95,17 +96,17 @@ class Output(Stream):
         return self._handle
 
     def isatty(self) -> bool:
-        """Return whether a terminal shows it."""
+        """Return True if it is a terminal."""
         try:
             return os.isatty(self._handle)
         except OSError:
             return False
 
     def flush(self) -> None:
-        """Do nothing: whatever is written is on its way."""
+        """Do nothing: output is not buffered."""
 
     def write(self, text: str) -> int:
-        """Write a piece, or queue it. Raises OutputFailed before `keep_going`, and nothing after it."""
+        """Write or queue text. Raises OutputFailed before `keep_going`, and nothing after it."""
         if not isinstance(text, str):
             raise TypeError(f"a text stream takes str, not {type(text).__name__}")
         with self._lock:
@@ -127,13 +128,16 @@ class Output(Stream):
                 count = os.write(self._handle, left)
                 self._torn = left[count - 1] != ord("\n")
                 left = left[count:]
-            except BlockingIOError:  # whoever shares this pipe or terminal made it non-blocking
+            except BlockingIOError:  # another process made the shared pipe or terminal non-blocking
                 select.select([], [self._handle], [], WRITE_RETRY_S)
 
-    # --- of a run
+    # --- for a run
 
     def keep_going(self, tell: Callable[[str], None]) -> None:
-        """Never raise and never wait from now on. `tell` is called with a text, from another thread, once when pieces are first dropped."""
+        """Never raise and never wait from now on.
+
+        `tell` is called once, from another thread, with the reason of the first loss.
+        """
         with self._lock:
             self._tell = tell
             if self._thread is None:
@@ -151,7 +155,7 @@ class Output(Stream):
 
     def _drop(self, why: str) -> None:
         first, self.lost, self.trouble = self.lost == 0, self.lost + 1, why
-        # Not from here: the stream it is told on may be this one's twin, in the same state.
+        # In another thread: the stream that reports it may fail in the same way.
         if first and self._tell is not None:
             threading.Thread(target=self._tell, args=(why,), name="output lost", daemon=True).start()
 
@@ -165,12 +169,12 @@ class Output(Stream):
                     data = b"\n" + data
             try:
                 self._write_all(data)
-            except (OSError, ValueError) as error:  # it is tried again with the next piece: a disk may have room then
-                self._took(str(getattr(error, "strerror", None) or error))
+            except (OSError, ValueError) as error:  # the next piece is tried: the disk may have room then
+                self._done_with_first(str(getattr(error, "strerror", None) or error))
             else:
-                self._took()
+                self._done_with_first()
 
-    def _took(self, why: str | None = None) -> None:
+    def _done_with_first(self, why: str | None = None) -> None:
         with self._lock:
             self._nbytes -= len(self._waiting.popleft())
             if why is not None:
@@ -178,7 +182,7 @@ class Output(Stream):
             self._news.notify_all()
 
     def drain(self, at_most_s: float = LAST_S) -> None:
-        """Wait until all is written, while the reader takes something at least every so many seconds."""
+        """Wait until all is written, as long as the reader reads something every `at_most_s` seconds."""
         with self._lock:
             until, left = time.monotonic() + at_most_s, self._nbytes
             while self._waiting and time.monotonic() < until:
@@ -194,24 +198,24 @@ class Output(Stream):
 
 
 def hold_descriptors() -> None:
-    """Put /dev/null where standard input, output or error are closed: files and sockets that are opened later would get their numbers."""
+    """Open /dev/null for closed standard streams, or later files and sockets would get their numbers."""
     for handle in range(3):
         try:
             os.fstat(handle)
         except OSError as error:
             if error.errno == errno.EBADF:
-                os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+                os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number, which is this one
 
 
-_ours: dict[str, Output] = {}  # sys.stdout may be somebody's proxy for a while, such as a bar's
+_ours: dict[str, Output] = {}  # sys.stdout may be a proxy for a while, such as a progress bar's
 _apart = False  # sys.stdout is for other code
 
 
 def install(printed: Stream | None = None) -> None:
     """Replace sys.stdout and sys.stderr, in the encodings that Python chose for them.
 
-    `printed`: takes what other code writes to sys.stdout, which is apart from `results` then; what libraries and child processes write
-    beneath Python goes to standard error.
+    `printed` takes the text that other code writes to sys.stdout, which is then apart from `results`; output of libraries and child
+    processes beneath Python goes to standard error.
     """
     global _apart
     for name, handle in (("stdout", 1), ("stderr", 2)):
@@ -235,22 +239,22 @@ def results() -> TextIO | None:
 
 
 def keep_output_going(tell: Callable[[str, str], None]) -> None:
-    """Let a run go on whatever becomes of its output; `tell` gets the name of a stream that lost something first, and why."""
+    """Continue even if output fails. `tell` gets a stream's name and the reason of its first loss."""
     for name, stream in _ours.items():
         stream.keep_going(partial(tell, name))
 
 
 def drain() -> None:
-    """Wait for what was written before, so that the two streams come in order. Bounded."""
+    """Wait for a bounded time until earlier output is written, so that both streams are in order."""
     for stream in _ours.values():
         stream.drain()
 
 
 def dropped_output() -> dict[str, tuple[int, str]]:
-    """Pieces that each stream has dropped and why, for those that dropped any."""
+    """Return the number of dropped pieces and the reason, for each stream that dropped any."""
     return {name: (stream.lost, stream.trouble or "") for name, stream in _ours.items() if stream.lost}
 
 
 def stderr() -> Output | None:
-    """Return Python's standard error where it is ours."""
+    """Return standard error if `install` replaced it."""
     return _ours.get("stderr")

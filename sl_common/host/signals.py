@@ -1,4 +1,4 @@
-"""Signals that both commands treat alike."""
+"""Signals that both commands handle in the same way."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import signal
 
 
 def hang_up() -> tuple[signal.Signals, ...]:
-    """SIGHUP, which the closing of a terminal brings, unless it is ignored as under nohup: then a run outlives its terminal."""
+    """Return SIGHUP, which a closing terminal sends, or nothing if it is ignored, as under nohup."""
     return () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)

@@ -1,4 +1,4 @@
-"""Text from others, made fit for a terminal, a log line or a file name: the one function for it, on both sides."""
+"""Makes text from peers safe for a terminal, a log line or a file name."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ import os
 
 from sl_common.errors import ConfigError
 
-MAX_PEER_TEXT = 500  # characters of what a peer wrote
-MAX_OURS = 4_000  # characters of a line of our own, which may quote a peer and a path
-MAX_LINES = 200  # of one text
+MAX_PEER_TEXT = 500  # characters of a peer's text
+MAX_OURS = 4_000  # characters of a line of this program, which may quote a peer and a path
+MAX_LINES = 200  # lines of one text
 
 
 def printable(text: object, most: int = MAX_PEER_TEXT) -> str:
-    """One line without control characters, escape sequences or characters that change the direction of text.
+    """Return one line without control characters, escape sequences or characters that change the direction of text.
 
-    A character that is not printable becomes a space. Beyond `most` characters the text is cut, which an ellipsis says.
+    Characters that are not printable become spaces. Text beyond `most` characters is cut and ends with an ellipsis.
     """
     line = "".join(one if one.isprintable() else " " for one in str(text)[: most + 1])
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def printable_lines(text: object) -> str:
-    """The same for a text of several lines, such as an error that names several keys: newlines stay, nothing else that is not printable."""
+    """Do as `printable` for a text of several lines, such as an error that names several keys: newlines stay."""
     lines = str(text).split("\n")
     shown = [printable(line, MAX_OURS) for line in lines[:MAX_LINES]]
     return "\n".join(shown if len(lines) <= MAX_LINES else [*shown, f"… and {len(lines) - MAX_LINES} more lines"])
 
 
 def given(option: str, text: str) -> str:
-    """A text of the command line or the environment, which is UTF-8 also where the locale says ASCII. Raises ConfigError."""
+    """Return a text of the command line or environment, decoded as UTF-8 in any locale. Raises ConfigError."""
     try:
         text.encode()
         return text
-    except UnicodeEncodeError:  # Python kept bytes that the locale's encoding lacks
+    except UnicodeEncodeError:  # Python escaped bytes that the locale's encoding lacks
         pass
     try:
         return os.fsencode(text).decode()

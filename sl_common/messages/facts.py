@@ -1,4 +1,4 @@
-"""What the coordinator tells the outside: facts, from which shells make metrics, progress bars and files."""
+"""Facts that the coordinator reports; shells turn them into metrics, progress bars and files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientJoined:
-    """A client has a place."""
+    """A client has been assigned a shard."""
 
     client: str
     shard: int
@@ -16,7 +16,7 @@ class ClientJoined:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientReady:
-    """A client can train."""
+    """A client is ready to train."""
 
     client: str
     shard: int
@@ -25,7 +25,7 @@ class ClientReady:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientLeft:
-    """A client is gone; what it had not finished does not count."""
+    """A client has left; its unfinished work does not count."""
 
     client: str
     shard: int
@@ -35,7 +35,7 @@ class ClientLeft:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientLate:
-    """A wave went on without a client that was too slow; it takes part again in the next one."""
+    """A wave continued without a client that was too slow; the client takes part in the next one."""
 
     client: str
     round: int
@@ -44,7 +44,7 @@ class ClientLate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientsDoubtful:
-    """Something about what clients hold that a person should know of, although the run takes it."""
+    """A difference between clients' data or builds that the run accepts, but that the operator should know."""
 
     clients: tuple[str, ...]
     text: str
@@ -52,28 +52,28 @@ class ClientsDoubtful:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientAway:
-    """A client's stream broke; it has not left yet. Only the shell that holds the streams can know."""
+    """A client's stream broke, and it may still return. Only the shell that owns the streams reports this."""
 
     client: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientBack:
-    """It goes on, on a new stream, where it was."""
+    """A client continues where it was, on a new stream."""
 
     client: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WentBack:
-    """The run goes on from a checkpoint: in a new process, or because a client was lost. Its clients come anew."""
+    """The run continues from a checkpoint: in a new process, or because a client was lost. All clients join again."""
 
     checkpoint: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RedoSpent:
-    """A client was lost for which the run does not go back any more: it has caused `limit` rollbacks without getting on."""
+    """A lost client causes no more rollbacks: it has caused `limit` of them without progress between."""
 
     client: str
     shard: int
@@ -82,20 +82,20 @@ class RedoSpent:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WaveBegun:
-    """Clients were told to begin."""
+    """A wave has begun on its clients."""
 
     round: int
     rounds: int
     wave: int
     clients: tuple[str, ...]
-    steps: int  # training batches of all of them together
+    steps: int  # training batches, summed over the clients
     evaluate: bool
-    held_out: int = 0  # samples that will be evaluated, by all of them together; 0 if that is not known
+    held_out: int = 0  # samples to evaluate, summed over the clients; 0 if not known
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """The head trained on one client's batch; one for each batch of a cohort."""
+    """The head trained on one client's batch. A cohort reports one for each of its batches."""
 
     client: str
     shard: int
@@ -109,7 +109,7 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchEvaluated:
-    """Held-out samples of one client went through the network."""
+    """One client's batch of held-out samples was evaluated."""
 
     client: str
     round: int
@@ -119,14 +119,14 @@ class BatchEvaluated:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuxAligned:
-    """A client's auxiliary network was aligned with the head; errors are mean squared ones per sample."""
+    """A client's auxiliary network was aligned with the head. Errors are mean squared errors per sample."""
 
     client: str
     round: int
     samples: int
-    before: float  # in the first epoch
-    after: float  # in the last
-    took_s: float  # which only the shell that ran it can know
+    before: float  # error in the first epoch
+    after: float  # error in the last epoch
+    took_s: float  # measured by the shell that ran it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,17 +143,17 @@ class ClientDone:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundEnded:
-    """All waves of a round are over and the weights merged."""
+    """All waves of a round have ended and the weights are merged."""
 
     round: int
     loss: float | None  # mean over the samples trained on; None if there were none
     samples: int
-    clients: int  # that finished
+    clients: int  # clients that finished
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """Evaluation of one client's slice or model."""
+    """Evaluation result of one client's slice or model."""
 
     samples: int
     correct: int
@@ -161,16 +161,16 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """Fraction of the samples."""
+        """Correct fraction of the samples."""
         return self.correct / self.samples if self.samples else 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluated:
-    """Held-out data through the split network after a round.
+    """Evaluation of the split network on held-out data after a round.
 
-    With one shared network `accuracy` is over all samples; where every client has a lower segment of its own it is the mean over
-    clients, and `lowest` and `highest` are theirs.
+    With one shared network `accuracy` is over all samples. If every client has its own lower segment, it is the mean
+    over clients, and `lowest` and `highest` are the extremes.
     """
 
     round: int
@@ -185,7 +185,7 @@ class Evaluated:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunEnded:
-    """Nothing more will be trained."""
+    """The run has ended; no more training follows."""
 
     reason: str
     finished: bool

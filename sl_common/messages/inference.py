@@ -1,4 +1,4 @@
-"""What is said after a run, when its network answers. Nothing trains, and neither side keeps anything of the other."""
+"""Messages of inference with the network of a finished run. Neither side keeps state of the other."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ from sl_common.tensors import StateDict
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Offer:
-    """The run whose network answers on this stream."""
+    """The run whose network answers on this stream, and how it was built."""
 
     config: str  # JSON
-    lower_sha256: bytes = b""  # of the lower segment that all share; empty: they are their clients' own
-    inputs: Inputs | None = None  # what the run's clients trained on, if it is known
+    lower_sha256: bytes = b""  # of the shared lower segment; empty: every client has its own
+    inputs: Inputs | None = None  # numbers that the clients trained on, if known
     build: Build | None = None  # the lower segment as the server built it
     torch: str = ""  # the server's version
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fetch:
-    """Asks for the lower segment."""
+    """Request for the lower segment."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Lower:
-    """The lower segment."""
+    """Weights of the lower segment."""
 
     weights: Mapping[str, StateDict]  # {"lower": …}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Query:
-    """Some samples at the cut."""
+    """Activations of some samples at the cut."""
 
-    step: int  # on this stream, from 0
+    step: int  # number of the query on this stream, from 0
     z: Tensor  # (B, *cut)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Scores:
-    """What the head makes of a query."""
+    """The head's output for a query."""
 
     step: int
     scores: Tensor  # (B, classes), before the softmax
 
 
-InferenceRequest = Fetch | Query  # by a client
-InferenceReply = Offer | Lower | Scores  # by the server
+InferenceRequest = Fetch | Query  # sent by a client
+InferenceReply = Offer | Lower | Scores  # sent by the server

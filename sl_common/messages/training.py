@@ -1,68 +1,65 @@
-"""The vocabulary: everything a client and the server say to each other, and everything that can happen to the coordinator.
+"""Messages between a client and the server during training. All values are frozen.
 
-All values are frozen. A message says nothing about frames, bytes or time.
+Law: a message holds nothing about frames, bytes or time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import Tensor
 
 from sl_common.codec.packed import Packed
 from sl_common.holdings import Build, DataSet
-from sl_common.messages.inference import InferenceReply, InferenceRequest, Lower, Query, Scores
+from sl_common.messages.inference import InferenceReply, InferenceRequest
 from sl_common.tensors import StateDict
 
-MOST_LATE = 8  # waves that may go on without a client before it is heard of again; their words wait for it
-WireKind = Literal["smashed", "labels", "gradient", "weights", "eval", "infer", "control"]
-WIRE_KINDS: tuple[WireKind, ...] = ("smashed", "labels", "gradient", "weights", "eval", "infer", "control")
+MOST_LATE = 8  # waves that may continue without a client; their messages wait for it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Epoch:
-    """Keep all batches of this wave, in place of what was kept before."""
+    """Record all batches of this wave, and discard earlier recordings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Newest:
-    """Keep the newest batches, as few as hold so many samples."""
+    """Record the newest batches: the fewest that hold this many samples."""
 
     samples: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Directive:
-    """What a gate asks in one wave. A client that is not to send hears nothing: the server plays back what it recorded."""
+    """Request of a gate for one wave. A client that must not send gets no replies: the server uses recorded batches."""
 
     send: bool = True  # send batches at all
-    update: bool = True  # update the lower segment, and so ask for gradients
-    record: Epoch | Newest | None = None  # what the server keeps of the batches; never on the wire
-    align: bool = False  # after its first batch a client waits for its auxiliary network, aligned anew
-    warm: bool = False  # the client trains that auxiliary network itself
+    update: bool = True  # update the lower segment, which needs gradients
+    record: Epoch | Newest | None = None  # batches that the server records; never on the wire
+    align: bool = False  # the client waits for its newly aligned auxiliary network after its first batch
+    warm: bool = False  # the client itself trains the auxiliary network
 
 
-# --- what a client says
+# --- sent by a client
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ready:
-    """The segment is built and the data are loaded."""
+    """The client has built its segment and loaded its data."""
 
     samples: int
     batches: int  # in one epoch
-    snapshots: tuple[int, ...] = ()  # checkpoints of the run that this client can go back to
-    intact: bool = False  # it also has what it had when the server was lost
-    data: DataSet | None = None  # None: it does not say, and nothing is compared
-    builds: tuple[Build, ...] = ()  # of the parts that it holds
-    torch: str = ""  # the version
+    snapshots: tuple[int, ...] = ()  # checkpoints of the run that this client can restore
+    intact: bool = False  # the client also has its state from when the server was lost
+    data: DataSet | None = None  # None: not stated, so nothing is compared
+    builds: tuple[Build, ...] = ()  # of the parts that the client holds
+    torch: str = ""  # version
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Smashed:
-    """One batch at the cut."""
+    """Activations and labels of one batch at the cut."""
 
     step: int  # within the wave, from 0
     z: Tensor  # (B, *cut)
@@ -71,12 +68,12 @@ class Smashed:
     wave: int = 0
     train: bool = True
     needs_grad: bool = True
-    packed: Packed | None = None  # z as it came over the wire; None on the side that made it
+    packed: Packed | None = None  # z in its encoded form, as received; None on the sending side
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Done:
-    """The wave is over on this client."""
+    """The client has finished its wave."""
 
     round: int
     wave: int
@@ -89,30 +86,30 @@ class Done:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alive:
-    """Still working, nothing to say yet."""
+    """Sign of life of a client that is still computing."""
 
     samples: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Leave:
-    """The client goes for good."""
+    """The client leaves the run."""
 
     reason: str
 
 
-# --- what the server says
+# --- sent by the server
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Welcome:
-    """The run and the client's place in it."""
+    """Configuration of the run, and the client's name and shard."""
 
     config: str  # JSON
     client: str
     shard: int
     shards: int
-    run: str = ""  # which run this is, across restarts of the server
+    run: str = ""  # name of the run, the same after a restart of the server
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -133,14 +130,14 @@ class Begin:
     slice: int = 0
     slices: int = 1
     samples: int = 0  # of the test set; 0 = all
-    checkpoint: int = 0  # the newest durable one: keep what you have, before this wave, under its number; 0 = none
-    restore: int = 0  # first go back to what you had at this one; 0 = do not
-    intact: bool = False  # first take what you had when the server was lost
+    checkpoint: int = 0  # number of the newest durable checkpoint, to save the state before this wave under; 0 = none
+    restore: int = 0  # checkpoint whose state to restore first; 0 = none
+    intact: bool = False  # first restore the state from when the server was lost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Gradient:
-    """The one reply to one Smashed."""
+    """Reply to one Smashed. There is exactly one for each."""
 
     step: int
     loss: float  # mean over this client's samples
@@ -150,7 +147,7 @@ class Gradient:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Aligned:
-    """A client's auxiliary network, aligned anew in this wave; as an event, that the alignment is over."""
+    """A client's auxiliary network after its alignment in this wave. As an event: the alignment has ended."""
 
     round: int
     wave: int
@@ -161,7 +158,10 @@ class Aligned:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Late:
-    """The wave went on without this client; what it sends of it is not trained. The next Begin comes in its time."""
+    """The wave continued without this client, and its batches of that wave are ignored.
+
+    The next Begin follows later.
+    """
 
     round: int
     wave: int
@@ -169,128 +169,12 @@ class Late:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bye:
-    """The server has no more work for this client."""
+    """The run has ended for this client."""
 
     reason: str
     finished: bool
 
 
-# --- what else can happen to the coordinator
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Joined:
-    """A new life of a client is here; `shard` is the one it asks for."""
-
-    shard: int | None = None
-    shards: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Left:
-    """A client is gone, and its unfinished work with it."""
-
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tick:
-    """Time, as an event: seconds since the run began."""
-
-    now: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Saved:
-    """The state between two waves is durable; checkpoints are counted from 1 with the waves."""
-
-    number: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Restored:
-    """The coordinator went back to a checkpoint: only in event logs."""
-
-    number: int
-    now: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Advanced:
-    """The coordinator worked: only in event logs, where it says between which events, and what came of it."""
-
-    said: tuple[MessageDigest, ...] = ()  # digests of the messages that it gave to send
-    weights: Mapping[str, str] = field(
-        default_factory=dict
-    )  # digests by tensor, where a wave or a round has just ended
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MessageDigest:
-    """One message to one client, as an event log holds it: a digest or the value of every field, tensors by their names."""
-
-    client: str
-    kind: str
-    fields: Mapping[str, str]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stopped:
-    """The run was ended from outside: by its operator, or by an error. Only in event logs."""
-
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failed:
-    """The entry before this one raised an error in the coordinator. Only in event logs."""
-
-    error: str
-
-
 ToServer = Ready | Smashed | Done | Alive | Leave
 ToClient = Welcome | Begin | Gradient | Aligned | Late | Bye
 Message = ToServer | ToClient | InferenceRequest | InferenceReply
-Event = ToServer | Joined | Left | Tick | Aligned | Saved
-Logged = Event | Advanced | Restored | Stopped | Failed
-
-
-def kind_of(message: Message) -> WireKind:
-    """Under which kind the bytes of this message count; a Smashed's labels count apart."""
-    match message:
-        case Smashed(train=False, needs_grad=False):
-            return "eval"
-        case Smashed():
-            return "smashed"
-        case Gradient(dz=Tensor()):
-            return "gradient"
-        case Begin(weights=weights) | Done(weights=weights) | Aligned(weights=weights) | Lower(weights=weights) if (
-            weights
-        ):
-            return "weights"
-        case Query() | Scores():
-            return "infer"
-        case _:
-            return "control"
-
-
-def payload_of(message: Message) -> dict[WireKind, int]:
-    """Bytes of the tensors in this message if they travelled as float32 (labels, integers, complex numbers and float8 at their own size)."""
-
-    def size(tensor: Tensor) -> int:
-        return tensor.numel() * (
-            4 if tensor.is_floating_point() and tensor.element_size() > 1 else tensor.element_size()
-        )
-
-    kind = kind_of(message)
-    match message:
-        case Smashed(z=z, y=y):
-            return {"eval": size(z) + size(y)} if kind == "eval" else {kind: size(z), "labels": size(y)}
-        case Gradient(dz=dz) if dz is not None:
-            return {kind: size(dz)}
-        case Query(z=tensor) | Scores(scores=tensor):
-            return {kind: size(tensor)}
-        case Begin(weights=weights) | Done(weights=weights) | Aligned(weights=weights) | Lower(weights=weights):
-            return {kind: sum(size(t) for state in weights.values() for t in state.values())}
-        case _:
-            return {}

@@ -1,4 +1,4 @@
-"""A message body on its way in: memory for each tensor, 64-byte aligned, filled by counting bytes."""
+"""Memory for a message body that is being received: a 64-byte aligned view for each tensor, filled in order."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from sl_common.codec import Layout, Packed, Scheme
 from sl_common.errors import WireError
 from sl_common.tensors import aligned_buffer
 
-_OURS = 3  # references to what nobody else has: the list's, the loop's, that of the call which counts
+_OWN_REFERENCES = (
+    3  # to an object that nobody else holds: from the list, the loop variable and the argument of getrefcount
+)
 
 
 class Plan:
-    """Where the tensors of a body will lie, and the codecs that they are in: the same for one batch after another."""
+    """Places of the tensors of a body in memory, and their codecs. Batches of the same shape share one plan."""
 
     def __init__(self, layouts: Sequence[Layout], schemes: Sequence[Scheme]) -> None:
         self.schemes = schemes
@@ -27,33 +29,34 @@ class Plan:
 
 
 class Assembly:
-    """Gathers the chunks of one body. The memory it takes was checked against the limit before."""
+    """Collects the chunks of one body. The caller has checked its size against the limit."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         memory = aligned_buffer(plan.memory)
         self.packed = [Packed(layout=layout, data=memory[start:end]) for layout, start, end in plan.places]
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self.missing = self.plan.nbytes
-        self._tensor = 0  # being filled
-        self._offset = 0  # bytes of it that are there
+        self._tensor = 0  # index of the tensor being filled
+        self._offset = 0  # bytes of it that have been received
 
-    def again(self, plan: Plan) -> bool:
-        """Gather another body of this plan in the same memory, if nobody has any of the last one: new memory costs more than filling it.
+    def reuse(self, plan: Plan) -> bool:
+        """Start another body of this plan in the same memory if nothing refers to the last one; return whether it did.
 
-        A tensor that is a view of a body holds on to the view of the memory that it was made from, so references tell.
+        Allocating memory costs more than filling it. A decoded tensor that is a view of the body keeps a reference to
+        the memoryview that it was made from, so reference counts tell whether the memory is in use.
         """
         free = plan is self.plan and all(
-            getrefcount(one) <= _OURS and getrefcount(one.data) < _OURS for one in self.packed
+            getrefcount(one) <= _OWN_REFERENCES and getrefcount(one.data) < _OWN_REFERENCES for one in self.packed
         )
         if free:
-            self._begin()
+            self._reset()
         return free
 
     def add(self, chunk: memoryview) -> None:
-        """Copy the next bytes to where they belong. Raises WireError if the body is longer than its header said."""
+        """Copy the next bytes to their tensors. Raises WireError if the body is longer than its header says."""
         if len(chunk) > self.missing:
             raise WireError(f"message body is longer than its header says: {len(chunk) - self.missing} bytes too many")
         source = chunk
@@ -70,5 +73,5 @@ class Assembly:
 
 
 def _aligned(nbytes: int) -> int:
-    """Up to the next multiple of 64."""
+    """Round up to a multiple of 64."""
     return -nbytes % 64 + nbytes

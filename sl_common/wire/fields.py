@@ -1,10 +1,13 @@
-"""Protobuf's fields, walked by hand before anything is parsed: where a frame's chunk lies, and how much its header would become.
+"""Scans a frame's protobuf fields before it is parsed: finds the chunk without copying it and counts entries.
 
-Law: the work is bounded whatever the bytes say. A varint has at most 10 bytes and 64 bits, a frame's own fields are few, and a walk ends
-with the entry that is one too many. A byte of a header may become a hundred in memory, so entries are counted before it is parsed.
+Law: the work is bounded for any input. A varint has at most 10 bytes and 64 bits, a frame has few fields, and the scan
+stops at the first entry beyond the limit. One byte of a header may take a hundred bytes in memory, so entries are
+counted before the header is parsed.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 from sl_common.errors import WireError
 
@@ -12,13 +15,15 @@ MAX_HEADER = 1 << 20  # bytes of a frame without its chunk
 CHUNK_FIELD = 15
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5  # protobuf's wire types
 _CHUNK_TAG = CHUNK_FIELD << 3 | _LENGTH_DELIMITED
+_CHUNK_START = bytes([_CHUNK_TAG])
 _VARINT_BYTES = 10
-_FIELDS = 16  # of a frame: a number, an acknowledgement, one header, a timing, a chunk
-_SMALL = 1 << 13  # bytes of a header that is parsed uncounted: what it can become is small
+_FIELDS = 16  # at most, of a frame: number, acknowledgement, one header, timing, chunk; some spare
+_SMALL = 1 << 13  # bytes of a header that is parsed without counting: it cannot take much memory
 
 
+@lru_cache(maxsize=256)  # chunks of all steps have the same few lengths
 def varint(number: int) -> bytes:
-    """As protobuf writes it."""
+    """Return a number as protobuf writes it."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)
@@ -28,16 +33,18 @@ def varint(number: int) -> bytes:
 
 
 def begun(head: bytes, nbytes: int) -> bytes:
-    """A frame up to its chunk, whose field is begun by hand: protobuf fields concatenate, and so the tensor is copied once instead of three
-    times."""
-    return b"".join([head, bytes([_CHUNK_TAG]), varint(nbytes)]) if nbytes else head
+    """Return a frame up to the content of its chunk, which has `nbytes`.
+
+    Serialized protobuf fields may be concatenated, so the tensor is copied once instead of three times.
+    """
+    return b"".join([head, _CHUNK_START, varint(nbytes)]) if nbytes else head
 
 
 def split_frame(data: bytes) -> tuple[bytes, memoryview]:
-    """A frame without its chunk, and the chunk where it lies: parsing it whole would copy the tensor twice.
+    """Return a frame without its chunk, and a view of the chunk: parsing the whole frame would copy the tensor twice.
 
-    Anything but a chunk at the very end is left to the parser, which then finds the chunk, or what is wrong. Raises WireError on a header
-    that is too long.
+    If the chunk is not the last field, the whole frame and an empty view are returned, and the parser finds the chunk
+    or the error. Raises WireError on a header that is too long.
     """
     at, length = 0, len(data)
     try:
@@ -63,9 +70,9 @@ def split_frame(data: bytes) -> tuple[bytes, memoryview]:
 
 
 def check_entries(head: bytes, most: int) -> None:
-    """Raise WireError if a frame's header, or anything else in it, has more than `most` fields, or could not be walked to its end.
+    """Raise WireError if the headers of a frame have more than `most` fields together, or if a field is cut off.
 
-    What lies deeper is bounded by its bytes. A small header is not looked at.
+    Deeper levels are bounded by their bytes. A small frame is not scanned.
     """
     if len(head) <= _SMALL:
         return
@@ -76,30 +83,33 @@ def check_entries(head: bytes, most: int) -> None:
             if fields > _FIELDS:
                 raise WireError(f"a frame of more than {_FIELDS} fields")
             tag, at = read_varint(head, at)
-            start, at = _skipped(head, at, tag & 7)
+            start, at = _content_of(head, at, tag & 7)
             if tag & 7 == _LENGTH_DELIMITED and tag != _CHUNK_TAG:
-                entries = _counted(head, start, at, entries, most)
+                entries = _count_fields(head, start, at, entries, most)
     except IndexError:
         raise WireError(f"a frame whose header of {len(head)} bytes ends within a field") from None
 
 
-def _counted(head: bytes, at: int, end: int, entries: int, most: int) -> int:
-    """`entries` and those between two places."""
+def _count_fields(head: bytes, at: int, end: int, entries: int, most: int) -> int:
+    """Return `entries` plus the number of fields from `at` to `end`."""
     end = min(end, len(head))
     while at < end:
         entries += 1
         if entries > most:
             raise WireError(f"a header of more than {most} entries, no message of this run has as many")
         tag, at = (head[at], at + 1) if head[at] <= 0x7F else read_varint(head, at)
-        if tag & 7 == _LENGTH_DELIMITED and head[at] <= 0x7F:  # most of them
+        if tag & 7 == _LENGTH_DELIMITED and head[at] <= 0x7F:  # the usual case
             at += 1 + head[at]
         else:
-            _, at = _skipped(head, at, tag & 7)
+            _, at = _content_of(head, at, tag & 7)
     return entries
 
 
-def _skipped(data: bytes, at: int, kind: int) -> tuple[int, int]:
-    """Where the content of a field begins, and where it ends. Raises WireError on groups, which no message of ours has."""
+def _content_of(data: bytes, at: int, kind: int) -> tuple[int, int]:
+    """Return where the content of a field begins and ends.
+
+    Raises WireError on groups, which this protocol does not use.
+    """
     match kind:
         case 0:
             return at, read_varint(data, at)[1]
@@ -115,7 +125,10 @@ def _skipped(data: bytes, at: int, kind: int) -> tuple[int, int]:
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number that starts here, and where it ends. Raises WireError if it has more than 10 bytes or 64 bits, IndexError if it does not end."""
+    """Return the number at `at` and the position after it.
+
+    Raises WireError if it has more than 10 bytes or 64 bits, IndexError if the data end within it.
+    """
     number = shift = 0
     for place in range(at, at + _VARINT_BYTES):
         byte = data[place]

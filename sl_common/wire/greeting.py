@@ -1,4 +1,4 @@
-"""How a stream opens: Hello up, Greeting or Refusal down, both outside the numbering."""
+"""Opening of a stream: the client sends Hello, the server answers Greeting or Refusal. These frames have no numbers."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from sl_common import __version__
 from sl_common.errors import Refused, WireError
 from sl_common.names import MAX_NAME, is_name
 from sl_common.proto import split_pb2 as pb
-from sl_common.wire.translate import MAX_SENTENCE
+from sl_common.wire.bounds import MAX_SENTENCE
 
-WIRE_VERSION = 2  # the first release freezes it; until then its bytes may change, and tests/golden with them
+WIRE_VERSION = 2  # the first release fixes its bytes; until then they may change, together with tests/golden
 LIFE_BYTES = 16
 MAX_HELLO = 4096  # bytes
 MAX_ANSWER = 1 << 14  # bytes
-SLOW_S = 5.0  # without a word from either side before a stream was lost: its link is slow, or was dead
-REFUSED_BY = "sl-refused"  # trailing metadata of a stream that ends before its Hello is read: the Refusal's code
+SLOW_S = 5.0  # silence before a stream broke, from which on its link counts as slow
+REFUSED_BY = "sl-refused"  # trailing metadata with a Refusal's code, for a stream that ends before its Hello is read
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hello:
-    """The client's first frame on every stream."""
+    """First frame of a client on every stream."""
 
-    life: bytes  # 16 random bytes of this process
-    client: str = ""  # the name it wants; empty: the server names it
+    life: bytes  # 16 random bytes that identify the client's process
+    client: str = ""  # the name that the client asks for; empty: the server chooses one
     received: int = 0
     resume: bool = False
     shard: int | None = None
     shards: int | None = None
     version: int = WIRE_VERSION
     software: str = ""
-    stream: int = 0  # which one of this life it opens
-    slow: bool = False  # the link was seen to be
+    stream: int = 0  # number of this stream among those of the process
+    slow: bool = False  # the link was found to be slow
 
     def check_version(self) -> None:
-        """Raise Refused unless the client speaks as this side does."""
+        """Raise Refused unless the client uses the wire version of this side."""
         if self.version != WIRE_VERSION:
             raise Refused(
                 "version",
@@ -45,7 +45,7 @@ class Hello:
             )
 
     def to_frame(self) -> bytes:
-        """As bytes on the wire."""
+        """Serialize to a frame."""
         header = pb.Hello(
             version=self.version,
             software=self.software,
@@ -62,7 +62,7 @@ class Hello:
 
     @classmethod
     def from_frame(cls, frame: bytes) -> Hello:
-        """Raises WireError unless the frame is a well-formed Hello."""
+        """Parse a client's first frame. Raises WireError unless it is a well-formed Hello."""
         if len(frame) > MAX_HELLO:
             raise WireError(f"a first frame of {len(frame)} bytes, at most {MAX_HELLO} are allowed")
         try:
@@ -94,7 +94,7 @@ class Hello:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Greeting:
-    """The server's yes."""
+    """Answer of a server that accepts the stream."""
 
     client: str
     received: int
@@ -104,7 +104,7 @@ class Greeting:
     software: str = ""
 
     def check_version(self) -> None:
-        """Raise Refused unless the server speaks as this side does."""
+        """Raise Refused unless the server uses the wire version of this side."""
         if self.version != WIRE_VERSION:
             raise Refused(
                 "version",
@@ -113,7 +113,7 @@ class Greeting:
             )
 
     def to_frame(self) -> bytes:
-        """As bytes on the wire."""
+        """Serialize to a frame."""
         header = pb.Greeting(
             version=self.version,
             software=self.software,
@@ -127,24 +127,24 @@ class Greeting:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refusal:
-    """The server's no; the stream ends after it."""
+    """Answer of a server that does not accept the stream, which ends after it."""
 
     code: str
     reason: str
 
     def to_frame(self) -> bytes:
-        """As bytes on the wire."""
+        """Serialize to a frame."""
         refusal = pb.Refusal(code=self.code[:MAX_NAME], reason=self.reason[:MAX_SENTENCE])
         return pb.ServerFrame(refusal=refusal).SerializeToString()
 
 
 def refused(refusal: pb.Refusal) -> Refused:
-    """A Refusal in the middle of a stream, no longer than one of ours."""
+    """Return the error for a received refusal. Its texts are cut to the length that this side would send."""
     return Refused(refusal.code[:MAX_NAME], refusal.reason[:MAX_SENTENCE])
 
 
 def read_answer(frame: bytes) -> Greeting | Refusal:
-    """What the server answered to a Hello. Raises WireError on anything else."""
+    """Parse the server's answer to a Hello. Raises WireError on anything else."""
     if len(frame) > MAX_ANSWER:
         raise WireError(f"an answer to hello of {len(frame)} bytes, at most {MAX_ANSWER} are allowed")
     try:
@@ -156,7 +156,8 @@ def read_answer(frame: bytes) -> Greeting | Refusal:
             g = parsed.greeting
             if not is_name(g.client):
                 raise WireError(
-                    f"greeting.client must be at most {MAX_NAME} printable characters without '/', got {g.client[:80]!r}"
+                    f"greeting.client must be at most {MAX_NAME} printable characters without '/', "
+                    f"got {g.client[:80]!r}"
                 )
             return Greeting(
                 client=g.client,

@@ -1,4 +1,4 @@
-"""The echo that `sl-client doctor` measures with. Bounded: it cannot be used to make a server work or store."""
+"""Echo that `sl-client doctor` measures a link with. Its sizes are bounded, so that it cannot load a server."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sl_common.wire.greeting import WIRE_VERSION
 
 MAX_PINGS = 64
 MAX_PAYLOAD = 1 << 20
-MAX_PING = MAX_PAYLOAD + 1024  # bytes with all that is said beside
+MAX_PING = MAX_PAYLOAD + 1024  # bytes of a whole ping
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pong:
-    """What a server answered."""
+    """Answer of a server to a ping."""
 
     nbytes: int
     software: str
@@ -27,12 +27,12 @@ class Pong:
 
 
 def ping(nbytes: int, reply_bytes: int) -> bytes:
-    """A ping of so many bytes that asks for so many."""
+    """Serialize a ping with a payload of `nbytes` that asks for `reply_bytes`."""
     return pb.Ping(payload=bytes(nbytes), reply_bytes=reply_bytes).SerializeToString()
 
 
 def answer(data: bytes) -> bytes:
-    """The server's side. Raises ValueError if too much is asked for, or if it is no ping."""
+    """Return the server's answer to a ping. Raises ValueError if it is malformed or asks for too much."""
     if len(data) > MAX_PING:
         raise ValueError(f"ping of {len(data)} bytes, at most {MAX_PING} are allowed")
     try:
@@ -47,7 +47,7 @@ def answer(data: bytes) -> bytes:
 
 
 def read_pong(data: bytes) -> Pong:
-    """The client's side. Raises WireError if it is no answer."""
+    """Parse the answer to a ping. Raises WireError if it is malformed."""
     if len(data) > MAX_PING:
         raise WireError(f"an answer to a ping of {len(data)} bytes, at most {MAX_PING} are allowed")
     try:

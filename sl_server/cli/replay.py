@@ -16,7 +16,7 @@ from sl_common.host.log import json_line, write_line
 from sl_common.host.text import printable_lines
 
 if TYPE_CHECKING:  # modules that import torch are imported when needed, not for --help
-    from sl_common.messages.training import Logged
+    from sl_common.messages.events import Logged
     from sl_common.wire.eventlog import Entry, LogReader
     from sl_server.core.outbox import Messages
     from sl_server.simulation.replay import Replayed
@@ -137,7 +137,7 @@ def _print(as_json: bool, event: str, fields: dict[str, Any]) -> None:
 
 
 def _about(client: str, event: Logged, said: Messages) -> dict[str, Any]:
-    from sl_common.messages.training import Advanced
+    from sl_common.messages.events import Advanced
     from sl_server.core.digests import fields_of
 
     what = "" if isinstance(event, Advanced) else _short(dict(fields_of(event)))

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from sl_common.host.progress import size
 from sl_common.host.text import MAX_OURS, printable
-from sl_common.messages.training import WIRE_KINDS
+from sl_common.wire.accounting import WIRE_KINDS
 
 
 def summary_parts(summary: dict[str, Any]) -> list[RenderableType]:

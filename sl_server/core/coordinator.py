@@ -14,20 +14,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sl_common.config.run_config import RunConfig
+from sl_common.messages.events import Event, Joined, Left, Saved, Tick
 from sl_common.messages.facts import RunEnded
-from sl_common.messages.training import (
-    Aligned,
-    Alive,
-    Done,
-    Event,
-    Joined,
-    Leave,
-    Left,
-    Ready,
-    Saved,
-    Smashed,
-    Tick,
-)
+from sl_common.messages.training import Aligned, Alive, Done, Leave, Ready, Smashed
 from sl_common.network.network import Network
 from sl_common.tensors import StateDict
 from sl_common.training.segment import Alone, Tree

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sl_common.messages.training import Advanced, MessageDigest, ToClient
+from sl_common.messages.events import Advanced, MessageDigest
+from sl_common.messages.training import ToClient
 from sl_common.tensors import raw_bytes
 from sl_server.core.coordinator import Coordinator
 from sl_server.core.outbox import Turn

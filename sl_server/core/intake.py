@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from sl_common.bounded import MAX_COUNT
 from sl_common.errors import Refused, WireError
+from sl_common.messages.events import Joined, Left
 from sl_common.messages.facts import ClientDone, ClientJoined, ClientLeft, ClientReady, ClientsDoubtful
-from sl_common.messages.training import Aligned, Alive, Done, Joined, Leave, Left, Ready, Smashed, Welcome
+from sl_common.messages.training import Aligned, Alive, Done, Leave, Ready, Smashed, Welcome
 from sl_common.network.contents import copies
 from sl_common.tensors import StateDict, check_copies, check_state
 from sl_server.core.claims import check_ready, due_of

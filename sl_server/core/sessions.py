@@ -12,22 +12,8 @@ from torch import Tensor
 
 from sl_common import __version__
 from sl_common.errors import Refused, Unfit, WireError
-from sl_common.messages.training import (
-    Advanced,
-    Aligned,
-    Event,
-    Failed,
-    Joined,
-    Leave,
-    Left,
-    Logged,
-    Ready,
-    Restored,
-    Saved,
-    Stopped,
-    Tick,
-    ToServer,
-)
+from sl_common.messages.events import Advanced, Event, Failed, Joined, Left, Logged, Restored, Saved, Stopped, Tick
+from sl_common.messages.training import Aligned, Leave, Ready, ToServer
 from sl_common.training.segment import Tree
 from sl_common.wire import Endpoint, Frame, Greeting, Hello, Received
 from sl_server.core.coordinator import Coordinator

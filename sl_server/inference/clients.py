@@ -43,7 +43,7 @@ class InferenceClient:
         Answers that the client has not acknowledged count as under way, since they take memory here.
         """
         self.trained.network.check_query(query.z)
-        while self.unacknowledged and self.unacknowledged[0] <= self.endpoint.heard:
+        while self.unacknowledged and self.unacknowledged[0] <= self.endpoint.messages_acknowledged:
             self.unacknowledged.popleft()
         window = self.trained.config.client.window
         if self.waiting + len(self.unacknowledged) >= window:
@@ -60,7 +60,7 @@ class InferenceClient:
         """Record that a query was answered; the client is expected to speak next."""
         self.deadlines.heard(now)
         self.waiting -= 1
-        self.unacknowledged.append(self.endpoint.said)
+        self.unacknowledged.append(self.endpoint.messages_sent)
         self.times[step] = times
         if len(self.times) > KEPT_QUERIES:
             del self.times[next(iter(self.times))]

@@ -199,7 +199,7 @@ class Inference:
         """Refuse clients that are overdue. Return how long to wait for events, at most `wait_s`; None: for ever."""
         now = self._now()
         for client, error in self._clients.overdue(now):
-            if error.code == "slow" and not client.endpoint.small:
+            if error.code == "slow" and not client.endpoint.receives_small_frames:
                 client.stream.close()  # it comes back with small frames, which take less than a message may stand still
             else:
                 self._expel(client, error)

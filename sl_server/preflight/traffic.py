@@ -17,7 +17,7 @@ from sl_common.host.progress import size
 from sl_common.messages.training import Gradient, Smashed
 from sl_common.seeds import torch_generator
 from sl_common.wire import Endpoint, Frame
-from sl_common.wire.endpoint import GRPC_PREFIX
+from sl_common.wire.accounting import GRPC_PREFIX
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +66,8 @@ def traffic_down(z: torch.Tensor, config: RunConfig, limit: int) -> StepTraffic:
 def _warm_endpoints(config: RunConfig, limit: int) -> tuple[Endpoint, Endpoint]:
     """Return the client's and the server's endpoint, after welcome, begin and the first batch were exchanged."""
     client, server = (Endpoint(side, link=config.codec, limit_bytes=limit) for side in ("client", "server"))
-    client.sent = client.received = server.sent = server.received = 3
+    for end in (client, server):
+        end.delivery.sent = end.delivery.received = 3
     return client, server
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sl_common import __version__
-from sl_common.messages.training import WIRE_KINDS
+from sl_common.wire.accounting import WIRE_KINDS
 from sl_server.report import gantt, plots, svg, words
 from sl_server.report.past import read_past_run
 from sl_server.report.plots import Plot, ShownRun

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sl_common.host.progress import size
-from sl_common.messages.training import WIRE_KINDS
+from sl_common.wire.accounting import WIRE_KINDS
 from sl_server.report import axes as ax
 from sl_server.report import svg
 from sl_server.report.past import EvaluationLine, PastRun, RoundLine

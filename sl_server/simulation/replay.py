@@ -16,8 +16,9 @@ import torch
 
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import CutlayerError, Refused, WireError
+from sl_common.messages.events import Advanced, Failed, Logged, Restored, Saved, Stopped
 from sl_common.messages.facts import Fact
-from sl_common.messages.training import Advanced, Aligned, Failed, Logged, Restored, Saved, Stopped
+from sl_common.messages.training import Aligned
 from sl_common.network.network import Network
 from sl_common.training.segment import Tree
 from sl_common.wire.eventlog import Entry, LogReader

@@ -20,7 +20,7 @@ import torch
 from sl_common import __version__
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
-from sl_common.messages.training import Logged
+from sl_common.messages.events import Logged
 from sl_common.wire import eventlog
 from sl_common.wire.eventlog import LOG_VERSION, LogReader
 from sl_server.storage.append_only import GrowingFile

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from sl_common.messages.facts import Evaluated, RoundEnded
-from sl_common.messages.training import WIRE_KINDS
+from sl_common.wire.accounting import WIRE_KINDS
 from sl_server.storage.append_only import GrowingFile
 from sl_server.telemetry.ledger import Ledger
 from sl_server.telemetry.names import PHASES

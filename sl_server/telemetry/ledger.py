@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Literal
 
-from sl_common.messages.training import WIRE_KINDS, Message, WireKind, payload_of
+from sl_common.messages.training import Message
 from sl_common.wire import Frame
+from sl_common.wire.accounting import WIRE_KINDS, WireKind, payload_of
 
 Direction = Literal["up", "down"]  # "up" is from clients to the server
 WireTally = Iterable[tuple[WireKind, int]]

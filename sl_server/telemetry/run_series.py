@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from sl_common.messages.training import WIRE_KINDS
+from sl_common.wire.accounting import WIRE_KINDS
 from sl_server.telemetry.ledger import Direction, Ledger
 
 DIRECTIONS: tuple[Direction, ...] = ("up", "down")

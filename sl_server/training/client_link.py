@@ -58,7 +58,12 @@ class ClientLink:
         comes back with small frames.
         """
         endpoint, stream = self.session.endpoint, self.stream
-        if error.code != "slow" or endpoint.small or stream is None or endpoint.received <= self.spared_at:
+        if (
+            error.code != "slow"
+            or endpoint.receives_small_frames
+            or stream is None
+            or endpoint.received <= self.spared_at
+        ):
             return False
         self.spared_at = endpoint.received
         self.deadlines.spare()
@@ -72,4 +77,4 @@ class ClientLink:
         may still be on a slow link, outside this machine's buffers, and the end of the stream behind them.
         """
         quiet_s = time.perf_counter() - self.heard_at
-        return dead_s if quiet_s > _QUIET_SHARE * dead_s and not self.session.endpoint.settled else 0.0
+        return dead_s if quiet_s > _QUIET_SHARE * dead_s and not self.session.endpoint.all_acknowledged else 0.0

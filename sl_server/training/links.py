@@ -107,7 +107,7 @@ class Links:
         link = self._table.by_stream.get(stream)
         if link is None:
             return
-        if self.all_told and link.session.endpoint.settled:
+        if self.all_told and link.session.endpoint.all_acknowledged:
             self._table.drop(link)  # it has its Bye
             return
         self._table.detach(link, self._now() + link.delay_s(self._limits.dead_s))

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from sl_common.errors import ConfigError, Refused
 from sl_common.limits import PeerLimits
-from sl_common.wire.endpoint import MAX_GRPC_MESSAGE
+from sl_common.wire.frame import MAX_GRPC_MESSAGE
 from sl_server.security.credentials import Credentials
 from sl_server.transport.inbox import Inbox
 from sl_server.transport.service import SplitLearning

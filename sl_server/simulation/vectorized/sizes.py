@@ -22,15 +22,15 @@ class Sizes:
 
     def pass_by(self, message: Smashed | Gradient, sender: Endpoint, receiver: Endpoint) -> tuple[Frame, ...]:
         """Return the frames of a message without their data; both endpoints count as if the message had been sent."""
-        lengths = (_length(sender.sent + 1), _length(sender.received), *_lengths(message))
+        lengths = (_length(sender.delivery.sent + 1), _length(sender.delivery.received), *_lengths(message))
         frames = self._known.get(lengths, ())
-        if frames and _length(sender.sent + len(frames)) == lengths[0]:
-            sender.sent += len(frames)
+        if frames and _length(sender.delivery.sent + len(frames)) == lengths[0]:
+            sender.delivery.sent += len(frames)
         else:
             frames = tuple(replace(frame, pieces=(b"",)) for frame in sender.pack(message))
-            if _length(sender.sent) == lengths[0]:
+            if _length(sender.delivery.sent) == lengths[0]:
                 self._known[lengths] = frames
-        receiver.received += len(frames)
+        receiver.delivery.received += len(frames)
         return frames
 
 
