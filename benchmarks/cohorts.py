@@ -23,8 +23,9 @@ from benchmarks.workloads import LR, MOMENTUM, WORKLOADS, sgd
 from sl_common.messages.training import Smashed
 from sl_common.protocol import Arrived, At, Head, Mixup
 from sl_common.protocol.mix import Part
+from sl_common.training.bank import Bank
 from sl_common.training.optim import Sgd
-from sl_common.training.segment import Bank, Segment
+from sl_common.training.segment import Segment
 
 BATCH, GOAL = 8, 1.05
 NOTE = (
@@ -98,11 +99,11 @@ def measure(kind: str, clients: int, rounds: int) -> dict[str, Any]:
         began = time.perf_counter()
         rule.step(bank, cohort, at)
         replies.append(time.perf_counter() - began)
-        bank.settle()
+        bank.run_deferred_step()
 
     def nhwc(at: At) -> None:
         rule.step(last, cohort, at)
-        last.settle()
+        last.run_deferred_step()
 
     sides: dict[str, Callable[[At], object]] = {
         "ours": ours,

@@ -1,7 +1,7 @@
-"""Addresses that people write: HOST:PORT, read by one rule for every option of both commands, or refused with the form that would do.
+"""Addresses that people write: HOST:PORT, read by one rule for every option of both commands.
 
-Law: nothing is guessed. An IPv6 address stands in brackets, since `::1:5005` is an address too, and a URL is refused, since its scheme would
-promise what other options decide.
+Law: nothing is guessed. An IPv6 address must be in brackets, since `::1:5005` is an address too. A URL is refused,
+since its scheme would promise things that other options decide. The error names the form that is expected.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BRACKETED = re.compile(r"\[(.*)\](?::(.*))?", re.DOTALL)
 
 
 class _Unfit(Exception):
-    """Why a text is no address, in words."""
+    """Reason why a text is not an address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +40,30 @@ class Address:
 
     @property
     def bracketed(self) -> str:
-        """The host as it stands in an address or a URL."""
+        """The host in the form that it has in an address or a URL."""
         return f"[{self.host}]" if ":" in self.host else self.host
 
 
 def joined(host: str, port: int) -> str:
-    """HOST:PORT of a host with or without brackets."""
+    """Return HOST:PORT of a host with or without brackets."""
     return f"{Address(host.strip('[]'), port).bracketed}:{port}"
 
 
 def address_to_reach(text: str, option: str) -> str:
-    """A server's HOST:PORT, or unix:PATH, as gRPC takes it. Raises ConfigError naming the option and the form that would do."""
+    """Return a server's HOST:PORT, or unix:PATH, as gRPC takes it.
+
+    Raise ConfigError with the option and the form that is expected.
+    """
     if text.strip().startswith("unix:") and text.strip() != "unix:":
         return text.strip()
     return str(_read(text, option, lowest=1, usual_port=USUAL_PORT))
 
 
 def address_to_listen(text: str, option: str, usual_port: int = USUAL_PORT, host: str = "127.0.0.1") -> Address:
-    """HOST:PORT, or PORT for one at `host`; port 0 is a free one. Raises ConfigError in the same way."""
+    """Return HOST:PORT, or PORT at `host`; port 0 means a free one.
+
+    Raise ConfigError with the option and the form that is expected.
+    """
     plain = text.strip().removeprefix(":")
     if plain.isascii() and plain.isdecimal():
         text = f"{host}:{plain}"
@@ -74,7 +80,7 @@ def _read(text: str, option: str, *, lowest: int, usual_port: int) -> Address:
 
 
 def _address(text: str, lowest: int) -> Address:
-    """Raises _Unfit."""
+    """Return the address of a text. Raise _Unfit if it is none."""
     if not text:
         raise _Unfit("it is empty")
     if text.startswith("unix:"):
@@ -106,7 +112,10 @@ def _address(text: str, lowest: int) -> Address:
 
 
 def _check_host(host: str) -> None:
-    """Raise _Unfit for what is neither a name nor an IPv4 address. Underscores pass: containers have them in their names."""
+    """Raise _Unfit if a text is neither a name nor an IPv4 address.
+
+    Underscores are allowed: containers have them in their names.
+    """
     if not host:
         raise _Unfit("the host is missing")
     if host == "*":
@@ -121,7 +130,7 @@ def _check_host(host: str) -> None:
 
 
 def _better(text: str, lowest: int, usual_port: int) -> Iterator[str]:
-    """Likely meanings, as they should be written; the likeliest first."""
+    """Yield likely meanings in the form that is expected, the likeliest first."""
     for plain in () if text.startswith("unix:") else _plainer(text):
         for candidate in (plain, f"{plain}:{usual_port}"):
             try:
@@ -150,7 +159,7 @@ def _plainer(text: str) -> Iterator[str]:
 
 
 def _ascii(host: str, port: str) -> Iterator[str]:
-    """A name in its form with xn--, where that is one and the same by every version of the rule."""
+    """Yield a name in its form with xn--, if every version of the rule gives the same."""
     try:
         name = host.encode("idna")
         if not host.isascii() and name.decode("idna") == host.lower():

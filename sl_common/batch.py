@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """`step` counts from 0 within the wave and names the batch on the wire."""
+    """One mini-batch; `step` counts from 0 within the wave and names the batch on the wire."""
 
     step: int
     x: Tensor  # (B, *input) float32, normalised
@@ -19,6 +19,6 @@ class Batch:
 
     @property
     def image(self) -> Tensor:
-        """(B, *input) float32 in [0, 1]: x without its normalisation."""
+        """Images (B, *input) float32 in [0, 1]: x without its normalisation."""
         assert self.stored is not None, "this batch came without its image"
         return self.stored.float().div_(255) if self.stored.dtype == torch.uint8 else self.stored

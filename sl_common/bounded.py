@@ -1,7 +1,7 @@
-"""JSON and TOML that somebody wrote, read within bounds: a configuration is small, may be another machine's, and each key of it costs work.
+"""JSON and TOML, read within bounds: a configuration may come from another machine, and each key of it costs work.
 
-Law: work and memory are proportional to the text, which has at most MAX_JSON or MAX_TOML characters; what comes out has a bounded number of
-values, none of them too deep, long or large.
+Law: work and memory are proportional to the text, which has at most MAX_JSON or MAX_TOML characters; the result has a
+bounded number of values, none of them too deep, long or large.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from typing import Any
 from sl_common.errors import ConfigError
 
 MAX_TOML = 1 << 16  # characters
-MAX_JSON = 2 * MAX_TOML  # of the same with every default spelled out
-MAX_VALUES = 1 << 14  # values, tables and lists in all
-MAX_ENTRIES = 1024  # of one list or table: layers, milestones, keys
+MAX_JSON = 2 * MAX_TOML  # characters; every default is spelled out there
+MAX_VALUES = 1 << 14  # values, tables and lists in total
+MAX_ENTRIES = 1024  # entries of one list or table: layers, milestones, keys
 MAX_DEPTH = 16
 MAX_TEXT = 4096  # characters of one text
-MAX_COUNT = 1 << 40  # of anything that a peer or a file counts, where nothing else bounds it
-MAX_NUMBER = 1 << 63  # beyond it neither torch nor the wire can count
-MAX_PARTS = 64  # of a dotted key: tomllib takes time with the square of their number
+MAX_COUNT = 1 << 40  # bound on any count by a peer or a file that has no other bound
+MAX_NUMBER = 1 << 63  # torch and the wire cannot represent larger numbers
+MAX_PARTS = 64  # parts of a dotted key; tomllib's time grows with the square of their number
 _PART = r"""(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')"""
-_DOTTED = re.compile(rf"(?<![A-Za-z0-9_-])(?:{_PART}[ \t]*+\.[ \t]*+)++")  # takes each character once
+_DOTTED = re.compile(rf"(?<![A-Za-z0-9_-])(?:{_PART}[ \t]*+\.[ \t]*+)++")  # possessive: reads each character once
 _PARTS = re.compile(_PART)
 
 
 def read_json(text: str) -> Any:
-    """Parse a configuration. Raises ConfigError."""
+    """Return a parsed JSON configuration. Raise ConfigError if it is none or exceeds a bound."""
     return _read(text, json.loads, MAX_JSON, "the configuration is not JSON")
 
 
 def read_toml(text: str) -> dict[str, Any]:
-    """Parse a configuration. Raises ConfigError."""
+    """Return a parsed TOML configuration. Raise ConfigError if it is none or exceeds a bound."""
     found: dict[str, Any] = _read(text, load_toml, MAX_TOML, "not TOML")
     return found
 
 
 def load_toml(text: str) -> dict[str, Any]:
-    """As `tomllib.loads`, in time that is proportional to the text. Raises ValueError, RecursionError."""
+    """Parse as `tomllib.loads` does, in time proportional to the text. Raise ValueError or RecursionError."""
     for dotted in _DOTTED.finditer(text):
         if len(_PARTS.findall(dotted[0])) > MAX_PARTS:
             raise ValueError(f"a key of more than {MAX_PARTS} parts")
@@ -61,7 +61,7 @@ def _read(text: str, parse: Callable[[str], Any], most: int, wrong: str) -> Any:
 
 
 def check_bounds(found: Any) -> None:
-    """Raise ConfigError naming a key whose value is too deep, long or large, or where there are too many values."""
+    """Raise ConfigError with the key of a value that is too deep, long or large, or if there are too many values."""
     waiting: list[tuple[Any, str, int]] = [(found, "", 0)]
     values = 0
     while waiting:

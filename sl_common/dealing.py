@@ -1,4 +1,7 @@
-"""How a client's samples become the batches of an epoch: counted alike by its loader, by the server and by every estimate. Pure."""
+"""Division of a client's samples into the batches of an epoch.
+
+Its loader, the server and every estimate use this one count. Pure.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ LastBatch = Literal["keep", "drop", "merge"]
 
 @dataclass(frozen=True, slots=True)
 class Deal:
-    """Batches of `batch_size`, and a last one with what remains.
+    """Batches of `batch_size`, and a last one with the remainder.
 
-    `keep`: as it is; `drop`: left out of each epoch; `merge`: a remainder of one sample joins the batch before, which then has
-    `batch_size` + 1. One that has no batch before it stays.
+    `keep`: the last one stays as it is; `drop`: it is left out of each epoch; `merge`: a remainder of one sample joins
+    the batch before it, which then has `batch_size` + 1. A remainder without a batch before it stays.
     """
 
     samples: int
@@ -22,7 +25,7 @@ class Deal:
 
     @property
     def batches(self) -> int:
-        """In an epoch."""
+        """Number of batches in an epoch."""
         whole, rest = divmod(self.samples, self.batch_size)
         if self.last == "drop" or (self.last == "merge" and rest == 1 and whole):
             return whole
@@ -30,23 +33,23 @@ class Deal:
 
     @property
     def used(self) -> int:
-        """Samples that an epoch trains on."""
+        """Number of samples that an epoch trains on."""
         return self.batches * self.batch_size if self.last == "drop" else self.samples
 
     def part(self, number: int) -> slice:
-        """Where batch `number` of an epoch lies in the epoch's order."""
+        """Return the slice of batch `number` in the epoch's order."""
         start = number * self.batch_size
         return slice(start, self.used if number == self.batches - 1 else start + self.batch_size)
 
     @property
     def largest(self) -> int:
-        """Samples of the largest batch; 0 if there is none."""
+        """Number of samples in the largest batch; 0 if there is none."""
         if not self.batches:
             return 0
         return max(min(self.batch_size, self.used), self.used - (self.batches - 1) * self.batch_size)
 
     @property
     def smallest(self) -> int:
-        """Samples of the smallest batch, which is the last one; 0 if there is none."""
+        """Number of samples in the smallest batch, which is the last one; 0 if there is none."""
         last = self.used - (self.batches - 1) * self.batch_size
         return 0 if not self.batches else last if self.batches == 1 else min(self.batch_size, last)

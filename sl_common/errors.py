@@ -1,10 +1,10 @@
-"""Errors typed by blame: whoever catches one knows whose fault it is and what may go on."""
+"""Errors typed by blame: the type tells whose fault it is and what may continue."""
 
 from __future__ import annotations
 
 
 class CutlayerError(Exception):
-    """Any error this project raises on purpose; its text is written for the user."""
+    """Base of all errors that this project raises on purpose; the text is written for the user."""
 
 
 class ConfigError(CutlayerError):
@@ -16,27 +16,30 @@ class DataError(ConfigError):
 
 
 class WireError(CutlayerError):
-    """The peer is wrong: close that session, the others go on. The text carries both values."""
+    """The peer is wrong: close that session, the others continue. The text carries both values."""
 
 
 class Unfit(ConfigError, WireError):
-    """A client and the run do not suit each other, by what the client truly has: it is refused, and the others go on. Where one process holds
-    both, its configuration is wrong."""
+    """A client and the run do not suit each other, by properties that the client truly has.
+
+    The client is refused, and the others continue. If one process holds both, its configuration is wrong.
+    """
 
 
 def first_line(error: BaseException, most: int = 300) -> str:
-    """What somebody else's code raised, in one line of at most so many characters; the type's name where it says nothing."""
+    """Return the first line of a foreign error, cut to `most` characters; its type's name if it has no text."""
     return str(error).partition("\n")[0][:most] or type(error).__name__
 
 
-AGAIN = frozenset({"crowded", "silent", "rate"})  # codes of a Refused that time may change
+AGAIN = frozenset({"crowded", "silent", "rate"})  # codes of a Refused after which a later try may succeed
 
 
 class Refused(CutlayerError):
-    """A no to the peer, or the peer's no to us; asking again unchanged is pointless.
+    """A refusal, by us or by the peer; another try without a change is pointless.
 
-    `code` is one word for programs and metrics: version, full, shard, identity, revoked, protocol, limit, over, replaced,
-    forgotten, headers, slow, data, model; crowded, silent, rate, where another try later is not pointless; tls, where no stream came about.
+    `code` is one word for programs and metrics: version, full, shard, identity, revoked, protocol, limit, over,
+    replaced, forgotten, headers, slow, data, model; crowded, silent, rate, after which a later try may succeed; tls,
+    if no stream was established.
     """
 
     def __init__(self, code: str, reason: str) -> None:

@@ -1,6 +1,7 @@
-"""What a client says at Ready of its data and of what it built, to be compared with the others' and the server's. Pure.
+"""A client's report at Ready about its data and its build, to be compared with the others' and the server's. Pure.
 
-Law: this finds honest mistakes, not lies; no number here is trusted for more than a comparison or a bound on what `predict` accepts.
+Law: this finds honest mistakes, not lies; every number here is used only for a comparison, or as a bound on the inputs
+that `predict` accepts.
 """
 
 from __future__ import annotations
@@ -15,29 +16,29 @@ from sl_common.bounded import MAX_COUNT
 from sl_common.errors import WireError
 
 MAX_MEANS = 128  # numbers that tell one set of floating point numbers from another
-MAX_SCALES = 1 << 10  # numbers of a mean, or of a standard deviation
+MAX_SCALES = 1 << 10  # numbers in a mean, or in a standard deviation
 MAX_BUILDS = 16
-MAX_LAYOUT = 8192  # characters of a build's layout, and of its modules' text; digests tell the rest apart
+MAX_LAYOUT = 8192  # characters of a build's layout, and of its modules' text; digests cover the rest
 MAX_PROBE = 64
-MAX_TYPE = 16  # characters
-CLOSE = 1e-3  # relative to the largest number of a list: what devices may differ in by rounding
+MAX_TYPE = 16  # characters in the name of a type
+CLOSE = 1e-3  # relative to a list's largest number: difference that rounding on another device may make
 _SHA256 = 32
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inputs:
-    """The numbers that a network is trained on, as they are stored; `mean` and `std` are what normalisation takes."""
+    """The stored numbers that a network is trained on; `mean` and `std` are those of the normalisation."""
 
     dtype: str  # "uint8" or "float32"
     low: float
     high: float
-    mean: tuple[float, ...] = ()  # empty: not the same on all devices, or too many to tell
+    mean: tuple[float, ...] = ()  # empty: not the same on all devices, or too many to report
     std: tuple[float, ...] = ()
     digest: str = ""  # after a run: of the set that was dealt
 
     def check(self) -> None:
-        """Raise WireError unless the numbers can be those of a data set."""
+        """Raise WireError unless these can be the numbers of a data set."""
         if not (self.dtype.isascii() and self.dtype.isalnum() and len(self.dtype) <= MAX_TYPE):
             raise WireError(f"inputs of type {self.dtype!r:.40}: must be a word of at most {MAX_TYPE} characters")
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
@@ -55,7 +56,7 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSet:
-    """A set that is dealt to clients, or a client's own: what tells it from another."""
+    """The identity of a data set, dealt to clients or a client's own."""
 
     train: int  # samples, before they are dealt
     test: int
@@ -66,7 +67,7 @@ class DataSet:
 
     @property
     def digest(self) -> str:
-        """What `data.digest` pins, as 64 hexadecimal digits."""
+        """The digest that `data.digest` pins, as 64 hexadecimal digits."""
         return hashlib.sha256(self.train_sha256 + self.test_sha256).hexdigest()
 
     def check(self) -> None:
@@ -96,7 +97,7 @@ class Build:
     probe: tuple[float, ...] = ()  # some of its outputs; empty if it could not compute any
 
     def check(self) -> None:
-        """Raise WireError for texts and lists that are too long."""
+        """Raise WireError if a text or a list is too long."""
         check_digest("build.layout_sha256", self.layout_sha256)
         check_digest("build.modules_sha256", self.modules_sha256)
         for name, text in (("layout", self.layout), ("modules", self.modules)):
@@ -107,7 +108,7 @@ class Build:
 
 
 def check_digest(name: str, sha256: bytes) -> None:
-    """Raise WireError unless it is one."""
+    """Raise WireError unless it is a SHA-256 digest."""
     if len(sha256) != _SHA256:
         raise WireError(f"{name} has {len(sha256)} bytes, must have {_SHA256}")
 
@@ -121,9 +122,10 @@ def _check_numbers(name: str, numbers: Sequence[float], most: int) -> None:
 
 
 def apart(these: Sequence[float], those: Sequence[float], close: float = CLOSE) -> tuple[float, float] | None:
-    """The first two numbers that are not the same but for rounding; (nan, nan) for lists of different lengths, None if all are.
+    """Return the first two numbers that differ by more than rounding, or None if there are none.
 
-    Numbers that are not finite must be so in the same places, in the same way.
+    Returns (nan, nan) for lists of different lengths. Numbers that are not finite must be so in the same places, in the
+    same way.
     """
     if len(these) != len(those):
         return math.nan, math.nan

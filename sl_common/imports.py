@@ -1,4 +1,7 @@
-"""The user's own code is named `package.module:function` and imported only from packages that this machine's owner allowed."""
+"""The user's own code, named `package.module:function`.
+
+Imported only from packages that the machine's owner allowed.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +14,28 @@ from sl_common.errors import ConfigError
 
 
 def is_user_code(name: str) -> bool:
-    """True for `package.module:function`, false for one of our own names such as `cnn`."""
+    """Return True for `package.module:function`, False for a built-in name such as `cnn`."""
     return ":" in name
 
 
 def load_function(
     name: str, allowed: Collection[str] | None, key: str, *, takes: tuple[str, ...] = (), positional: int = 0
 ) -> Callable[..., Any]:
-    """Import `package.module:function`.
+    """Import `package.module:function` and return the function.
 
-    `allowed` holds the packages that may be imported (`None`: any, for the one who wrote the config). Of those only functions that are
-    defined in one of them are taken: a module's own imports, such as `shutil.rmtree`, are no part of what its owner offers. `takes`:
-    parameters that the function must have by name, `positional`: how many arguments it is called with. `key` is the config key to blame.
-    Raises ConfigError if the package is not allowed, cannot be imported or has no such function.
+    `allowed` lists the packages that may be imported (`None`: any, for the author of the configuration). Only functions
+    that are defined in one of them are accepted: a module's own imports, such as `shutil.rmtree`, are not part of its
+    owner's offer. `takes` lists parameters that the function must have by name, `positional` is the number of arguments
+    it is called with. `key` is the configuration key for error messages. Raise ConfigError if the package is not
+    allowed, cannot be imported or has no such function.
     """
     module_name, _, attribute = name.partition(":")
     package = module_name.partition(".")[0]
     if allowed is not None and not _within(module_name, allowed):
         known = ", ".join(sorted(allowed)) or "none"
         raise ConfigError(
-            f"{key} = {name!r}: this device imports code only from allowed packages ({known}); start it with --allow {package}"
+            f"{key} = {name!r}: this device imports code only from allowed packages ({known}); start it with --allow "
+            f"{package}"
         )
     parts = module_name.split(".")
     if not attribute.isidentifier() or not all(p.isidentifier() for p in parts) or parts[-1] == "__main__":
@@ -59,7 +64,7 @@ def _within(module_name: object, allowed: Collection[str]) -> bool:
 
 
 def _check_defined(function: Any, allowed: Collection[str], what: str) -> None:
-    """Raise ConfigError unless it is a function that is written in an allowed package, with all that it wraps."""
+    """Raise ConfigError unless it is a function written in an allowed package, with all functions that it wraps."""
     layers = [function]
     while (below := getattr(layers[-1], "__wrapped__", None)) is not None and len(layers) < 32:
         layers.append(below)
@@ -68,16 +73,16 @@ def _check_defined(function: Any, allowed: Collection[str], what: str) -> None:
     for layer in layers:
         if not _within(getattr(layer, "__module__", None), allowed):
             raise ConfigError(
-                f"{what}: defined in {getattr(layer, '__module__', None)!r}, and this device calls only functions defined in "
-                f"allowed packages ({', '.join(sorted(allowed))})"
+                f"{what}: defined in {getattr(layer, '__module__', None)!r}, and this device calls only functions "
+                f"defined in allowed packages ({', '.join(sorted(allowed))})"
             )
 
 
 def _check_signature(function: Callable[..., Any], takes: tuple[str, ...], positional: int, what: str) -> None:
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some of C's
-        raise ConfigError(f"{what}: takes nobody knows what, expected {_expected(takes, positional)}") from None
+    except (TypeError, ValueError):  # some functions written in C
+        raise ConfigError(f"{what}: its parameters are unknown, expected {_expected(takes, positional)}") from None
     named = {p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     if missing := [one for one in takes if one not in named]:
         raise ConfigError(f"{what}: takes {signature}, which lacks {missing}; expected {_expected(takes, positional)}")

@@ -1,7 +1,7 @@
-"""Kinds of number: what a state dict may hold, which of its numbers are out of bounds, and the mean of each kind.
+"""Kinds of numbers in a state dict: which of them are out of bounds, and the mean of each kind.
 
-Law: a tensor is averaged as the number that it is. Complex numbers are averaged by their parts; integers and bools exactly, rounded half to
-even (of two bools that weigh the same, False); what all have in common stays.
+Law: a tensor is averaged by the kind of its numbers. Complex numbers are averaged by their parts; integers and bools
+exactly, rounded half to even (of two bools of equal weight, False); a value that all have in common stays.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_SIGN = -(1 << 63)  # exchanging it maps uint64 to int64 in order
-_EXACT_TOTAL = 1 << 31  # weights below it add up in int64
+_SIGN = -(1 << 63)  # flipping this bit maps uint64 to int64 in order
+_EXACT_TOTAL = 1 << 31  # weights below this add up in int64
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def is_real(dtype: torch.dtype) -> bool:
-    """Whether it is of floating-point numbers that torch computes with: not of 8 bits, and not complex."""
+    """Return True for floating-point numbers that torch computes with: not of 8 bits, and not complex."""
     return dtype.is_floating_point and dtype.itemsize > 1
 
 
 def reals(tensor: Tensor) -> Tensor:
-    """The floating-point numbers of a tensor, in a type that torch computes with: complex ones as pairs, those of 8 bits as float32."""
+    """Return the floating-point numbers of a tensor, in a type that torch computes with.
+
+    Complex numbers become pairs, those of 8 bits float32.
+    """
     tensor = tensor.detach()
     if tensor.is_complex():
         return torch.view_as_real(tensor.resolve_conj())
@@ -31,12 +34,12 @@ def reals(tensor: Tensor) -> Tensor:
 
 
 def has_fractions(tensor: Tensor) -> bool:
-    """Whether it is of floating-point or complex numbers, and so may hold NaN or Inf."""
+    """Return True for floating-point or complex numbers, which may be NaN or Inf."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
 def strays(tensor: Tensor, limit: float | None, given: Tensor | None) -> Tensor:
-    """Where the `reals` of a tensor are not finite or beyond the limit, and not what they are in `given`: a mask."""
+    """Return a mask of the `reals` of a tensor that are not finite or beyond the limit, and not the same in `given`."""
     numbers = reals(tensor)
     mask = ~torch.isfinite(numbers)
     if limit is not None:
@@ -47,12 +50,12 @@ def strays(tensor: Tensor, limit: float | None, given: Tensor | None) -> Tensor:
 
 
 def same(a: Tensor, b: Tensor) -> Tensor:
-    """Where two tensors of one shape are equal; NaN is equal to NaN."""
+    """Return a mask of equal elements of two tensors of one shape; NaN equals NaN."""
     return (a == b) | (torch.isnan(a) & torch.isnan(b))
 
 
 def bits(tensor: Tensor) -> Tensor:
-    """A tensor's memory as integers, element by element; of complex numbers part by part."""
+    """Return a tensor's memory as integers, element by element; of complex numbers part by part."""
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
     tensor = tensor.resolve_neg()
@@ -60,12 +63,12 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def alike(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors have the same type, shape and bits."""
+    """Return True if two tensors have the same type, shape and bits."""
     return (a.dtype, a.shape) == (b.dtype, b.shape) and torch.equal(bits(a.cpu()), bits(b.cpu()))
 
 
 def mean_of(tensors: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
-    """Σ nᵢ·xᵢ / Σ nᵢ of tensors of one shape and dtype, on the CPU."""
+    """Return Σ nᵢ·xᵢ / Σ nᵢ of tensors of one shape and dtype, on the CPU."""
     tensors = [tensor.detach().to("cpu") for tensor in tensors]
     first = tensors[0]
     if first.is_complex():
@@ -80,8 +83,11 @@ def mean_of(tensors: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
 
 
 def _mean_of_floats(tensors: Sequence[Tensor], counts: Sequence[int], *, keeps: bool) -> Tensor:
-    """Summed in float64, in the given order. Inf and NaN that all have are kept; with `keeps`, whatever all have: the sum gives back equal
-    numbers of 32 bits and less as they are, but for a zero's sign."""
+    """Return the mean, summed in float64 in the given order.
+
+    Inf and NaN that all have are kept; with `keeps`, any value that all have. The sum gives equal numbers of 32 bits
+    and less back unchanged, except for the sign of a zero.
+    """
     first, total = tensors[0], sum(counts)
     summed = torch.zeros(first.shape, dtype=torch.float64)
     for tensor, count in zip(tensors, counts, strict=True):
@@ -89,7 +95,7 @@ def _mean_of_floats(tensors: Sequence[Tensor], counts: Sequence[int], *, keeps: 
     summed /= total
     if keeps or not math.isfinite(summed.sum().item()):
         over = ~torch.isfinite(summed)
-        if over.any():  # a sum of finite numbers may be too large where their mean is not
+        if over.any():  # a sum of finite numbers may overflow although their mean does not
             shares = sum(
                 tensor.to(torch.float64) * (count / total) for tensor, count in zip(tensors, counts, strict=True)
             )
@@ -99,7 +105,7 @@ def _mean_of_floats(tensors: Sequence[Tensor], counts: Sequence[int], *, keeps: 
 
 
 def _kept(mean: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """The mean, but the bits that all have where they all have the same."""
+    """Return the mean, with the bits of elements that are the same in all tensors."""
     own = [bits(tensor) for tensor in tensors]
     alike = torch.ones(mean.shape, dtype=torch.bool)
     for other in own[1:]:
@@ -108,7 +114,7 @@ def _kept(mean: Tensor, tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _mean_of_integers(tensors: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
-    """Exact for all values, and rounded half to even."""
+    """Return the exact mean, rounded half to even."""
     shared = math.gcd(*counts)
     counts = [count // shared for count in counts]
     total, wide = sum(counts), [_signed(tensor) for tensor in tensors]
@@ -120,12 +126,12 @@ def _mean_of_integers(tensors: Sequence[Tensor], counts: Sequence[int]) -> Tenso
 
 
 def _signed(tensor: Tensor) -> Tensor:
-    """As int64, less 2^63 where it is unsigned of 64 bits: no mean and no rounding depends on that."""
+    """Return int64 numbers; unsigned ones of 64 bits less 2^63, on which no mean and no rounding depends."""
     return tensor.view(torch.int64) ^ _SIGN if tensor.dtype == torch.uint64 else tensor.to(torch.int64)
 
 
 def _divided(tensors: Sequence[Tensor], counts: Sequence[int], total: int) -> tuple[Tensor, Tensor]:
-    """Quotient and rest, from 0, of Σ nᵢ·xᵢ by `total`; no number on the way is larger than 63 bits."""
+    """Return quotient and rest (≥ 0) of Σ nᵢ·xᵢ by `total`; no intermediate number exceeds 63 bits."""
     whole, rest = (torch.zeros(tensors[0].shape, dtype=torch.int64) for _ in range(2))
     for tensor, count in zip(tensors, counts, strict=True):
         own = torch.div(tensor, total, rounding_mode="floor")
@@ -136,7 +142,10 @@ def _divided(tensors: Sequence[Tensor], counts: Sequence[int], total: int) -> tu
 
 
 def _divided_at_length(tensors: Sequence[Tensor], counts: Sequence[int], total: int) -> tuple[Tensor, Tensor]:
-    """The same in integers of any length, one element at a time where they differ: only weights beyond all data sets need it."""
+    """Return quotient and rest in integers of any length, one element at a time if they differ.
+
+    Only weights beyond any real data set need it.
+    """
     whole, rest = tensors[0].clone(), torch.zeros(tensors[0].shape, dtype=torch.int64)
     differ = torch.zeros(whole.shape, dtype=torch.bool)
     for tensor in tensors[1:]:

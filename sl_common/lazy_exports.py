@@ -1,7 +1,7 @@
-"""Public names of a package, imported when they are first used (PEP 562).
+"""Public names of a package, imported at first use (PEP 562).
 
-A package lists what other folders may use of it without importing all of its modules: `sl-server simulate` loads no gRPC though it uses
-a module of a package that has others which do.
+A package lists the names that other folders may use, without importing all of its modules. So `sl-server simulate`
+loads no gRPC, though it uses a module of a package that has others which load it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import Any
 
 
 def lazy_exports(package: str, **names: str) -> tuple[Callable[[str], Any], list[str]]:
-    """`__getattr__` and `__all__` of a package: `module="Name other"` exports both names of its module, `module=""` the module itself.
+    """Return `__getattr__` and `__all__` of a package.
 
-    Raises AttributeError, as Python does, for a name that is not listed.
+    `module="Name other"` exports both names of its module, `module=""` the module itself. The function raises
+    AttributeError, as Python does, for a name that is not listed.
     """
     where = {name: module for module, listed in names.items() for name in listed.split() or [module]}
 

@@ -1,8 +1,6 @@
-"""What one peer may cost the server, as a value."""
+"""Bounds on the load that one peer may cause on the server."""
 
 from __future__ import annotations
-
-from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -10,18 +8,39 @@ from sl_common.value import Value
 
 
 class PeerLimits(Value):
-    """Beyond these a client is slowed or refused; what each of them bounds is in SECURITY.md."""
+    """Limits beyond which a client is slowed or refused; SECURITY.md says what each of them bounds."""
 
-    hello_s: PositiveFloat = 10.0  # a stream that has not said who it is by then is refused
-    strangers: PositiveInt = 64  # streams that were not admitted yet; beyond, the one that is silent longest goes
-    sessions: PositiveInt = 4096  # clients that are here
-    hellos_per_minute: PositiveInt = 1200  # of one proven client, or of one address; more of them wait for their turn
-    headers_kb: Annotated[float, Field(gt=0, le=64)] = 8.0  # gRPC metadata of a call
-    frames_per_s: PositiveFloat = 5000.0  # of one stream; who is faster is slowed
-    mb_per_s: PositiveFloat = 10_000.0  # the same in bytes
-    stall_s: PositiveFloat = 60.0  # in which a message under way must come nearer to its end, or its client is refused
-    least_bytes_per_s: PositiveFloat = 256.0  # so fast, in the mean of each stall_s
-    silent_s: PositiveFloat = 600.0  # a client that says nothing for so long although it is its turn is refused
-    dead_s: PositiveFloat = 30.0  # a link that carries nothing for so long, not even the answer to a probe, is broken
-    read_ahead_mb: PositiveFloat = 64.0  # frames of one stream that wait for the engine; then it is not read
-    read_ahead_all_mb: PositiveFloat = 1024.0  # of all streams together
+    hello_s: PositiveFloat = Field(10.0, description="Seconds within which a new stream must say who it is.")
+    strangers: PositiveInt = Field(
+        64,
+        description="Streams that are not admitted yet; above this number the one that is silent longest is refused.",
+    )
+    sessions: PositiveInt = Field(4096, description="Clients that may be connected at a time.")
+    hellos_per_minute: PositiveInt = Field(
+        1200, description="Greetings a minute from one proven client or one address; more of them wait."
+    )
+    headers_kb: float = Field(8.0, gt=0, le=64, description="Kilobytes of gRPC metadata in a call.")
+    frames_per_s: PositiveFloat = Field(5000.0, description="Frames a second on one stream; a faster client is slowed.")
+    mb_per_s: PositiveFloat = Field(
+        10_000.0, description="Megabytes a second on one stream; a faster client is slowed."
+    )
+    stall_s: PositiveFloat = Field(
+        60.0,
+        description="Seconds within which a message under way must make progress; otherwise its client is refused.",
+    )
+    least_bytes_per_s: PositiveFloat = Field(
+        256.0, description="Least progress of a message under way: bytes a second, as the mean over each stall_s."
+    )
+    silent_s: PositiveFloat = Field(
+        600.0, description="Seconds after which a client that is silent although it is its turn is refused."
+    )
+    dead_s: PositiveFloat = Field(
+        30.0,
+        description="Seconds after which a link that carries nothing, not even the answer to a probe, is broken.",
+    )
+    read_ahead_mb: PositiveFloat = Field(
+        64.0, description="Megabytes of one stream that may wait for the engine; then the stream is not read."
+    )
+    read_ahead_all_mb: PositiveFloat = Field(
+        1024.0, description="Megabytes of all streams together that may wait for the engine."
+    )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-MAX_NAME = 64
-MAX_REASON = 500  # characters of why a client leaves, as it says
+MAX_NAME = 64  # characters
+MAX_REASON = 500  # characters of the reason that a leaving client gives
 
 
 def is_name(text: str) -> bool:
-    """Whether a client may be called so; the empty text, which asks the server for a name, too."""
+    """Return True if a text may be a client's name; also for the empty text, which asks the server for a name."""
     return len(text) <= MAX_NAME and text.isprintable() and "/" not in text
 
 
 def is_token(text: str) -> bool:
-    """Whether it can travel in a call's metadata; the empty text, which is no token, too."""
+    """Return True if a token can travel in a call's metadata; also for the empty text, which is no token."""
     return text.isascii() and text.isprintable() and " " not in text

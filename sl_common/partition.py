@@ -1,4 +1,7 @@
-"""Who trains on which samples: a pure function of labels, shards and seed, as every client computes it for itself."""
+"""Partitions: a pure function of labels, shards and seed decides which client trains on which samples.
+
+Every client computes it for itself.
+"""
 
 from __future__ import annotations
 
@@ -19,32 +22,36 @@ Indices = npt.NDArray[np.int64]  # sorted positions in Labels
 class Iid(Value):
     """Equal random parts (sizes differ by one at most)."""
 
-    kind: Literal["iid"] = "iid"
+    kind: Literal["iid"] = Field("iid", description="Equal random parts.")
 
     def split(self, labels: Labels, shards: int, seed: int) -> list[Indices]:
-        """Raises ConfigError if there are more shards than samples."""
+        """Return the samples of each shard. Raise ConfigError if there are more shards than samples."""
         _check_enough(shards, shards, len(labels), "one sample for each shard")
         order = numpy_generator(seed, "partition", self.kind).permutation(len(labels))
         return [np.sort(part) for part in np.array_split(order, shards)]
 
     def most(self, samples: int, shards: int) -> int:
-        """The largest part that so many samples can give."""
+        """Return the largest part that this number of samples can give."""
         return -(-samples // shards)
 
 
 class Dirichlet(Value):
-    """Each class is dealt over the shards in proportions ~ Dir(alpha); the smaller alpha, the more skewed the labels.
+    """Deal each class over the shards in proportions ~ Dir(alpha); the smaller alpha, the more skewed the labels.
 
     Source: Yurochkin et al., "Bayesian Nonparametric Federated Learning of Neural Networks", ICML 2019. Deviation:
-    where common code redraws until all shards have enough, which may never end, we take random ones from the largest.
+    common code redraws until all shards have enough samples, which may never end; we move random ones from the largest.
     """
 
-    kind: Literal["dirichlet"] = "dirichlet"
-    alpha: float = Field(gt=0, le=1e6)  # NumPy's draw overflows near 1e308, and beyond 1e6 all values look alike
-    min_samples: int = Field(default=1, ge=1)
+    kind: Literal["dirichlet"] = Field(
+        "dirichlet",
+        description="Skewed labels: each class is dealt in proportions drawn from a Dirichlet distribution.",
+    )
+    # NumPy's draw overflows near 1e308, and above 1e6 all values look alike.
+    alpha: float = Field(gt=0, le=1e6, description="Concentration: the smaller it is, the more skewed the labels.")
+    min_samples: int = Field(default=1, ge=1, description="Least number of samples in a shard.")
 
     def split(self, labels: Labels, shards: int, seed: int) -> list[Indices]:
-        """Raises ConfigError if there are fewer than shards * min_samples samples."""
+        """Return the samples of each shard. Raise ConfigError if there are fewer than shards * min_samples samples."""
         _check_enough(
             shards, shards * self.min_samples, len(labels), f"min_samples = {self.min_samples} for each shard"
         )
@@ -62,21 +69,26 @@ class Dirichlet(Value):
         return [np.sort(np.array(part, dtype=np.int64)) for part in lists]
 
     def most(self, samples: int, shards: int) -> int:
-        """The largest part that so many samples can give: the others have their least."""
+        """Return the largest part that this number of samples can give: all other shards have their minimum."""
         return max(1, samples - (shards - 1) * self.min_samples)
 
 
 class Shards(Value):
-    """Sorted by label and cut into equal pieces, of which every shard gets `per_client` at random: few labels for each.
+    """Sort by label and cut into equal pieces, of which every shard gets `per_client` at random: few labels for each.
 
     Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017.
     """
 
-    kind: Literal["shards"] = "shards"
-    per_client: int = Field(default=2, ge=1)
+    kind: Literal["shards"] = Field(
+        "shards", description="Few labels for each shard: sorted by label, cut into pieces, dealt at random."
+    )
+    per_client: int = Field(default=2, ge=1, description="Pieces that each shard gets.")
 
     def split(self, labels: Labels, shards: int, seed: int) -> list[Indices]:
-        """Raises ConfigError if there are more pieces (shards * per_client) than samples."""
+        """Return the samples of each shard.
+
+        Raise ConfigError if there are more pieces (shards * per_client) than samples.
+        """
         count = shards * self.per_client
         _check_enough(
             shards, count, len(labels), f"one sample for each of per_client = {self.per_client} pieces a shard"
@@ -86,22 +98,22 @@ class Shards(Value):
         return [np.sort(np.concatenate([pieces[piece] for piece in hand])) for hand in deal]
 
     def most(self, samples: int, shards: int) -> int:
-        """The largest part that so many samples can give."""
+        """Return the largest part that this number of samples can give."""
         return min(samples, self.per_client * -(-samples // (shards * self.per_client)))
 
 
 class OwnData(Value):
     """Every client has data of its own, and trains on all of it."""
 
-    kind: Literal["own"] = "own"
+    kind: Literal["own"] = Field("own", description="Every client has data of its own and trains on all of it.")
 
     def split(self, labels: Labels, shards: int, seed: int) -> list[Indices]:  # noqa: ARG002
-        """Raises ConfigError if there is no sample."""
+        """Return all samples for each shard. Raise ConfigError if there is no sample."""
         _check_enough(shards, 1, len(labels), "one sample")
         return [np.arange(len(labels), dtype=np.int64)] * shards
 
     def most(self, samples: int, shards: int) -> int:  # noqa: ARG002
-        """All of them."""
+        """Return all samples."""
         return samples
 
 

@@ -15,21 +15,21 @@ from sl_common.errors import WireError
 from sl_common.kinds import alike, has_fractions, is_real, mean_of, reals, strays
 
 _USUAL = (torch.float32, torch.int64)
-_CHECKED = 1 << 16  # elements that a checksum looks at
+_CHECKED = 1 << 16  # elements that a checksum reads
 
 StateDict = Mapping[str, Tensor]  # a part's parameters and buffers by name, in the module's order
 
 
 def aligned_buffer(nbytes: int) -> memoryview:
-    """`nbytes` of uninitialised memory that starts at a multiple of 64, as torch's CPU allocator gives it."""
+    """Return `nbytes` of uninitialised memory that starts at a multiple of 64, as torch's CPU allocator gives it."""
     return memoryview(torch.empty(nbytes, dtype=torch.uint8).numpy().data)
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """The little-endian row-major bytes of a CPU tensor, without a copy where it is contiguous already."""
+    """Return the little-endian row-major bytes of a CPU tensor, without a copy if it is contiguous."""
     if tensor.requires_grad:
         tensor = tensor.detach()
-    if tensor.dtype in _USUAL and not tensor.is_neg():  # the same in a third of the calls
+    if tensor.dtype in _USUAL and not tensor.is_neg():  # the same bytes in a third of the calls
         array = tensor.numpy()
         if array.size and array.flags.c_contiguous:
             return array.data.cast("B")
@@ -40,7 +40,10 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """False if any element is NaN or Inf. The sum decides in one pass; only a sum that overflows needs a second look."""
+    """Return False if any element is NaN or Inf.
+
+    The sum decides in one pass; only a sum that overflows needs a second one.
+    """
     if not has_fractions(tensor) or tensor.numel() == 0:
         return True
     if not is_real(tensor.dtype):
@@ -49,8 +52,11 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def is_within(tensor: Tensor, limit: float | None, given: Tensor | None = None) -> bool:
-    """Whether all numbers are finite, and none is larger than the limit (of a complex number: its parts), but for those that are what they
-    are in `given`. One pass as a rule: no number is larger than the root of the sum of all squares."""
+    """Return True if all numbers are finite and none exceeds the limit (for complex numbers: their parts).
+
+    Numbers that are the same in `given` are exempt. Usually takes one pass: no number exceeds the root of the sum of
+    all squares.
+    """
     if not has_fractions(tensor) or tensor.numel() == 0:
         return True
     if given is not None:
@@ -59,19 +65,22 @@ def is_within(tensor: Tensor, limit: float | None, given: Tensor | None = None) 
         return all_finite(tensor)
     if tensor.dtype == torch.float32:
         flat = tensor.detach().reshape(-1)
-        if torch.dot(flat, flat).item() <= limit * limit:  # NaN is not
+        if torch.dot(flat, flat).item() <= limit * limit:  # NaN fails the comparison
             return True
     low, high = torch.aminmax(reals(tensor))  # NaN if there is one
     return -limit <= low.item() and high.item() <= limit
 
 
 def constants_of(state: StateDict, limit: float | None = None) -> dict[str, Tensor]:
-    """Copies of the tensors that are not within the limit: a network that begins with them, such as a mask of -Inf, may keep them."""
+    """Return copies of the tensors that are not within the limit.
+
+    A network that begins with them, such as a mask of -Inf, may keep them.
+    """
     return {name: t.detach().to("cpu", copy=True) for name, t in state.items() if not is_within(t, limit)}
 
 
 def state_digest(state: StateDict) -> bytes:
-    """SHA-256 over the names (sorted), dtypes, shapes and bytes of a state dict: 32 bytes."""
+    """Return the SHA-256 over the names (sorted), dtypes, shapes and bytes of a state dict: 32 bytes."""
     sha = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu()
@@ -81,15 +90,20 @@ def state_digest(state: StateDict) -> bytes:
 
 
 def checksum(tensor: Tensor) -> str:
-    """CRC-32, as 8 hexadecimal digits, of the bytes of at most 2^16 elements at even distances: it tells one batch from another, or from what
-    another run made of it, and takes less than a pass over large ones."""
+    """Return the CRC-32, as 8 hexadecimal digits, of the bytes of at most 2^16 elements at even distances.
+
+    It tells one batch from another, or from another run's version of it, and takes less than a pass over large ones.
+    """
     flat = tensor.detach().reshape(-1)
     return f"{zlib.crc32(raw_bytes(flat[:: stride(flat.numel(), _CHECKED)])):08x}"
 
 
 @lru_cache(maxsize=256)
 def stride(count: int, at_most: int) -> int:
-    """The least prime, or 1, that leaves at most so many of `count` elements: no side of a tensor is a multiple of it by accident."""
+    """Return the least prime, or 1, that leaves at most `at_most` of `count` elements.
+
+    A side of a tensor is not a multiple of a prime by accident.
+    """
     found = max(1, -(-count // at_most))
     while any(found % divisor == 0 for divisor in range(2, math.isqrt(found) + 1)):
         found += 1
@@ -97,15 +111,17 @@ def stride(count: int, at_most: int) -> int:
 
 
 def copy_state(state: StateDict) -> dict[str, Tensor]:
-    """The same state in memory of its own, on the CPU, row by row."""
+    """Return the same state in memory of its own, on the CPU, row by row."""
     plain = torch.contiguous_format
     return {name: tensor.detach().to("cpu", copy=True, memory_format=plain) for name, tensor in state.items()}
 
 
 def weighted_mean(states: Sequence[StateDict], counts: Sequence[int]) -> dict[str, Tensor]:
-    """(Σ nᵢ·xᵢ in float64, in the given order) / Σ nᵢ, cast back; integer tensors are exact and rounded half to even (`sl_common.kinds`).
+    """Return (Σ nᵢ·xᵢ in float64, in the given order) / Σ nᵢ, cast back.
 
-    Sort before you call: floating-point sums depend on the order. Identical states give back their own bits. (Σ (1/C)·x over identical x is not x for C = 3, 5, 6, …)
+    Integer tensors are exact and rounded half to even (`sl_common.kinds`). Sort before you call: floating-point sums
+    depend on the order. Identical states give back their own bits. (Σ (1/C)·x over identical x is not x for C = 3, 5,
+    6, …)
     """
     return {name: mean_of([state[name] for state in states], counts) for name in states[0]}
 
@@ -119,7 +135,10 @@ def check_state(
     what: str,
     constants: StateDict = NO_CONSTANTS,
 ) -> None:
-    """Raise WireError unless `state` has exactly the expected names, dtypes and shapes, and is finite but for the network's own constants."""
+    """Raise WireError unless `state` has exactly the expected names, dtypes and shapes, and is finite.
+
+    The network's own constants need not be finite.
+    """
     if state.keys() != expected.keys():
         missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
         raise WireError(f"weights of {what} do not fit this model: missing {missing[:3]}, unknown {extra[:3]}")
@@ -134,7 +153,10 @@ def check_state(
 
 
 def check_copies(state: StateDict, own: StateDict, names: Iterable[str], what: str) -> None:
-    """Raise WireError unless these frozen tensors, of which the other side of the cut has copies, have our own bits."""
+    """Raise WireError unless these frozen tensors have our own bits.
+
+    The other side of the cut has copies of them.
+    """
     for name in names:
         if name in own and not alike(state[name], own[name]):
             raise WireError(f"weights of {what}: {name} is frozen on both sides of the cut, and is not what it was")

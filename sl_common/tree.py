@@ -1,7 +1,7 @@
-"""A tree of plain values and tensors as bytes, and back: what snapshots and checkpoints are made of. No pickle.
+"""A tree of plain values and tensors as bytes, and back: the format of snapshots and checkpoints. No pickle.
 
-Layout: MAGIC, SHA-256 of all that follows, a safetensors file whose metadata holds the tree as JSON. In it a tensor is {"t": name},
-bytes are {"b": name}, a dict is {"d": [[key, value], …]} (keys of any plain kind), a tuple {"u": […]}.
+Layout: MAGIC, SHA-256 of all the rest, a safetensors file whose metadata holds the tree as JSON. In it a tensor is
+{"t": name}, bytes are {"b": name}, a dict is {"d": [[key, value], …]} (keys of any plain kind), a tuple {"u": […]}.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 def dumps(tree: Any) -> bytes:
-    """Raises TypeError for what is neither plain, nor bytes, nor a tensor, nor a container of these."""
+    """Return a tree as bytes. Raise TypeError for anything but plain values, bytes, tensors and containers of these."""
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_flat(tree, tensors))
     body = save(tensors, metadata={"tree": text})
@@ -31,7 +31,7 @@ def dumps(tree: Any) -> bytes:
 
 
 def loads(data: bytes) -> Any:
-    """Raises DataError unless these are all the bytes of a tree, unchanged."""
+    """Return the tree again. Raise DataError unless these are all the bytes of a tree, unchanged."""
     start = len(MAGIC) + 32
     if data[: len(MAGIC)] != MAGIC:
         raise DataError("not a snapshot of cutlayer's")
@@ -71,7 +71,10 @@ def _add(tensors: dict[str, Tensor], tensor: Tensor) -> str:
 
 
 def _deep(node: Any, tensors: dict[str, Tensor]) -> Any:
-    """The tree again. Each tensor is in it once: or one of a megabyte, named a thousand times, would take a gigabyte."""
+    """Return the tree again.
+
+    Each tensor may be in it once; otherwise one of a megabyte, named a thousand times, would take a gigabyte.
+    """
     if isinstance(node, list):
         return [_deep(one, tensors) for one in node]
     if not isinstance(node, dict):
@@ -79,7 +82,7 @@ def _deep(node: Any, tensors: dict[str, Tensor]) -> Any:
     ((kind, value),) = node.items()
     match kind:
         case "t":
-            return tensors.pop(value).clone()  # in memory of its own, aligned as any tensor
+            return tensors.pop(value).clone()  # in its own memory, aligned as any tensor
         case "b":
             return tensors.pop(value).to(torch.uint8).numpy().tobytes()
         case "u":

@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Value(BaseModel):
-    """A frozen, keyword-only value. Fields are configuration, methods are behaviour; it keeps no state."""
+    """A frozen, keyword-only value. Fields are configuration, methods are behaviour; there is no other state."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

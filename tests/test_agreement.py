@@ -26,7 +26,7 @@ from sl_common.messages.facts import ClientsDoubtful, Evaluated
 from sl_common.messages.training import Leave, Ready, Welcome
 from sl_common.network.builds import build_difference, builds_of
 from sl_common.network.network import Network
-from sl_common.training.segment import _NOBODY
+from sl_common.training.segment import _NO_LOCK
 from sl_server.core.coordinator import Coordinator
 from sl_server.simulation.simulation import Simulation
 from sl_server.training.rehearsal import rehearse
@@ -287,7 +287,7 @@ DIGITS = "49946102afd4bd37a131cdec2c734f40b57d09d15879a90fd060f191d58d9d8d"
 
 def built(model: str) -> tuple[Build, ...]:
     run = config(model)
-    return builds_of(run, Network.build(run), run.protocol.learner.parts, _NOBODY)
+    return builds_of(run, Network.build(run), run.protocol.learner.parts, _NO_LOCK)
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_what_is_tried_out_is_afterwards_as_it_was() -> None:
     before = {name: t.clone() for name, t in network.lower.state_dict().items()}
     draws = torch.get_rng_state()
     parameters = [p.data_ptr() for p in network.lower.parameters()]
-    builds_of(run, network, ("lower", "head"), _NOBODY)
+    builds_of(run, network, ("lower", "head"), _NO_LOCK)
     assert all(torch.equal(before[name], t) for name, t in network.lower.state_dict().items())
     assert parameters == [p.data_ptr() for p in network.lower.parameters()]
     assert all(module.training for module in network.lower.modules())

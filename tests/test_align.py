@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from world import World, make_config, run_world
 
 from sl_common.config.presets import PRESETS
-from sl_common.config.run_config import Budget, RunConfig
+from sl_common.config.run_config import RunConfig
+from sl_common.config.server_section import Budget
 from sl_common.errors import ConfigError, Diverged, WireError
 from sl_common.messages.facts import AuxAligned, RoundEnded, Trained
 from sl_common.messages.training import Aligned, Begin, Directive, Done, Gradient, Newest, Smashed
@@ -25,8 +26,9 @@ from sl_common.models.auxiliary import Classifier
 from sl_common.network.network import Network
 from sl_common.protocol import Always, At, AwaitAligned, Draws, LocalLoss, Protocol
 from sl_common.protocol.align import Alignment, AlignmentSamples, squared_error
+from sl_common.training.bank import Bank
 from sl_common.training.optim import Adam, Sgd
-from sl_common.training.segment import Bank, Segment
+from sl_common.training.segment import Segment
 from sl_common.wire import eventlog
 from sl_server.core.coordinator import Coordinator
 from sl_server.core.recordings import Recordings

@@ -141,11 +141,11 @@ def test_the_bits_are_those_of_one_pass_and_only_large_weights_wait(name: str) -
         loss = twin(x).square().mean()
         twin.zero_grad()
         loss.backward()
-        own.backward(own.forward(own_x, (step,)).square().mean(), soon=own_x)
+        own.backward(own.forward(own_x, (step,)).square().mean(), awaited=own_x)
         assert torch.equal(own_x.grad, x.grad)
         assert without_gradient(own.module) == late
-        own.step_later()
-        own.settle()
+        own.defer_step()
+        own.run_deferred_step()
         for (which, mine), plain in zip(own.module.named_parameters(), twin.parameters(), strict=True):
             assert (mine.grad is None) == (plain.grad is None), which
             assert mine.grad is None or torch.equal(mine.grad, plain.grad), which
@@ -170,8 +170,8 @@ def test_the_models_that_ship_end_with_the_same_bits(model: str, optimizer: Opti
         own = Segment(copy.deepcopy(head), optimizer, halves=halves)
         for step in range(3):
             z = lower(normal((4, *SHAPES[model]), step)).detach().requires_grad_()
-            own.backward(F.cross_entropy(own.forward(z), torch.arange(4)), soon=z)
-            own.step_later()
+            own.backward(F.cross_entropy(own.forward(z), torch.arange(4)), awaited=z)
+            own.defer_step()
         gradients.append(z.grad)
         ends.append(own.digest())
     assert ends[0] == ends[1]
@@ -184,8 +184,8 @@ def test_a_pass_whose_step_nobody_takes_computes_no_more() -> None:
     before = own.digest()
     for _ in range(2):
         x = normal((2, 3, 8, 8), 0).requires_grad_()
-        own.backward(own.forward(x).sum(), soon=x)
-    own.settle()
+        own.backward(own.forward(x).sum(), awaited=x)
+    own.run_deferred_step()
     assert without_gradient(own.module) == {"0.weight", "0.bias"}
     assert own.digest() == before
     own.clear()
@@ -198,17 +198,17 @@ def test_a_step_that_was_put_off_is_not_lost_to_a_restore_or_a_snapshot() -> Non
     snapshots = []
     for segment, soon in ((own, True), (twin, False)):
         x = normal((2, 3, 8, 8), 0).requires_grad_()
-        segment.backward(segment.forward(x).sum(), soon=x if soon else None)
-        segment.step_later()
+        segment.backward(segment.forward(x).sum(), awaited=x if soon else None)
+        segment.defer_step()
         snapshots.append(segment.snapshot())
     assert own.digest() == twin.digest()
     moments = [s["optimizer"]["state"][0]["momentum_buffer"] for s in snapshots]
     assert torch.equal(*moments)
     x = normal((2, 3, 8, 8), 1).requires_grad_()
-    own.backward(own.forward(x).sum(), soon=x)
-    own.step_later()
+    own.backward(own.forward(x).sum(), awaited=x)
+    own.defer_step()
     own.restore(snapshots[1])
-    own.settle()
+    own.run_deferred_step()
     assert own.digest() == twin.digest()
 
 
@@ -241,7 +241,7 @@ def test_a_torch_that_cannot_take_halves_takes_one_pass(missing: str, monkeypatc
     backward._takes_halves.cache_clear()
     try:
         own, x = Segment(net("convolution"), Sgd(lr=0.1)), normal((2, 3, 8, 8), 0).requires_grad_()
-        own.backward(own.forward(x).sum(), soon=x)
+        own.backward(own.forward(x).sum(), awaited=x)
         assert not without_gradient(own.module)
     finally:
         monkeypatch.undo()

@@ -27,7 +27,7 @@ from sl_common.client.program import AwaitServer, Window
 from sl_common.client.snapshots import KEPT_SNAPSHOTS
 from sl_common.codec import Link
 from sl_common.codec.feedback import Feedback
-from sl_common.config.run_config import Budget
+from sl_common.config.server_section import Budget
 from sl_common.errors import ConfigError, WireError
 from sl_common.host.locks import sole_writer
 from sl_common.messages.training import (

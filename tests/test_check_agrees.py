@@ -17,7 +17,8 @@ from drawn_runs import drawn
 from world import run_world
 
 from sl_client.data import load_data
-from sl_common.config.run_config import KNOWN_DATA, RunConfig
+from sl_common.config.known_data import KNOWN_DATA
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, CutlayerError, Diverged
 from sl_common.partition import Dirichlet, Iid, Shards
 from sl_server.core.preflight import shard_sizes

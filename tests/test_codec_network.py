@@ -12,7 +12,7 @@ from world import World, make_config, run_world
 
 from sl_client.data import fashion_mnist
 from sl_common.codec import Codec, Deflate, Float8, Link, Mask
-from sl_common.config.run_config import Budget
+from sl_common.config.server_section import Budget
 from sl_common.errors import Diverged
 from sl_common.messages.facts import ClientLeft, Evaluated
 from sl_common.messages.training import Epoch, Smashed

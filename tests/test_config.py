@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from sl_client.data import load_data
+from sl_common.config.known_data import KNOWN_DATA
+from sl_common.config.overrides import deep_merge
 from sl_common.config.presets import PRESETS
-from sl_common.config.run_config import KNOWN_DATA, RunConfig, deep_merge
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.network.network import Network
 from sl_common.protocol import Each, InTurn, Keep
@@ -586,3 +588,19 @@ def test_one_override_sets_one_key(override: str) -> None:
 )
 def test_values_may_hold_what_keys_may_not(override: str, name: str) -> None:
     assert RunConfig.from_toml("", [override]).run.name == name
+
+
+SCHEMA = RunConfig.model_json_schema()
+PROPERTIES = [
+    (table.get("title", "RunConfig"), name, node)
+    for table in (SCHEMA, *SCHEMA["$defs"].values())
+    for name, node in table.get("properties", {}).items()
+]
+
+
+@pytest.mark.parametrize(("table", "name", "node"), PROPERTIES, ids=[f"{t}.{n}" for t, n, _ in PROPERTIES])
+def test_every_key_has_a_description_of_one_sentence(table: str, name: str, node: dict[str, Any]) -> None:
+    """The reference pages and an editor's hints are made of these."""
+    said = node.get("description", "")
+    assert said.endswith("."), f"{table}.{name} has the description {said!r}"
+    assert "\n" not in said

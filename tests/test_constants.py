@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_kinds import assert_all_of_it_works, config, kept, resumed, trained
 
-from sl_common.config.run_config import Guard
+from sl_common.config.server_section import Guard
 from sl_common.errors import ConfigError, DataError, Diverged, WireError
 from sl_common.network.network import Network
 from sl_common.protocol import Record

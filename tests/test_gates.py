@@ -14,13 +14,14 @@ from world import World, make_config
 
 from sl_client.data import load_data
 from sl_client.data.loader import make_loader
-from sl_common.config.run_config import Budget, RunConfig
+from sl_common.config.run_config import RunConfig
+from sl_common.config.server_section import Budget
 from sl_common.messages.facts import Trained
 from sl_common.messages.training import Begin, Directive, Epoch, Newest, Smashed
 from sl_common.network.network import Network
 from sl_common.protocol import At
 from sl_common.seeds import numpy_generator
-from sl_common.training.segment import buffers_untouched
+from sl_common.training.modules import buffers_untouched
 from sl_common.value import Value
 from sl_server.core.recordings import Recordings
 

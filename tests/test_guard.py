@@ -9,7 +9,7 @@ import torch
 from test_faults import assert_finished
 from world import World, make_config
 
-from sl_common.config.run_config import Guard
+from sl_common.config.server_section import Guard
 from sl_common.errors import WireError
 from sl_common.messages.facts import ClientLeft, RoundEnded
 from sl_common.messages.training import Begin, Smashed

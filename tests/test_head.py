@@ -20,8 +20,9 @@ from sl_common.errors import Diverged
 from sl_common.messages.training import Gradient, Smashed
 from sl_common.protocol import Arrived, At, Head
 from sl_common.protocol.head import _times
+from sl_common.training.bank import Bank
 from sl_common.training.optim import Adam, Optimizer, Sgd
-from sl_common.training.segment import Bank, Segment
+from sl_common.training.segment import Segment
 
 AT = At(seed=1, round=2, rounds=5, step=3)
 SIZES = [5, 2, 7, 3]
@@ -55,7 +56,7 @@ def cohort_of(count: int, **options: int) -> list[Arrived]:
 
 def snapshot(segment: Segment) -> dict[str, bytes]:
     """Weights, buffers and all that the optimiser remembers."""
-    segment.settle()
+    segment.run_deferred_step()
     kept = {name: bytes_of(tensor) for name, tensor in segment.module.state_dict().items()}
     for number, slots in segment.optimizer.state_dict()["state"].items():
         kept |= {f"{number}/{slot}": bytes_of(torch.as_tensor(value)) for slot, value in slots.items()}
@@ -95,7 +96,7 @@ class Twin:
 
 def settled(bank: Bank, client: int | None = None) -> Segment:
     """The head after the step that a reply does not wait for."""
-    bank.settle()
+    bank.run_deferred_step()
     return bank.get("head", client)
 
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import Parameter
 
-from sl_common.training.optim import _SGD, Adam, Sgd
+from sl_common.training import torch_optimizers
+from sl_common.training.optim import Adam, Sgd
+from sl_common.training.torch_optimizers import OnePassSGD
 
 sizes = st.lists(st.integers(1, 80) | st.sampled_from([96, 256, 1000, 4096]), min_size=1, max_size=4)
 fractions = st.sampled_from([0.0, 0.5, 0.9])
@@ -77,10 +79,32 @@ def test_on_this_machine_one_pass_is_taken() -> None:
     for _ in range(2):
         weight.grad = torch.ones(32)
         rule.step()
-    assert isinstance(rule, _SGD)
+    assert isinstance(rule, OnePassSGD)
     assert rule._plan is not None
     if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
         assert [len(share.params) for share in rule._plan] == [1, 0]
+
+
+def test_without_torch_s_one_pass_the_bits_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel has a private name, and a later torch may lack it."""
+    start, grads = torch.randn(256, generator=torch.Generator().manual_seed(1)), [torch.full((256,), 0.3)] * 4
+    found = []
+    for missing in (False, True):
+        torch_optimizers._is_one_pass_exact.cache_clear()
+        if missing:
+            monkeypatch.delattr(torch, "_fused_sgd_", raising=False)
+        weight = Parameter(start.clone())
+        rule = Sgd(momentum=0.9, weight_decay=1e-3).make([weight])
+        for grad in grads:
+            weight.grad = grad.clone()
+            rule.step()
+        found.append(weight.detach())
+        if missing:
+            assert isinstance(rule, OnePassSGD)
+            assert rule._plan is not None
+            assert not rule._plan[0].params
+    torch_optimizers._is_one_pass_exact.cache_clear()
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("rule", [Sgd(momentum=0.9), Adam(), Adam(kind="adamw")])

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sl_client.data import _BUILT_IN, Scale, data_scale, load_data
 from sl_client.inference.files import batches, read_samples
-from sl_common.config.run_config import KNOWN_DATA
+from sl_common.config.known_data import KNOWN_DATA
 from sl_common.errors import ConfigError, DataError
 from sl_common.host.extras import how_to_install
 

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from sl_common.errors import WireError
 from sl_common.tensors import state_digest
 from sl_common.training import backward as passes
+from sl_common.training.bank import Bank
+from sl_common.training.modules import buffers_untouched, draws_random_numbers
 from sl_common.training.optim import Adam, Optimizer, Sgd
-from sl_common.training.segment import Bank, Segment, buffers_untouched, draws_random_numbers
+from sl_common.training.segment import Segment
 
 
 def net(dropout: float = 0.0) -> nn.Sequential:
@@ -330,7 +332,7 @@ def test_channels_last_is_the_same_network_to_everybody_else(optimizer: Optimize
 
     def train(segment: Segment, seed: int) -> Tensor:
         x = normal((4, 3, 8, 8), seed, dtype).requires_grad_()
-        segment.backward(F.cross_entropy(segment.forward(x), torch.arange(4)), soon=x)
+        segment.backward(F.cross_entropy(segment.forward(x), torch.arange(4)), awaited=x)
         segment.step()
         assert x.grad.is_contiguous()
         return x.grad
@@ -382,21 +384,21 @@ def test_a_bank_takes_the_steps_that_were_put_off_wherever_they_were() -> None:
 
     def train(client: int) -> None:
         head, x = bank.get("head", client), normal((4, 3, 8, 8), client).requires_grad_()
-        head.backward(F.cross_entropy(head.forward(x), torch.arange(4)), soon=x)
-        head.step_later()
+        head.backward(F.cross_entropy(head.forward(x), torch.arange(4)), awaited=x)
+        head.defer_step()
 
     train(0), train(1)
     assert weights() == [fresh, fresh], "put off"
-    bank.settle()
+    bank.run_deferred_step()
     once = weights()
     assert len({fresh, *once}) == 3
-    bank.settle()
+    bank.run_deferred_step()
     assert weights() == once
     before = bank.snapshot()
     train(0), train(1)
     given_up = bank.get("head", 1).module
     bank.forget(1)
     bank.restore(before)
-    bank.settle()
+    bank.run_deferred_step()
     assert weights() == once
     assert given_up is not bank.get("head", 1).module

@@ -16,8 +16,9 @@ from sl_client.data import Data
 from sl_common.config.run_config import RunConfig
 from sl_common.messages.training import Smashed
 from sl_common.protocol import Arrived, At, Averaged, Head
+from sl_common.training.bank import Bank
 from sl_common.training.optim import Sgd
-from sl_common.training.segment import Bank, Segment
+from sl_common.training.segment import Segment
 from sl_server.simulation.simulation import Simulation
 
 AT = At(seed=0, round=0, rounds=4)

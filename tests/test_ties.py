@@ -144,4 +144,4 @@ def test_a_pass_that_fails_in_mid_run_names_the_key() -> None:
     segment = Segment(head, config("recomputed").server.optimizer)
     z = torch.randn(2, 8, 5, 5, requires_grad=True)
     with pytest.raises(ConfigError, match=r"set server.reply_first = false"):
-        segment.backward(segment.forward(z).sum(), soon=z)
+        segment.backward(segment.forward(z).sum(), awaited=z)

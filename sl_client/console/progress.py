@@ -8,7 +8,7 @@ from typing import Any
 
 from sl_common.batch import Batch
 from sl_common.client.seat import Batches, Seat
-from sl_common.config.run_config import KNOWN_DATA
+from sl_common.config.known_data import KNOWN_DATA
 from sl_common.host.progress import Rate, duration, rate, size
 from sl_common.messages.training import Begin, Gradient
 

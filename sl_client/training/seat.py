@@ -24,7 +24,8 @@ from sl_common.messages.training import Welcome
 from sl_common.network.builds import builds_of
 from sl_common.network.network import Network
 from sl_common.partition import Indices, Labels
-from sl_common.training.segment import Bank, Segment, SpanFactory, no_span
+from sl_common.training.bank import Bank
+from sl_common.training.segment import Segment, SpanFactory, no_span
 
 
 def take_seat(

@@ -14,7 +14,8 @@ from typing import Self
 import torch
 
 from sl_common.bounded import MAX_COUNT
-from sl_common.config.run_config import MAX_CLIENTS, RunConfig
+from sl_common.config.run_config import RunConfig
+from sl_common.config.sections import MAX_CLIENTS
 from sl_common.errors import WireError
 from sl_common.messages.training import Aligned, Begin, Gradient, Ready, Smashed, Welcome
 from sl_common.names import MAX_NAME, is_name

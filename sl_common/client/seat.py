@@ -16,7 +16,8 @@ from sl_common.errors import DataError, WireError
 from sl_common.holdings import Build, DataSet
 from sl_common.messages.training import Alive, Begin, Done, Ready, Smashed
 from sl_common.protocol import Await, AwaitAligned, Draws, WaveTally
-from sl_common.training.segment import Bank, Tree
+from sl_common.training.bank import Bank
+from sl_common.training.segment import Tree
 
 WaveYield = Smashed | Await | AwaitAligned | Alive  # values that a client's program yields within a wave
 

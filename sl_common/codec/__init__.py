@@ -1,4 +1,7 @@
-"""How a tensor becomes bytes. One scheme a file; add the class to the union and it is tested, configurable and on the wire."""
+"""Codecs: how a tensor becomes bytes.
+
+One scheme a file; a class that is added to the union is tested, configurable and on the wire.
+"""
 
 from __future__ import annotations
 
@@ -45,23 +48,26 @@ __all__ = [
     "Uniform",
 ]
 
-# The registry.
+# The registry of codecs.
 Codec = Annotated[
     Identity | AnyLossy | Masked | Deflate | Feedback,
     Field(discriminator="kind"),
 ]
 
 _EXACT = Identity()
-SANE = 1e18  # magnitude of a weight that some network may train to; what is beyond it is a constant, such as a mask's
+SANE = 1e18  # largest magnitude of a trained weight; a larger one is a constant, such as a mask's
 
 
 class Link(Value):
-    """Which codec a tensor travels in, by what it is. Only floating-point numbers of 16 bits and more are encoded: labels, integers,
-    complex numbers and float8 always travel as they are, and so do weights that hold what a codec would spoil (NaN, Inf, or beyond `SANE`)."""
+    """The codec of each kind of tensor.
 
-    up: Codec = Identity()  # activations
-    down: Codec = Identity()  # cut gradients
-    state: Codec = Identity()  # weights
+    Only floating-point numbers of 16 bits and more are encoded. Labels, integers, complex numbers and float8 always
+    travel as they are, and so do weights with numbers that a codec would spoil (NaN, Inf, or beyond `SANE`).
+    """
+
+    up: Codec = Field(Identity(), description="Codec of activations.")
+    down: Codec = Field(Identity(), description="Codec of cut gradients.")
+    state: Codec = Field(Identity(), description="Codec of weights.")
 
     @field_validator("up", "state")
     @classmethod
@@ -80,7 +86,7 @@ class Link(Value):
         return codec
 
     def agreed(self, direction: LinkRole, layout: Layout) -> Scheme:
-        """The codec for a received tensor; raises WireError if the peer used another one than this run says."""
+        """Return the codec of a received tensor. Raise WireError if the peer used another one than this run says."""
         scheme: Scheme = getattr(self, direction) if is_real(layout.dtype) else _EXACT
         if direction == "state" and layout.codec == _EXACT.kind:
             scheme = _EXACT
@@ -90,7 +96,7 @@ class Link(Value):
         return scheme
 
     def chosen(self, direction: LinkRole, x: Tensor) -> Scheme:
-        """The codec for a tensor that is to be sent."""
+        """Return the codec for a tensor that is to be sent."""
         scheme: Scheme = getattr(self, direction)
         if not is_real(x.dtype) or (direction == "state" and scheme.kind != _EXACT.kind and not is_within(x, SANE)):
             return _EXACT

@@ -1,4 +1,7 @@
-"""Codes of 1 to 8 bits, packed without gaps: code i takes bits i·b to i·b + b − 1, counted from the lowest bit of the first byte."""
+"""Codes of 1 to 8 bits, packed without gaps.
+
+Code i takes bits i·b to i·b + b − 1, counted from the lowest bit of the first byte.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 ByteArray = NDArray[np.uint8]
-BLOCK = 1 << 16  # codes worked on at a time, so that what lies between two passes stays in the cache
+BLOCK = 1 << 16  # codes worked on at a time, so that the data between two passes stay in the cache
 
 
 def packed_nbytes(count: int, bits: int) -> int:
-    """⌈count·bits/8⌉."""
+    """Return ⌈count·bits/8⌉."""
     return (count * bits + 7) // 8
 
 
 def pack(codes: ByteArray, bits: int) -> ByteArray:
-    """(n,) codes below 2^bits -> ⌈n·bits/8⌉ bytes; the bits beyond the last code are 0."""
+    """Pack (n,) codes below 2^bits into ⌈n·bits/8⌉ bytes; the bits after the last code are 0."""
     if bits == 8:
         return codes
     if bits == 1:
@@ -37,7 +40,7 @@ def pack(codes: ByteArray, bits: int) -> ByteArray:
 
 
 def _fold(codes: ByteArray, bits: int) -> ByteArray:
-    """(8·n,) codes -> (n, bits) bytes: neighbours move together, two, then four, then all eight of a 64-bit word."""
+    """Pack (8·n,) codes into (n, bits) bytes: two neighbours move together, then four, then a 64-bit word's eight."""
     if bits == 2:  # four codes meet in the highest byte of a product
         return (codes.view("<u4") * np.uint32(0x01041040)).view(np.uint8)[3::4].reshape(-1, bits)
     if bits == 4:
@@ -51,7 +54,7 @@ def _fold(codes: ByteArray, bits: int) -> ByteArray:
 
 @cache
 def _lanes(bits: int) -> tuple[tuple[int, np.uint64], ...]:
-    """For lanes of 8, 16 and 32 bits: where the used bits of every second lane are."""
+    """Return, for lanes of 8, 16 and 32 bits, the mask of the used bits in every second lane."""
     steps = []
     for lane in (8, 16, 32):
         used = (1 << lane * bits // 8) - 1
@@ -61,13 +64,13 @@ def _lanes(bits: int) -> tuple[tuple[int, np.uint64], ...]:
 
 @cache
 def _codes_of_byte(bits: int) -> NDArray[np.unsignedinteger[Any]]:
-    """The 4 or 2 codes of each byte, as one word."""
+    """Return the 4 or 2 codes of each byte, as one word."""
     codes = np.stack([np.arange(256) >> at & (1 << bits) - 1 for at in range(0, 8, bits)], axis=1)
     return codes.astype(np.uint8).view("<u4" if bits == 2 else "<u2").reshape(-1)
 
 
 def unpack(data: ByteArray, bits: int, count: int) -> ByteArray:
-    """The first `count` codes that `pack` packed; there may be more bytes."""
+    """Return the first `count` codes that `pack` packed; there may be more bytes."""
     data = data[: packed_nbytes(count, bits)]
     if bits == 8:
         return data[:count]

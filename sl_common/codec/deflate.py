@@ -1,7 +1,7 @@
-"""A lossless stage after any other codec: its bytes through DEFLATE (RFC 1951, zlib), where that makes the message smaller.
+"""A lossless stage after any other codec: DEFLATE (RFC 1951, zlib), where that makes the message smaller.
 
-Parameters: 1 if deflated (uint8), the codec's own byte count (uint64), the codec's own parameters. The encoded size depends on the data
-and, within the format, on the zlib that packs.
+Parameters: 1 if deflated (uint8), the codec's own byte count (uint64), the codec's own parameters. The encoded size
+depends on the data and, within the format, on the zlib that packs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,20 +26,22 @@ _PARAMS = struct.Struct("<BQ")
 
 
 class Deflate(Value):
-    """`level` from 1, fast, to 9, small."""
+    """Another codec's bytes, compressed; `level` from 1 (fast) to 9 (small)."""
 
-    kind: Literal["deflate"] = "deflate"
-    of: Plain = Identity()
-    level: Annotated[int, Field(ge=1, le=9)] = 1
+    kind: Literal["deflate"] = Field(
+        "deflate", description="Another codec's bytes, compressed without loss by DEFLATE where that makes them fewer."
+    )
+    of: Plain = Field(Identity(), description="Codec that encodes before the compression.")
+    level: int = Field(1, ge=1, le=9, description="Compression level, from 1 (fast) to 9 (small).")
     uses_like: ClassVar[bool] = False
 
     def sizes(self, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[int, int]:
-        """From next to nothing to what the codec makes."""
+        """Return one byte, and the most bytes that the codec makes."""
         most = self.of.sizes(dtype, shape)[1]
         return min(most, 1), most
 
     def encode(self, x: Tensor, coding: Coding) -> Packed:
-        """Whichever is smaller."""
+        """Encode by the codec, and keep the compressed bytes if they are fewer."""
         inner = self.of.encode(x, coding)
         packer = zlib.compressobj(self.level, zlib.DEFLATED, -zlib.MAX_WBITS)
         small = packer.compress(inner.data) + packer.flush()
@@ -53,12 +55,13 @@ class Deflate(Value):
         return Packed(layout=layout, data=small if smaller else inner.data)
 
     def check(self, layout: Layout) -> None:
-        """What the codec behind says of its part, and never more bytes than it makes."""
+        """Check the codec's own part, and that there are no more bytes than it makes."""
         deflated, inner = self._inner(layout)
         self.of.check(inner)
         if deflated not in (0, 1) or (layout.nbytes >= inner.nbytes if deflated else layout.nbytes != inner.nbytes):
             raise WireError(
-                f"codec deflate: header has {layout.nbytes} bytes for {inner.nbytes} of codec {self.of.kind}, flag {deflated}"
+                f"codec deflate: header has {layout.nbytes} bytes for {inner.nbytes} of codec {self.of.kind}, flag "
+                f"{deflated}"
             )
 
     def _inner(self, layout: Layout) -> tuple[int, Layout]:
@@ -69,7 +72,10 @@ class Deflate(Value):
         return deflated, replace(layout, codec=self.of.kind, nbytes=nbytes, params=params)
 
     def decode(self, packed: Packed, coding: Coding) -> Tensor:
-        """Raises WireError on a broken stream or one of another length; takes no more memory than the codec's own bytes."""
+        """Return the decoded tensor, in no more memory than the codec's own bytes.
+
+        Raise WireError on a broken stream, or one of another length.
+        """
         deflated, inner = self._inner(packed.layout)
         data = _inflated(packed, inner.nbytes) if deflated else packed.data
         return self.of.decode(Packed(layout=inner, data=data), coding)

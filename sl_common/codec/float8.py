@@ -1,15 +1,16 @@
 """8-bit floating point: one byte an element, numel bytes, 3 bytes of parameters.
 
-Chen, Li & Chakrabarti, "Communication and Computation Reduction for Split Learning using Asynchronous Training", SiPS 2021 (whose
-quantiser's details could not be read; these are ours). A code is sign, e exponent bits and m = 7 − e
-mantissa bits with a bias β: 2^(E−β)·(1 + M/2^m), or 2^(1−β)·M/2^m for E = 0. Round to nearest even, saturating, −0 is never written.
+Chen, Li & Chakrabarti, "Communication and Computation Reduction for Split Learning using Asynchronous Training", SiPS
+2021 (the details of its quantiser could not be read; these are ours). A code is sign, e exponent bits and m = 7 − e
+mantissa bits with a bias β: 2^(E−β)·(1 + M/2^m), or 2^(1−β)·M/2^m for E = 0. Round to nearest even, saturating; −0 is
+never written.
 
-`searched`: every pattern is a finite number; e ∈ 2..5 and β ∈ {β₀−1, β₀, β₀+1} are chosen on each encode by the least squared error,
-β₀ being the largest bias whose greatest number is at least max|x|. Up to 4096 elements it is the error of all of them. Of a larger tensor
-it is that of a strided sample and of all the largest elements, and what β₀+1 would clip is summed exactly over all elements. Ties go
-to the larger e, then to β₀.
-`e4m3`, `e5m2`: the OCP formats (greatest 448 and 57344, NaN and Inf never written) times the power of two that brings max|x| just
-under the greatest number; the power is written as a shift of β. Parameters: e (uint8), β (int16).
+`searched`: every pattern is a finite number; e ∈ 2..5 and β ∈ {β₀−1, β₀, β₀+1} are chosen on each encode by the least
+squared error, where β₀ is the largest bias whose greatest number is at least max|x|. Up to 4096 elements it is the
+error of all of them. Of a larger tensor it is that of a strided sample and of all the largest elements, and the
+clipping error of β₀+1 is summed exactly over all elements. Ties go to the larger e, then to β₀. `e4m3`, `e5m2`: the
+OCP formats (greatest 448 and 57344, NaN and Inf never written) times the power of two that brings max|x| just under
+the greatest number; the power is written as a shift of β. Parameters: e (uint8), β (int16).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from sl_common.codec.bits import BLOCK, ByteArray
@@ -33,23 +35,25 @@ from sl_common.value import Value
 
 _PARAMS = struct.Struct("<Bh")
 _BIASES = range(-1200, 1201)  # enough for every float64
-_TABLE_FROM = 2048  # elements from which a table by upper halves pays for itself
+_TABLE_FROM = 2048  # elements; from here on a table by upper halves pays
 _OCP = {"e4m3": (4, 0x7E), "e5m2": (5, 0x7B)}  # exponent bits, greatest code
 
 
 class Float8(Value):
     """8-bit floating point, the format searched for each tensor or fixed to one of the OCP's."""
 
-    kind: Literal["float8"] = "float8"
-    format: Literal["searched", "e4m3", "e5m2"] = "searched"
+    kind: Literal["float8"] = Field("float8", description="8-bit floating point, one byte an element.")
+    format: Literal["searched", "e4m3", "e5m2"] = Field(
+        "searched", description="Format searched for each tensor, or one of the OCP's formats."
+    )
     uses_like: ClassVar[bool] = False
 
     def sizes(self, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[int, int]:  # noqa: ARG002  (the interface)
-        """One byte an element."""
+        """Return one byte an element."""
         return math.prod(shape), math.prod(shape)
 
     def encode(self, x: Tensor, coding: Coding) -> Packed:  # noqa: ARG002  (the interface)
-        """Codes of all elements. Raises Diverged on NaN or Inf."""
+        """Encode all elements. Raise Diverged on NaN or Inf."""
         low, high = extremes(x, self.kind)
         values = flat(x)
         bits, bias = self._format(values, max(-low, high))
@@ -58,7 +62,7 @@ class Float8(Value):
         return Packed(layout=layout, data=codes.data)
 
     def _format(self, values: Floats, greatest: float) -> tuple[int, int]:
-        """(exponent bits, bias) for these values."""
+        """Return (exponent bits, bias) for these values."""
         if self.format == "searched":
             return search(values, greatest)
         bits, top = _OCP[self.format]
@@ -68,7 +72,7 @@ class Float8(Value):
         return 0x7F if self.format == "searched" else _OCP[self.format][1]
 
     def check(self, layout: Layout) -> None:
-        """One byte an element and a format that this codec writes."""
+        """Check that there is one byte an element, and a format that this codec writes."""
         checked(self.kind, layout, math.prod(layout.shape), _PARAMS.size)
         bits, bias = _PARAMS.unpack(layout.params)
         wanted = range(2, 6) if self.format == "searched" else (_OCP[self.format][0],)
@@ -76,7 +80,7 @@ class Float8(Value):
             raise WireError(f"codec float8, format {self.format}: header has {bits} exponent bits and bias {bias}")
 
     def decode(self, packed: Packed, coding: Coding) -> Tensor:  # noqa: ARG002  (the interface)
-        """A table of 256 values; codes for NaN and Inf, which no encoder writes, raise WireError."""
+        """Return the decoded tensor, from a table of 256 values. Raise WireError for codes of NaN or Inf."""
         bits, bias = _PARAMS.unpack(packed.layout.params)
         top = self._top()
         if top < 0x7F and _has_above(packed, top):
@@ -85,7 +89,10 @@ class Float8(Value):
 
 
 def _has_above(packed: Packed, top: int) -> bool:
-    """Whether any code without its sign is greater than `top`: eight at a time, by the carry into the sign's place."""
+    """Return True if any code without its sign is greater than `top`.
+
+    Eight codes are compared at a time, by the carry into the sign's place.
+    """
     codes = np.frombuffer(packed.data, np.uint8)
     whole = len(codes) & ~7
     words = codes[:whole].view(np.uint64)
@@ -97,13 +104,13 @@ def _has_above(packed: Packed, top: int) -> bool:
 
 
 def _each(byte: int) -> np.uint64:
-    """The byte eight times."""
+    """Return a word of eight times this byte."""
     return np.uint64(byte * 0x0101_0101_0101_0101)
 
 
 @lru_cache(maxsize=64)
 def _decoding(bits: int, bias: int, dtype: torch.dtype) -> Tensor:
-    """The 256 values of a format; what is beyond the type's greatest number saturates."""
+    """Return the 256 values of a format; larger numbers than the type's greatest saturate."""
     return table_of(_values(bits, bias), dtype)
 
 
@@ -120,7 +127,7 @@ def _values(bits: int, bias: int) -> NDArray[np.float64]:
 
 
 def _codes(values: Floats, bits: int, bias: int, top: int) -> ByteArray:
-    """The codes of finite values; from a table by the upper half of each float32 where that is exact and worth it."""
+    """Return the codes of finite values, from a table by each float32's upper half if that is exact and pays."""
     normal = 1 - bias - (7 - bits) >= -126 - 5  # upper halves resolve the format's smallest steps
     if values.dtype != np.float32 or len(values) < _TABLE_FROM or not normal:
         return _rounded(values.astype(np.float64), bits, bias, top)
@@ -140,14 +147,17 @@ def _codes(values: Floats, bits: int, bias: int, top: int) -> ByteArray:
 
 @lru_cache(maxsize=128)
 def _encoding(bits: int, bias: int, top: int) -> ByteArray:
-    """The code of each float32 by its upper 16 bits: sign, exponent, 7 bits, of which 5 + 2 suffice to round to odd and then right."""
+    """Return the code of each float32 by its upper 16 bits.
+
+    These are sign, exponent and 7 bits, of which 5 + 2 suffice to round to odd and then correctly.
+    """
     halves = np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)
     finite = np.nan_to_num(halves.view(np.float32), nan=0.0)
     return _rounded(finite.astype(np.float64), bits, bias, top)
 
 
 def _rounded(values: NDArray[np.float64], bits: int, bias: int, top: int) -> ByteArray:
-    """The codes by arithmetic."""
+    """Return the codes, by arithmetic."""
     magnitudes = np.abs(values)
     mantissa_bits = 7 - bits
     powers = np.maximum(np.frexp(magnitudes)[1] - 1, 1 - bias)

@@ -1,9 +1,9 @@
-"""The 8-bit format that suits a tensor: 12 candidates, and the one of least squared error.
+"""Search for the 8-bit format that suits a tensor: 12 candidates, and the one of least squared error.
 
-Law: what the sample missed is not clipped. A candidate's score is its squared error on the elements up to its greatest number ("top"), estimated, plus
-Σ (|x| − top)² over all elements above it, exact. The estimate has two parts: the largest elements, which make up most of the error of a
-heavy-tailed tensor, are all looked at (as far as they are few), the others by a strided sample. A tensor that is no larger than the
-sample is looked at as a whole.
+Law: elements that the sample missed are not clipped. A candidate's score is its squared error on the elements up to
+its greatest number ("top"), estimated, plus Σ (|x| − top)² over all elements above it, exact. The estimate has two
+parts. The largest elements, which make up most of the error of a heavy-tailed tensor, are all used (if they are few),
+the others by a strided sample. A tensor no larger than the sample is used as a whole.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from sl_common.codec.numbers import Floats
 from sl_common.tensors import stride
 
 SAMPLE = 4096  # elements of the strided sample
-TAIL = 1024  # about so many of the largest elements are looked at beside it, and never more than SAMPLE
-_AT_ONCE = 1 << 15  # elements of one look, so that they stay in the cache
+TAIL = 1024  # approximate number of the largest elements used beside it; never more than SAMPLE
+_MAX_BLOCK = 1 << 15  # elements read at a time, so that they stay in the cache
 _Doubles = NDArray[np.float64]
-_FINITE = 0x7F  # the greatest code where every pattern is a number
+_FINITE = 0x7F  # the greatest code if every pattern is a number
 
 
 def widest_bias(bits: int, top: int, greatest: float) -> int:
-    """The largest bias at which the value of code `top` is at least `greatest`; a usual one for 0."""
+    """Return the largest bias at which the value of code `top` is at least `greatest`; a usual one for 0."""
     if greatest == 0.0:
         return (1 << bits - 1) - 1
     exponent, mantissa = divmod(top, 1 << 7 - bits)
     significand, power = math.frexp(greatest)  # significand in [.5, 1)
-    own = (1 + mantissa / (1 << 7 - bits)) / 2  # the same of the greatest number, whose power is exponent − bias + 1
+    own = (1 + mantissa / (1 << 7 - bits)) / 2  # significand of the greatest number; its power is exponent − bias + 1
     return exponent + 1 - power - (significand > own)
 
 
 def search(values: Floats, greatest: float) -> tuple[int, int]:
-    """(exponent bits, bias) of the candidate of least score; ties go to the larger e, then to β₀."""
+    """Return (exponent bits, bias) of the candidate of least score; ties go to the larger e, then to β₀."""
     if greatest == 0.0:
         return 5, widest_bias(5, _FINITE, greatest)
     shift = math.frexp(greatest)[1]  # all near 1, so that no square underflows or overflows
@@ -56,14 +56,14 @@ def search(values: Floats, greatest: float) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Part:
-    """Some of a tensor's magnitudes, scaled to below 1, each of which stands for `weight` elements."""
+    """Some magnitudes of a tensor, scaled to below 1; each stands for `weight` elements."""
 
     magnitudes: _Doubles
-    powers: _Doubles  # of two, the largest that are no greater
+    powers: _Doubles  # of two: for each magnitude the largest that is not greater
     weight: float
 
     def error(self, bits: int, bias: int) -> float:
-        """Estimated squared error of the elements that this part stands for and that are not above the format's top."""
+        """Return the estimated squared error of this part's elements, without those above the format's top."""
         steps = np.maximum(self.powers, math.ldexp(1.0, 1 - bias)) * 2.0 ** (bits - 7)
         differences = self.magnitudes - np.rint(self.magnitudes / steps) * steps
         top = _top(bits, bias)
@@ -72,24 +72,27 @@ class _Part:
         return self.weight * _squares(differences)
 
     def excess(self, top: float) -> float:
-        """Σ (|x| − top)² over the elements of this part itself that are above it."""
+        """Return Σ (|x| − top)² over the elements of this part itself that are above top."""
         return _squares(self.magnitudes[self.magnitudes > top] - top)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Seen:
-    """A tensor as far as the search looks at it; numbers are scaled as in its parts."""
+    """The elements of a tensor that the search uses; numbers are scaled as in its parts."""
 
-    parts: tuple[_Part, ...]  # of different elements, all of them together
-    large: Floats  # magnitudes, not scaled: all that a candidate may clip
-    shift: int  # scaled is times 2^−shift
+    parts: tuple[_Part, ...]  # of different elements; together they stand for all
+    large: Floats  # unscaled magnitudes: all elements that a candidate may clip
+    shift: int  # a scaled number is the original times 2^−shift
 
     def error(self, bits: int, bias: int) -> float:
-        """Estimated squared error of the elements that are not above the format's top."""
+        """Return the estimated squared error of the elements that are not above the format's top."""
         return sum(part.error(bits, bias) for part in self.parts)
 
     def clipping_error(self, bits: int, bias: int, at_most: float) -> float:
-        """The same plus the exact error of those above it; infinite where some of them show that it is beyond `at_most`."""
+        """Return that error plus the exact error of the elements above the top.
+
+        Infinite if a part already shows that it exceeds `at_most`.
+        """
         top, estimated = _top(bits, bias), self.error(bits, bias)
         if estimated + sum(part.excess(top) for part in self.parts) > at_most:
             return math.inf
@@ -100,12 +103,12 @@ class _Seen:
 
 
 def _top(bits: int, bias: int) -> float:
-    """The greatest number of a format."""
+    """Return the greatest number of a format."""
     return math.ldexp(2 - 2.0 ** (bits - 7), (1 << bits) - 1 - bias)
 
 
 def _look(values: Floats, shift: int, lowest: float) -> _Seen:
-    """Choose what is looked at. `lowest`: no candidate's top is below it."""
+    """Choose the elements that the search uses; `lowest`: no candidate's top is below it."""
     step = stride(len(values), SAMPLE)
     sample = np.abs(values[::step])
     if step == 1:
@@ -122,10 +125,13 @@ def _look(values: Floats, shift: int, lowest: float) -> _Seen:
 
 
 def _above(values: Floats, limit: float) -> Iterator[Floats]:
-    """All magnitudes above a limit, some at a time."""
-    scratch, chosen = np.empty(min(_AT_ONCE, len(values)), values.dtype), np.empty(min(_AT_ONCE, len(values)), np.bool_)
-    for start in range(0, len(values), _AT_ONCE):
-        block = values[start : start + _AT_ONCE]
+    """Yield all magnitudes above a limit, block by block."""
+    scratch, chosen = (
+        np.empty(min(_MAX_BLOCK, len(values)), values.dtype),
+        np.empty(min(_MAX_BLOCK, len(values)), np.bool_),
+    )
+    for start in range(0, len(values), _MAX_BLOCK):
+        block = values[start : start + _MAX_BLOCK]
         magnitudes = np.abs(block, out=scratch[: len(block)])
         yield magnitudes[np.greater(magnitudes, limit, out=chosen[: len(block)])]
 

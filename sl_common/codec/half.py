@@ -9,6 +9,7 @@ import math
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from sl_common.codec.numbers import checked, extremes, largest_of, narrowed
@@ -21,46 +22,46 @@ from sl_common.value import Value
 class Float16(Value):
     """IEEE binary16: 11 significant bits, at most 65504, steps of 6e-8 near 0."""
 
-    kind: Literal["float16"] = "float16"
+    kind: Literal["float16"] = Field("float16", description="IEEE binary16, two bytes an element.")
     uses_like: ClassVar[bool] = False
 
     def sizes(self, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[int, int]:  # noqa: ARG002  (the interface)
-        """Two bytes an element."""
+        """Return two bytes an element."""
         return 2 * math.prod(shape), 2 * math.prod(shape)
 
     def encode(self, x: Tensor, coding: Coding) -> Packed:  # noqa: ARG002  (the interface)
-        """Rounded elements. Raises Diverged on NaN or Inf."""
+        """Encode rounded elements. Raise Diverged on NaN or Inf."""
         return _encode(self.kind, torch.float16, x)
 
     def check(self, layout: Layout) -> None:
-        """Two bytes an element."""
+        """Check that there are two bytes an element."""
         checked(self.kind, layout, 2 * math.prod(layout.shape), 0)
 
     def decode(self, packed: Packed, coding: Coding) -> Tensor:  # noqa: ARG002  (the interface)
-        """Raises WireError on NaN or Inf, which no encoder writes."""
+        """Return the decoded tensor. Raise WireError on NaN or Inf, which no encoder writes."""
         return _decode(self.kind, torch.float16, packed)
 
 
 class BFloat16(Value):
     """bfloat16: float32's range with 8 significant bits."""
 
-    kind: Literal["bfloat16"] = "bfloat16"
+    kind: Literal["bfloat16"] = Field("bfloat16", description="bfloat16, two bytes an element.")
     uses_like: ClassVar[bool] = False
 
     def sizes(self, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[int, int]:  # noqa: ARG002  (the interface)
-        """Two bytes an element."""
+        """Return two bytes an element."""
         return 2 * math.prod(shape), 2 * math.prod(shape)
 
     def encode(self, x: Tensor, coding: Coding) -> Packed:  # noqa: ARG002  (the interface)
-        """Rounded elements. Raises Diverged on NaN or Inf."""
+        """Encode rounded elements. Raise Diverged on NaN or Inf."""
         return _encode(self.kind, torch.bfloat16, x)
 
     def check(self, layout: Layout) -> None:
-        """Two bytes an element."""
+        """Check that there are two bytes an element."""
         checked(self.kind, layout, 2 * math.prod(layout.shape), 0)
 
     def decode(self, packed: Packed, coding: Coding) -> Tensor:  # noqa: ARG002  (the interface)
-        """Raises WireError on NaN or Inf, which no encoder writes."""
+        """Return the decoded tensor. Raise WireError on NaN or Inf, which no encoder writes."""
         return _decode(self.kind, torch.bfloat16, packed)
 
 

@@ -6,6 +6,7 @@ import math
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from sl_common.codec.packed import Coding, Layout, Packed, make_layout
@@ -17,30 +18,31 @@ from sl_common.value import Value
 class Identity(Value):
     """No compression; any dtype, any shape, exact."""
 
-    kind: Literal["identity"] = "identity"
+    kind: Literal["identity"] = Field("identity", description="No compression: the tensor's own bytes.")
     uses_like: ClassVar[bool] = False
 
     def sizes(self, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[int, int]:
-        """numel × itemsize."""
+        """Return numel × itemsize."""
         nbytes = math.prod(shape) * dtype.itemsize
         return nbytes, nbytes
 
     def encode(self, x: Tensor, coding: Coding) -> Packed:  # noqa: ARG002  (the interface)
-        """A view of the tensor's own memory; the caller sends it before it changes the tensor."""
+        """Return a view of the tensor's own memory; send it before the tensor changes."""
         data = raw_bytes(x)
         return Packed(layout=make_layout(self.kind, x, data.nbytes), data=data)
 
     def check(self, layout: Layout) -> None:
-        """The byte count must be the tensor's, and there are no parameters."""
+        """Check that the byte count is the tensor's and that there are no parameters."""
         if layout.params:
             raise WireError(f"codec identity has no parameters, the header has {len(layout.params)} bytes of them")
         if layout.nbytes != layout.decoded_nbytes:
             raise WireError(
-                f"codec identity: {layout.dtype} {layout.shape} takes {layout.decoded_nbytes} bytes, header says {layout.nbytes}"
+                f"codec identity: {layout.dtype} {layout.shape} takes {layout.decoded_nbytes} bytes, header says "
+                f"{layout.nbytes}"
             )
 
     def decode(self, packed: Packed, coding: Coding) -> Tensor:  # noqa: ARG002  (the interface)
-        """A view of the received bytes."""
+        """Return a view of the received bytes."""
         layout = packed.layout
         if layout.nbytes == 0:
             return torch.empty(layout.shape, dtype=layout.dtype)

@@ -1,4 +1,4 @@
-"""The codecs that stand alone, as unions by their `kind`; what wraps another one names these."""
+"""Unions, by `kind`, of the codecs that stand alone; a codec that wraps another one names these."""
 
 from __future__ import annotations
 

@@ -1,18 +1,19 @@
-"""Mask-encoded sparsification (MS): the k largest elements as they are, all others as b-bit codes of what they lack.
+"""Mask-encoded sparsification (MS): the k largest elements in full, all others as b-bit codes of their magnitude.
 
-Zhou et al., "Mask-Encoded Sparsification: Mitigating Biased Gradients in Communication-Efficient Split Learning", ECAI 2024. With T
-the smallest kept magnitude and L = 2^b − 1: code L where kept, else min(round(x·L/T), L − 1), decoded as code·T/L. T is not sent: it
-is the least of the kept values as they arrive. `b = 1` is Top-k with a bitmap. Deviations, where paper and code differ: round and
-clamp (`rounding = "floor"` as in the paper's text), exactly k by the lowest positions, T ≤ 0 makes every other code 0.
+Zhou et al., "Mask-Encoded Sparsification: Mitigating Biased Gradients in Communication-Efficient Split Learning", ECAI
+2024. With T the smallest kept magnitude and L = 2^b − 1: code L for a kept element, else min(round(x·L/T), L − 1),
+decoded as code·T/L. T is not sent: it is the least of the kept values as they arrive. `b = 1` is Top-k with a bitmap.
+Deviations, since paper and code differ: round and clamp (`rounding = "floor"` as in the paper's text), exactly k by the
+lowest positions, T ≤ 0 makes every other code 0.
 
-Bytes: w·k + ⌈b·d/8⌉ [+ ⌈d/8⌉ with signs], w = 4 or 2, d elements, k = d − ⌈r·d⌉ (of each sample with scope "sample"), at least 1.
-The body is values, codes, signs. Parameters: k of each row (uint64), 1 if there are signs (uint8).
+Bytes: w·k + ⌈b·d/8⌉ [+ ⌈d/8⌉ with signs], w = 4 or 2, d elements, k = d − ⌈r·d⌉ (of each sample with scope "sample"),
+at least 1. The body is values, codes, signs. Parameters: k of each row (uint64), 1 if there are signs (uint8).
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -29,28 +30,34 @@ from sl_common.errors import WireError
 from sl_common.value import Value
 
 _PARAMS = struct.Struct("<QB")
-_WIDE = 1 << 9  # elements of a row from which it is worth a table of its own
-_TINY = np.float32(1e-30)  # below it L/T overflows
+_WIDE = 1 << 9  # elements in a row; from here on a table for each row pays
+_TINY = np.float32(1e-30)  # below this, L/T overflows
 
 
 class Mask(Value):
     """Sparsity ratio `r`, mask bits `b`.
 
-    `signed` adds a plane of signs and selects by magnitude; by default where a tensor has negative elements. With `signed = false`
-    negative elements are never kept before others and decode to 0.
+    `signed` adds a plane of signs and selects by magnitude; by default where a tensor has negative elements. With
+    `signed = false` negative elements are never kept before others and decode to 0.
     """
 
-    kind: Literal["mask"] = "mask"
-    r: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    b: Annotated[int, Field(ge=1, le=8)] = 2
-    signed: bool | None = None
-    scope: Scope = "batch"
-    rounding: Literal["round", "floor"] = "round"
-    values: Precision = "float32"
+    kind: Literal["mask"] = Field(
+        "mask", description="Mask-encoded sparsification (MS): the largest elements in full, all others as short codes."
+    )
+    r: float = Field(0.99, ge=0, lt=1, description="Sparsity ratio: fraction of the elements that is not kept in full.")
+    b: int = Field(2, ge=1, le=8, description="Mask bits: bits in the code of each element.")
+    signed: bool | None = Field(
+        None, description="Send signs and select by magnitude; by default where a tensor has negative elements."
+    )
+    scope: Scope = Field("batch", description="Choose the k largest within the whole batch, or within each sample.")
+    rounding: Literal["round", "floor"] = Field(
+        "round", description="Rounding of the codes: to the nearest, or down as in the paper's text."
+    )
+    values: Precision = Field("float32", description="Precision of the kept values.")
     uses_like: ClassVar[bool] = False
 
     def sizes(self, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[int, int]:  # noqa: ARG002  (the interface)
-        """Without and with signs, unless it is set which."""
+        """Return the sizes without and with signs, unless the configuration decides."""
         return self._nbytes(shape, self.signed or False), self._nbytes(shape, self.signed is not False)
 
     def _nbytes(self, shape: tuple[int, ...], signed: bool) -> int:
@@ -59,7 +66,7 @@ class Mask(Value):
         return kept + packed_nbytes(rows * width, self.b) + (packed_nbytes(rows * width, 1) if signed else 0)
 
     def encode(self, x: Tensor, coding: Coding) -> Packed:  # noqa: ARG002  (the interface)
-        """Values, codes, signs. Raises Diverged on NaN or Inf."""
+        """Encode values, codes, signs. Raise Diverged on NaN or Inf."""
         low, _ = extremes(x, self.kind)
         signed = low < 0 if self.signed is None else self.signed
         rows, width = rows_of(tuple(x.shape), self.scope)
@@ -78,7 +85,7 @@ class Mask(Value):
         return Packed(layout=layout, data=body.data)
 
     def _codes(self, magnitudes: NDArray[np.float32], smallest: NDArray[np.float32]) -> ByteArray:
-        """(R, d), (R,) -> (R·d,) codes below L."""
+        """Return (R·d,) codes below L of (R, d) magnitudes and (R,) thresholds."""
         rows, width = magnitudes.shape
         codes = np.empty((rows, width), np.uint8)
         step = max(1, BLOCK // max(width, 1))
@@ -92,7 +99,7 @@ class Mask(Value):
         highest = (1 << self.b) - 1
         precise = np.float32 if smallest.size and (smallest >= _TINY).all() else np.float64
         scale = np.divide(highest, smallest, out=np.zeros_like(smallest, precise), where=smallest > 0, dtype=precise)
-        with np.errstate(over="ignore"):  # clipped at once
+        with np.errstate(over="ignore"):  # clipped in the next line
             level: NDArray[np.floating[Any]] = np.multiply(block, scale, dtype=precise)
         np.clip(level, 0, highest - 1 if self.rounding == "round" else highest, out=level)
         (np.rint if self.rounding == "round" else np.floor)(level, out=level)
@@ -100,7 +107,7 @@ class Mask(Value):
         return level
 
     def check(self, layout: Layout) -> None:
-        """k and the byte count must be those of this shape."""
+        """Check that k and the byte count are those of this shape."""
         params = layout.params if len(layout.params) == _PARAMS.size else bytes(_PARAMS.size)
         k, signed = _PARAMS.unpack(params)
         checked(self.kind, layout, self._nbytes(layout.shape, bool(signed)), _PARAMS.size)
@@ -111,7 +118,10 @@ class Mask(Value):
             )
 
     def decode(self, packed: Packed, coding: Coding) -> Tensor:  # noqa: ARG002  (the interface)
-        """Raises WireError if the codes do not mark k elements of each row, or values are not finite."""
+        """Return the decoded tensor.
+
+        Raise WireError if the codes do not mark k elements of each row, or values are not finite.
+        """
         layout = packed.layout
         k, signed = _PARAMS.unpack(layout.params)
         rows, width = rows_of(layout.shape, self.scope)
@@ -131,7 +141,7 @@ class Mask(Value):
         return from_float32(out, layout)
 
     def _wide(self, codes: ByteArray, smallest: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-        """(R, d) codes, (R,) thresholds -> (R, d) values, one row after another."""
+        """Fill (R, d) values from (R, d) codes and (R,) thresholds, one row after another."""
         table = np.zeros(256, np.float32)
         for row in range(len(codes)):
             table[: 1 << self.b] = self._table(smallest[row : row + 1])[0]
@@ -140,7 +150,10 @@ class Mask(Value):
                 np.take(table, codes[here], out=out[here], mode="clip")
 
     def _narrow(self, codes: ByteArray, smallest: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-        """The same where rows are many and short: as many at once as the cache holds, since a peer chooses how many there are."""
+        """Fill the values if rows are many and short.
+
+        As many rows at a time as the cache holds, since a peer chooses the number of rows.
+        """
         step = max(1, BLOCK >> max(self.b, 3))
         for top in range(0, len(codes), step):
             tables = self._table(smallest[top : top + step])
@@ -148,7 +161,7 @@ class Mask(Value):
             np.take(tables.reshape(-1), places, out=out[top : top + step], mode="clip")
 
     def _table(self, smallest: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(R,) thresholds -> (R, 2^b): the value of each code; that of a kept element, which stands elsewhere, is 0."""
+        """Return (R, 2^b): the value of each code for (R,) thresholds; 0 for kept elements, which are stored apart."""
         highest = (1 << self.b) - 1
         tables = np.zeros((len(smallest), highest + 1), np.float32)
         tables[:, :highest] = np.arange(highest) * smallest.astype(np.float64)[:, None] / highest

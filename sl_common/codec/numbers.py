@@ -1,4 +1,4 @@
-"""What the lossy codecs do to every tensor before and after: one finite flat array in, one gather from a table out."""
+"""Steps that the lossy codecs share: one finite flat array in, one gather from a table out."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ from sl_common.tensors import raw_bytes
 
 Floats = NDArray[np.floating[Any]]
 Words = NDArray[np.unsignedinteger[Any]]
-PAIRS_FROM = 1 << 20  # codes from which a table over two bytes pays for itself
+PAIRS_FROM = 1 << 20  # codes; from here on a table over two bytes pays
 _BLOCK = 1 << 15
 _WORDS: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
 
 
 def flat(x: Tensor) -> Floats:
-    """All elements in row-major order, float64 as it is and smaller types as float32; a view where that is possible."""
+    """Return all elements in row-major order, float64 unchanged and smaller types as float32; a view where possible."""
     x = x.detach()
     return (x if x.dtype in (torch.float32, torch.float64) else x.float()).reshape(-1).numpy()
 
 
 def extremes(x: Tensor, kind: str) -> tuple[float, float]:
-    """(least, greatest) in one pass; (0, 0) of an empty tensor. Raises Diverged if any element is NaN or Inf."""
+    """Return (least, greatest) in one pass; (0, 0) of an empty tensor.
+
+    Raise Diverged if any element is NaN or Inf.
+    """
     if x.numel() == 0:
         return 0.0, 0.0
     low, high = (extreme.item() for extreme in x.detach().aminmax())
@@ -40,18 +43,18 @@ def extremes(x: Tensor, kind: str) -> tuple[float, float]:
 
 
 def largest_of(dtype: torch.dtype) -> float:
-    """The greatest finite number of a floating-point type."""
+    """Return the greatest finite number of a floating-point type."""
     return torch.finfo(dtype).max
 
 
 def table_of(values: NDArray[np.float64], dtype: torch.dtype) -> Tensor:
-    """Values as a type has them, nearest-even; what is too large for it saturates."""
+    """Return values in a type, rounded to nearest even; numbers that are too large for it saturate."""
     top = largest_of(dtype)
     return torch.from_numpy(np.clip(values, -top, top)).to(dtype)
 
 
 def look_up(table: Tensor, data: Buffer, bits: int, layout: Layout) -> Tensor:
-    """The tensor whose element i is table[code i]; the codes lie packed in `data`."""
+    """Return the tensor whose element i is table[code i]; the codes lie packed in `data`."""
     count = math.prod(layout.shape)
     if count == 0:
         return torch.empty(layout.shape, dtype=layout.dtype)
@@ -73,7 +76,7 @@ def _gather(entries: Words, codes: ByteArray, out: Words) -> None:
 
 
 def _gather_pairs(entries: Words, codes: ByteArray, out: Words) -> None:
-    """Two codes at a time: half as many look-ups, in a table that fits the second-level cache."""
+    """Gather two codes at a time: half as many look-ups, in a table that fits the second-level cache."""
     wide = _WORDS[2 * entries.itemsize]
     pairs = np.empty((256, 256, 2), entries.dtype)  # [second code, first code]
     pairs[..., 0], pairs[..., 1] = entries[None, :], entries[:, None]
@@ -86,7 +89,7 @@ def _gather_pairs(entries: Words, codes: ByteArray, out: Words) -> None:
 
 
 def checked(kind: str, layout: Layout, nbytes: int, params: int) -> None:
-    """Raise WireError unless the header has so many encoded bytes and so many bytes of parameters."""
+    """Raise WireError unless the header has these numbers of encoded bytes and of bytes of parameters."""
     if not is_real(layout.dtype):
         raise WireError(f"codec {kind} is for floating point, the header says {layout.dtype}")
     if layout.nbytes != nbytes or len(layout.params) != params:
@@ -97,7 +100,7 @@ def checked(kind: str, layout: Layout, nbytes: int, params: int) -> None:
 
 
 def flat32(x: Tensor) -> NDArray[np.float32]:
-    """As `flat`, with float64 as the nearest float32 that is finite."""
+    """Return all elements as `flat` does, but float64 as the nearest finite float32."""
     values = flat(x)
     if values.dtype == np.float32:
         return values
@@ -106,12 +109,12 @@ def flat32(x: Tensor) -> NDArray[np.float32]:
 
 
 def from_float32(values: NDArray[np.float32], layout: Layout) -> Tensor:
-    """Finite numbers as the tensor's type; what is too large for it saturates."""
+    """Return finite numbers in the tensor's type; numbers that are too large for it saturate."""
     return narrowed(torch.from_numpy(values).view(layout.shape), layout.dtype)
 
 
 def narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """float32 numbers as another type; what is too large for it saturates."""
+    """Return float32 numbers in another type; numbers that are too large for it saturate."""
     if dtype in (torch.float32, torch.float64):
         return x.to(dtype)
     top = largest_of(dtype)

@@ -1,4 +1,4 @@
-"""What a codec makes and reads: a tensor as bytes, with all that is needed to decode it."""
+"""The data that a codec makes and reads: a tensor as bytes, with everything needed to decode it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DTYPES: tuple[torch.dtype, ...] = (  # by wire number less one: protos/sl/v1/spl
     torch.float8_e5m2fnuz,
 )
 MAX_RANK = 16
-_LAYOUTS = 4096  # that are remembered: a step has the same few again and again
+_MAX_LAYOUTS = 4096  # cached layouts; every step uses the same few
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,15 +65,14 @@ class Packed:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Coding:
-    """What surrounds one encode or decode: the activation a gradient belongs to, the mode, and what names any draw."""
+    """The context of one encode or decode: the activation of a gradient, the mode, and the name of any draw."""
 
-    like: Tensor | None = None  # as it went over the wire; only for codecs with uses_like
+    like: Tensor | None = None  # as it was sent; only for codecs with uses_like
     training: bool = True
-    draw: Draw = ()  # hashed only where something is drawn
+    draw: Draw = ()  # hashed only if something is drawn
     name: str = ""  # of the tensor, the same in every message that carries it
-    residuals: MutableMapping[str, Tensor] | None = (
-        None  # what earlier encodings lost, by name: the sender's, for feedback
-    )
+    # Losses of earlier encodings by name. The sender keeps them, for feedback.
+    residuals: MutableMapping[str, Tensor] | None = None
 
 
 @runtime_checkable
@@ -84,23 +83,23 @@ class Scheme(Protocol):
 
     @property
     def kind(self) -> str:
-        """Its name in configurations and tensor headers."""
+        """Name in configurations and tensor headers."""
         ...
 
     def sizes(self, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[int, int]:
-        """The least and the most bytes that such a tensor takes; equal but where they depend on its values."""
+        """Return the least and the most bytes of such a tensor; equal unless they depend on its values."""
         ...
 
     def encode(self, x: Tensor, coding: Coding) -> Packed:
-        """Encode a CPU tensor. Raises Diverged on NaN or Inf, which only identity carries."""
+        """Encode a CPU tensor. Raise Diverged on NaN or Inf, which only identity carries."""
         ...
 
     def check(self, layout: Layout) -> None:
-        """Raise WireError unless this header is one that this codec could have written. Takes no memory."""
+        """Raise WireError unless this codec could have written this header. Takes no memory."""
         ...
 
     def decode(self, packed: Packed, coding: Coding) -> Tensor:
-        """Decode what `check` accepted. Raises WireError if the bytes contradict the header."""
+        """Decode a tensor that `check` accepted. Raise WireError if the bytes contradict the header."""
         ...
 
 
@@ -108,15 +107,18 @@ LinkRole = Literal["up", "down", "state"]
 
 
 def make_layout(kind: str, x: Tensor, nbytes: int, params: bytes = b"") -> Layout:
-    """The header for encoding `x` by the codec `kind` into `nbytes`."""
+    """Return the header for encoding `x` by the codec `kind` into `nbytes`."""
     return _layout(kind, x.dtype, x.shape, nbytes, params)
 
 
-@lru_cache(maxsize=_LAYOUTS)
+@lru_cache(maxsize=_MAX_LAYOUTS)
 def _layout(kind: str, dtype: torch.dtype, shape: torch.Size, nbytes: int, params: bytes) -> Layout:
     return Layout(codec=kind, dtype=dtype, shape=tuple(shape), nbytes=nbytes, params=params)
 
 
 def fits(shape: Sequence[int]) -> bool:
-    """True if a shape from the wire is one we handle at all: even its strides, beside a side of 0, must not overflow."""
+    """Return True if a shape from the wire can be handled.
+
+    Even its strides, beside a side of 0, must not overflow.
+    """
     return len(shape) <= MAX_RANK and math.prod(max(n, 1) for n in shape) < 2**40

@@ -1,4 +1,7 @@
-"""The k largest of each row, exactly k of them: of equal ones those at the lowest positions. Fast by thresholds, never by sorting."""
+"""Selection of exactly the k largest of each row; of equal ones those at the lowest positions.
+
+Fast by thresholds, never by sorting.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,23 @@ from numpy.typing import NDArray
 
 Scope = Literal["batch", "sample"]
 Positions = NDArray[np.intp]
-_GUESS_FROM = 1 << 13  # elements of a row from which a sample is asked for a threshold first
+_GUESS_FROM = 1 << 13  # elements in a row; from here on a sample gives a threshold first
 
 
 def rows_of(shape: tuple[int, ...], scope: Scope) -> tuple[int, int]:
-    """(rows, elements of each) among which k are chosen: the whole tensor, or each sample of a batch."""
+    """Return (rows, elements in each) among which k are chosen: the whole tensor, or each sample of a batch."""
     if scope == "batch" or not shape:
         return 1, math.prod(shape)
     return shape[0], math.prod(shape[1:])
 
 
 def kept_of(elements: int, r: float) -> int:
-    """k = d − ⌈r·d⌉ of d elements, with r as the decimal that it is written as; at least 1 of any."""
+    """Return k = d − ⌈r·d⌉ of d elements, with r as the decimal that it is written as; at least 1 if d > 0."""
     return max(1, elements - math.ceil(Fraction(Decimal(repr(r))) * elements)) if elements else 0
 
 
 def largest(rows: NDArray[np.floating[Any]], k: int) -> Positions:
-    """(R, d) -> (R·k,) positions in the flattened array, ascending."""
+    """Return the (R·k,) positions in the flattened (R, d) array, ascending."""
     count, width = rows.shape
     if k == width:
         return np.arange(count * width)
@@ -43,7 +46,7 @@ def largest(rows: NDArray[np.floating[Any]], k: int) -> Positions:
 
 
 def _by_sample(row: NDArray[np.floating[Any]], k: int) -> Positions:
-    """Let a sample say what is surely not among them; the rest is small. A bad guess costs time only."""
+    """Rule out most elements by a sample's threshold, and select from the rest. A bad guess costs only time."""
     sample = row[:: min(64, len(row) // 1024)]
     expected = k * len(sample) / len(row)
     rank = min(len(sample), math.ceil(expected + 4 * math.sqrt(expected) + 8))

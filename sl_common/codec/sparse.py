@@ -1,6 +1,7 @@
-"""What sparse codecs share: kept values in full, and where they were — as a bitmap or as indices, whichever is smaller.
+"""Steps that sparse codecs share: kept values in full, and their positions.
 
-The body is values, then positions. Indices count within their row and take ⌈log2 d⌉ bits each.
+Positions are a bitmap or indices, whichever is smaller. The body is values, then positions. Indices count within their
+row and take ⌈log2 d⌉ bits each.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from sl_common.errors import WireError
 
 Precision = Literal["float32", "float16"]
 _PARAMS = struct.Struct("<Q")
-_AT_ONCE = 1 << 13  # indices, a multiple of 8 so that each stretch begins with a byte
+_MAX_BLOCK = 1 << 13  # indices read at a time; a multiple of 8, so that each block begins with a byte
 _TOP16 = np.float32(65504)
 
 
 def value_nbytes(precision: Precision) -> int:
-    """Bytes of one kept value."""
+    """Return the bytes of one kept value."""
     return 4 if precision == "float32" else 2
 
 
 def write_values(values: NDArray[np.float32], precision: Precision) -> tuple[ByteArray, NDArray[np.float32]]:
-    """The bytes of values, and the values as they will arrive."""
+    """Return the bytes of values, and the values as they will arrive."""
     if precision == "float32":
         return np.ascontiguousarray(values).view(np.uint8), values
     half = np.clip(values, -_TOP16, _TOP16).astype("<f2")
@@ -38,7 +39,7 @@ def write_values(values: NDArray[np.float32], precision: Precision) -> tuple[Byt
 
 
 def read_values(kind: str, body: ByteArray, count: int, precision: Precision) -> tuple[NDArray[np.float32], ByteArray]:
-    """(`count` values, the bytes after them). Raises WireError if one is not finite."""
+    """Return (`count` values, the bytes after them). Raise WireError if one is not finite."""
     end = count * value_nbytes(precision)
     values = body[:end].view("<f4" if precision == "float32" else "<f2").astype(np.float32, copy=False)
     if not np.isfinite(values).all():
@@ -47,12 +48,12 @@ def read_values(kind: str, body: ByteArray, count: int, precision: Precision) ->
 
 
 def index_bits(width: int) -> int:
-    """⌈log2 d⌉."""
+    """Return ⌈log2 d⌉."""
     return max(width - 1, 0).bit_length()
 
 
 def positions_nbytes(rows: int, width: int, k: int) -> int:
-    """Bytes of a bitmap or of indices, whichever is smaller."""
+    """Return the bytes of a bitmap or of indices, whichever is smaller."""
     return min(packed_nbytes(rows * width, 1), packed_nbytes(rows * k, index_bits(width)))
 
 
@@ -61,7 +62,7 @@ def _is_bitmap(rows: int, width: int, k: int) -> bool:
 
 
 def write_positions(at: Positions, rows: int, width: int, k: int) -> ByteArray:
-    """Ascending positions in the flattened rows, k in each."""
+    """Encode ascending positions in the flattened rows, k in each."""
     if _is_bitmap(rows, width, k):
         plane = np.zeros(rows * width, np.uint8)
         plane[at] = 1
@@ -72,10 +73,10 @@ def write_positions(at: Positions, rows: int, width: int, k: int) -> ByteArray:
 
 
 def _read_indices(data: ByteArray, count: int, bits: int) -> Positions:
-    """(count,) numbers of so many bits each; some at a time, since 64 bytes of scratch go with each."""
+    """Return (count,) numbers of `bits` bits each; block by block, since each needs 64 bytes of scratch."""
     found = np.empty(count, np.intp)
-    for start in range(0, count, _AT_ONCE):
-        stop = min(start + _AT_ONCE, count)
+    for start in range(0, count, _MAX_BLOCK):
+        stop = min(start + _MAX_BLOCK, count)
         packed = data[start * bits // 8 : packed_nbytes(stop, bits)]
         planes = np.zeros((stop - start, 64), np.uint8)
         plane = np.unpackbits(packed, count=(stop - start) * bits, bitorder="little")
@@ -85,7 +86,7 @@ def _read_indices(data: ByteArray, count: int, bits: int) -> Positions:
 
 
 def read_positions(kind: str, data: ByteArray, rows: int, width: int, k: int) -> Positions:
-    """The positions again. Raises WireError unless there are k in each row, ascending and inside it."""
+    """Return the positions. Raise WireError unless there are k in each row, ascending and inside it."""
     if _is_bitmap(rows, width, k):
         at = np.flatnonzero(np.unpackbits(data, count=rows * width, bitorder="little"))
         within = at % max(width, 1)
@@ -106,14 +107,14 @@ def read_positions(kind: str, data: ByteArray, rows: int, width: int, k: int) ->
 
 
 def sparse_nbytes(rows: int, width: int, k: int, precision: Precision) -> int:
-    """Encoded bytes of a tensor."""
+    """Return the encoded bytes of a tensor."""
     return rows * k * value_nbytes(precision) + positions_nbytes(rows, width, k)
 
 
 def encode_sparse(
     kind: str, x: Tensor, rows: NDArray[np.float32], at: Positions, k: int, precision: Precision
 ) -> Packed:
-    """x, whose elements lie in `rows`, by its elements at these positions."""
+    """Encode x, whose elements are `rows`, by its elements at these positions."""
     values, _ = write_values(rows.reshape(-1)[at], precision)
     body = np.concatenate([values, write_positions(at, rows.shape[0], rows.shape[1], k)])
     return Packed(layout=make_layout(kind, x, len(body), _PARAMS.pack(k)), data=body.data)
@@ -122,13 +123,13 @@ def encode_sparse(
 def check_sparse(kind: str, layout: Layout, rows: int, width: int, k: int, precision: Precision) -> None:
     """Raise WireError unless the header has this k and the bytes that follow from it."""
     checked(kind, layout, sparse_nbytes(rows, width, k, precision), _PARAMS.size)
-    (said,) = _PARAMS.unpack(layout.params)
-    if said != k:
-        raise WireError(f"codec {kind}: header has k = {said}, this run k = {k} of {width}")
+    (header_k,) = _PARAMS.unpack(layout.params)
+    if header_k != k:
+        raise WireError(f"codec {kind}: header has k = {header_k}, this run k = {k} of {width}")
 
 
 def decode_sparse(kind: str, packed: Packed, rows: int, width: int, precision: Precision) -> Tensor:
-    """The tensor. Raises WireError if the body contradicts its header."""
+    """Return the tensor. Raise WireError if the body contradicts its header."""
     (k,) = _PARAMS.unpack(packed.layout.params)
     values, rest = read_values(kind, np.frombuffer(packed.data, np.uint8), rows * k, precision)
     out = np.zeros(rows * width, np.float32)

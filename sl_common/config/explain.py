@@ -1,4 +1,4 @@
-"""Validation errors in the words of the file that a person wrote: the key as it can be written, its value, what would do."""
+"""Validation errors in the words of the file that a person wrote: the key, its value, and what is allowed."""
 
 from __future__ import annotations
 
@@ -11,31 +11,34 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 Path = Sequence[str | int]
-MAX_TOLD = 20  # keys that are explained; a configuration with more of them wrong has something else wrong
-MAX_SHOWN_KEY = 80  # characters
-_WORD = 64  # characters of a word that is compared with those that are known
+MAX_EXPLAINED = 20  # keys; a configuration with more wrong keys has another problem
+MAX_SHOWN_KEY = 80  # characters of a key
+_MAX_COMPARED = 64  # characters of a word that are compared with known words
 
 
 def explain(error: ValidationError, raw: object, model: type[BaseModel]) -> str:
-    """One line a key. `raw` is what was validated, which tells real keys from the names of a union's members."""
+    """Return one line for each wrong key.
+
+    `raw` is the validated input; it tells real keys from the names of a union's members.
+    """
     schema = _schema(model)
     lines: dict[str, list[str]] = {}
-    for detail in error.errors(include_url=False)[:MAX_TOLD]:
+    for detail in error.errors(include_url=False)[:MAX_EXPLAINED]:
         subject, message = _line(detail, raw, schema)
         lines.setdefault(subject, []).append(message)
-    more = [f"… and {error.error_count() - MAX_TOLD} more"] if error.error_count() > MAX_TOLD else []
-    told = [": ".join(filter(None, (subject, "; or ".join(messages)))) for subject, messages in lines.items()]
-    return "\n".join([*told, *more])
+    more = [f"… and {error.error_count() - MAX_EXPLAINED} more"] if error.error_count() > MAX_EXPLAINED else []
+    explained = [": ".join(filter(None, (subject, "; or ".join(messages)))) for subject, messages in lines.items()]
+    return "\n".join([*explained, *more])
 
 
 def did_you_mean(word: object, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """`, did you mean 'x'?`, or nothing if no known word is close."""
-    near = get_close_matches(str(word)[:_WORD], list(known), n=1, cutoff=cutoff)
+    """Return `, did you mean 'x'?`, or nothing if no known word is close."""
+    near = get_close_matches(str(word)[:_MAX_COMPARED], list(known), n=1, cutoff=cutoff)
     return f", did you mean {near[0]!r}?" if near else ""
 
 
 def _line(detail: ErrorDetails, raw: object, schema: Mapping[str, Any]) -> tuple[str, str]:
-    """(key and value, what is wrong with it)."""
+    """Return (key and value, message)."""
     path, context, value = detail["loc"], detail.get("ctx", {}), detail["input"]
     key = ".".join(_written(path, raw))
     shown = "" if not key or isinstance(value, (Mapping, BaseModel)) else f" = {value!r:.80}"
@@ -72,7 +75,7 @@ def _unknown_kind(kind: object, known: Sequence[str]) -> str:
 
 
 def _written(path: Path, raw: object) -> list[str]:
-    """The path without what is in no file: a table's `kind`, and `int`, `str` for the members of a union."""
+    """Return the path without the parts that no file has: a table's `kind`, and `int`, `str` for members of a union."""
     written: list[str] = []
     node: Any = raw
     for part in path:
@@ -89,7 +92,10 @@ def _written(path: Path, raw: object) -> list[str]:
 
 
 def _key(part: str | int) -> str:
-    """A key as text; quoted, and cut, where it is none that a person would write: the file may be another machine's."""
+    """Return a key as text, quoted and cut if a person would not write it so.
+
+    The file may come from another machine.
+    """
     text = str(part)
     return text if text.isprintable() and len(text) <= MAX_SHOWN_KEY else f"{text!r:.{MAX_SHOWN_KEY}}"
 
@@ -103,12 +109,12 @@ def _schema(model: type[BaseModel]) -> Mapping[str, Any]:
 
 
 def _keys_beside(path: Path, schema: Mapping[str, Any]) -> list[str]:
-    """The keys that the table of a misspelt key does have."""
+    """Return the keys that the table of a misspelt key has."""
     return list(_node(path[:-1], schema).get("properties", {}))
 
 
 def _kinds_with(path: Path, schema: Mapping[str, Any]) -> list[str]:
-    """The other kinds of a union whose table does have the last key of this path, which goes through a member that has not."""
+    """Return the other kinds of a union whose table has the last key of this path; the path's own member lacks it."""
     definitions = schema.get("$defs", {})
     members = list(_options(_node(path[:-2], schema), definitions)) if len(path) > 2 else []
     if not any(path[-2] in _kinds(member) for member in members):
@@ -118,7 +124,7 @@ def _kinds_with(path: Path, schema: Mapping[str, Any]) -> list[str]:
 
 
 def _kinds_at(path: Path, schema: Mapping[str, Any]) -> list[str]:
-    """The kinds that a union may have."""
+    """Return the kinds that a union may have."""
     members = _options(_node(path, schema), schema.get("$defs", {}))
     return sorted({kind for member in members for kind in _kinds(member) if kind is not None})
 
@@ -134,7 +140,7 @@ def _node(path: Path, schema: Mapping[str, Any]) -> Any:
 
 
 def _options(node: Any, definitions: Mapping[str, Any]) -> Iterator[Any]:
-    """The members of a union, also of one that may be absent."""
+    """Yield the members of a union, also of one that may be absent."""
     for option in node.get("oneOf", node.get("anyOf", [])):
         member = _resolve(option, definitions)
         yield member
@@ -147,7 +153,10 @@ def _kinds(node: Any) -> list[Any]:
 
 
 def _resolve(node: Any, definitions: Mapping[str, Any]) -> Any:
-    """What a node refers to; beside a default pydantic before 2.9 writes the reference as the only member of `allOf`."""
+    """Return the node that a reference points to.
+
+    Beside a default pydantic before 2.9 writes the reference as the only member of `allOf`.
+    """
     if len(node.get("allOf", ())) == 1:
         node = node["allOf"][0]
     return definitions[node["$ref"].rsplit("/", 1)[-1]] if "$ref" in node else node

@@ -1,7 +1,10 @@
-"""A file, `--set` and SL_SET, laid over each other and completed. Law: what was written last wins, key by key.
+"""A file, `--set` and SL_SET, laid over each other and completed.
 
-A table whose `kind` chooses among several (a codec, an optimiser, …) may be written as that word alone. Without a `kind` it changes
-keys of what is there: of the file's table, of the preset's, or of the default. With another `kind` it takes the place of what is there.
+Law: the value that was written last wins, key by key.
+
+A table whose `kind` chooses among several (a codec, an optimiser, …) may be written as that word alone. A table
+without a `kind` changes keys of the table below it: the file's, the preset's, or the default. A table with another
+`kind` replaces the one below it.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ _CLOSING = {"{": "}", "[": "]", '"': '"', "'": "'"}
 
 
 def deep_merge(base: TomlTable, over: TomlTable) -> dict[str, Any]:
-    """`over` wins key by key; a table with another `kind` replaces the one below it instead of merging into it."""
+    """Merge key by key, with `over` above `base`; a table with another `kind` replaces the one below it."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
@@ -41,9 +44,9 @@ def _merges(below: TomlTable, over: TomlTable) -> bool:
 
 
 def spell_out(raw: TomlTable, *models: type[BaseModel]) -> dict[str, Any]:
-    """Put the table where a word stands for it: `up = "float8"` becomes `up = { kind = "float8" }`.
+    """Replace each word that stands for a table: `up = "float8"` becomes `up = { kind = "float8" }`.
 
-    `models`: what the table may be, of which its `kind` is not known yet.
+    `models` are the possible types of the table, whose `kind` is not known yet.
     """
     done = dict(raw)
     for name, value in raw.items():
@@ -57,9 +60,10 @@ def spell_out(raw: TomlTable, *models: type[BaseModel]) -> dict[str, Any]:
 
 
 def complete(raw: TomlTable, model: type[BaseModel], above: str = "") -> dict[str, Any]:
-    """Lay a union's table without a `kind` over the default of its field, where that has one.
+    """Lay each union's table without a `kind` over the default of its field, if that has one.
 
-    Raises ConfigError for true and false in place of a number, which Python takes them for; `above`: keys that lead here, with a dot.
+    Raises ConfigError for true and false in place of a number, which Python takes them for. `above`: the keys that lead here, with
+    a dot.
     """
     done = dict(raw)
     for name, value in raw.items():
@@ -98,7 +102,7 @@ def _fields(models: tuple[type[BaseModel], ...], name: str) -> Iterator[FieldInf
 
 
 def _members(field: FieldInfo) -> list[type[BaseModel]]:
-    """The tables that a field may hold; none for a plain value."""
+    """Return the tables that a field may hold; none for a plain value."""
     return list(_models(field.annotation))
 
 
@@ -110,15 +114,15 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _kinds(member: type[BaseModel]) -> tuple[str, ...]:
-    """The words under which a union knows it."""
+    """Return the words by which a union knows it."""
     return get_args(member.model_fields["kind"].annotation) if "kind" in member.model_fields else ()
 
 
-# --- what a person writes in a shell
+# --- overrides that a person writes in a shell
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """The tree of one `a.b=c`: a TOML value, or a bare word. Raises ConfigError."""
+    """Return the tree of one `a.b=c`: a TOML value, or a bare word. Raise ConfigError for anything else."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {text!r}: write it as key.subkey=value")
@@ -126,7 +130,7 @@ def parse_override(text: str) -> dict[str, Any]:
         raise ConfigError(f"--set {text!r}: one key and one value on one line, without control characters")
     try:
         parsed = load_toml(f"{key} = {value}")
-        if not isinstance(_leaf(parsed), str | int | float | list | Mapping):  # a date, after which a run may be called
+        if not isinstance(_leaf(parsed), str | int | float | list | Mapping):  # a date; a run may have one as its name
             parsed = load_toml(f"{key} = {json.dumps(value)}")
     except (ValueError, RecursionError) as error:
         if value.lstrip()[:1] in ("{", "["):
@@ -134,7 +138,7 @@ def parse_override(text: str) -> dict[str, Any]:
                 f"--set {text[:200]!r}: {str(error)[:200]}; words within brackets stand in quotes: ['lower', 'head']"
             ) from error
         try:
-            parsed = load_toml(f"{key} = {json.dumps(value)}")  # a bare word is a string
+            parsed = load_toml(f"{key} = {json.dumps(value)}")  # take a bare word as a string
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"--set {text[:200]!r}: {str(error)[:200]}") from error
     check_bounds(parsed)
@@ -144,9 +148,10 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def split_overrides(text: str) -> list[str]:
-    """The items of SL_SET, separated by white space outside quotes and brackets.
+    """Return the items of SL_SET, separated by white space outside quotes and brackets.
 
-    A value with spaces stands in quotes (`run.name='my run'`), or the whole item does. Raises ConfigError for what is not closed.
+    A value with spaces must be in quotes (`run.name='my run'`), or the whole item. Raise ConfigError if a quote or
+    bracket is not closed.
     """
     items: list[str] = []
     item, open_ = "", ""
@@ -163,14 +168,14 @@ def split_overrides(text: str) -> list[str]:
             item += one
     if open_:
         raise ConfigError(
-            f"SL_SET = {text[:200]!r}: {open_[-1]} is missing; items are separated by spaces, a value with spaces stands "
-            "in quotes: run.rounds=3 run.name='my run'"
+            f"SL_SET = {text[:200]!r}: {open_[-1]} is missing; items are separated by spaces, a value with spaces "
+            "stands in quotes: run.rounds=3 run.name='my run'"
         )
     return [_unquoted(one) for one in [*items, item] if one]
 
 
 def _unquoted(item: str) -> str:
-    """Take away quotes around the whole of it."""
+    """Return the item without quotes around the whole of it."""
     quoted = len(item) > 1 and item[0] in "\"'" and item.find(item[0], 1) == len(item) - 1
     return item[1:-1] if quoted else item
 
@@ -182,7 +187,7 @@ def _leaf(parsed: Any) -> Any:
 
 
 def _is_one_key(key: str, parsed: Mapping[str, Any]) -> bool:
-    """Tell if the text before the equals sign is a dotted key, and what was parsed is that key alone."""
+    """Return True if the text before the equals sign is a dotted key, and only that key was parsed."""
     try:
         node: Any = load_toml(f"{key} = 0")
         while isinstance(node, Mapping) and len(node) == 1:

@@ -1,4 +1,4 @@
-"""The published algorithms, one line each. The only module of the core that knows their names."""
+"""The published algorithms, one entry each. Only this module of the core knows their names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sl_common.protocol import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preset:
-    """A record with its source and the traffic of one pass over the data.
+    """A protocol with its source and the traffic of one pass over the data.
 
     In `traffic`, |D| = samples, S = bytes of one sample's smashed tensor, C = clients, |w| = bytes of weights.
     """
@@ -48,25 +48,28 @@ PRESETS: dict[str, Preset] = {
     ),
     "sglr": Preset(
         protocol=Protocol(barrier=All(), head=Head(scatter=Averaged(fraction=0.5), lr_power=0.5)),
-        source="Pal et al. 2021, Server-side local gradient averaging and learning rate acceleration (SGLR), arXiv:2112.05929",
+        source="Pal et al. 2021, Server-side local gradient averaging and learning rate acceleration (SGLR), "
+        "arXiv:2112.05929",
         traffic="2|D|S (the paper counts one broadcast to those that share: (2 - fraction)|D|S + S)",
     ),
     "splitfed_v1": Preset(
         protocol=Protocol(head=Head(copies="per_client"), merge=Average(parts=("lower", "head"))),
-        source="Thapa et al. 2022, SplitFed: when federated learning meets split learning (SFLV1); its authors average unweighted "
-        "(merge.weighting) and evaluate the pre-round client model",
+        source="Thapa et al. 2022, SplitFed: when federated learning meets split learning (SFLV1); its authors average "
+        "unweighted (merge.weighting) and evaluate the pre-round client model",
         traffic="2|D|S + 2C|w_lower|",
     ),
     "splitfed_v2": Preset(
         protocol=Protocol(barrier=InTurn(order="shuffled", unit="epoch"), merge=Average()),
-        source="Thapa et al. 2022, SplitFed: when federated learning meets split learning (SFLV2); its authors average unweighted "
-        "(merge.weighting) and evaluate the pre-round client model",
+        source="Thapa et al. 2022, SplitFed: when federated learning meets split learning (SFLV2); its authors average "
+        "unweighted (merge.weighting) and evaluate the pre-round client model",
         traffic="2|D|S + 2C|w_lower|",
     ),
     "loss_async": Preset(
         protocol=Protocol(waves=Sequential(), gate=LossGate(), merge=Handoff()),
-        source="Chen, Li & Chakrabarti 2021, Communication and computation reduction using asynchronous training, arXiv:2107.09786",
-        traffic="(n_A + n_B)/T of |D|S up and n_A/T of |D|S down; 2C|w_lower| in rounds A; T rounds, n_A with gradients, n_B without",
+        source="Chen, Li & Chakrabarti 2021, Communication and computation reduction using asynchronous training, "
+        "arXiv:2107.09786",
+        traffic="(n_A + n_B)/T of |D|S up and n_A/T of |D|S down; 2C|w_lower| in rounds A; T rounds, n_A with "
+        "gradients, n_B without",
     ),
     "locsplitfed": Preset(
         protocol=Protocol(
@@ -93,8 +96,10 @@ PRESETS: dict[str, Preset] = {
             barrier=InTurn(order="fixed", unit="batch"),
             merge=Average(parts=("lower", "aux")),
         ),
-        source="Mu & Shen 2023, Communication and storage efficient federated split learning (CSE-FSL), arXiv:2302.05599",
-        traffic="|D|S/h + 2C(|w_lower| + |w_aux|); floor(K/h) of a wave's K batches up, ceil(K/h) with learner.partial = 'send'",
+        source="Mu & Shen 2023, Communication and storage efficient federated split learning (CSE-FSL), "
+        "arXiv:2302.05599",
+        traffic="|D|S/h + 2C(|w_lower| + |w_aux|); floor(K/h) of a wave's K batches up, ceil(K/h) with learner.partial "
+        "= 'send'",
     ),
     "fsl_sage": Preset(
         protocol=Protocol(
@@ -103,8 +108,10 @@ PRESETS: dict[str, Preset] = {
             barrier=InTurn(order="fixed", unit="batch"),
             merge=Average(parts=("lower",)),
         ),
-        source="Nair et al. 2025, FSL-SAGE: federated split learning via smashed activation gradient estimation, arXiv:2505.23182",
-        traffic="|D|S/q (ceil(K/q) of a wave's K batches up) + 2C|w_lower|; C|w_aux| down in the first round and every l-th",
+        source="Nair et al. 2025, FSL-SAGE: federated split learning via smashed activation gradient estimation, "
+        "arXiv:2505.23182",
+        traffic="|D|S/q (ceil(K/q) of a wave's K batches up) + 2C|w_lower|; C|w_aux| down in the first round and every "
+        "l-th",
     ),
     "fedavg": Preset(
         protocol=Protocol(learner=Local(), merge=Average(parts=("lower", "head"))),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from sl_common.config.run_config import check_device
+from sl_common.config.sections import check_device
 from sl_common.errors import ConfigError, first_line
 
 

@@ -1,8 +1,8 @@
 """Named networks as lists of blocks, and the cut between them.
 
 A model function returns its blocks in order: `(name, module)` pairs, or modules alone. The unsplit network is
-`nn.Sequential` over them; the lower segment is the first `cut` blocks, the head the rest. Names stay the same on both sides,
-so the two state dicts together are the unsplit network's.
+`nn.Sequential` over them; the lower segment is the first `cut` blocks, the head the rest. Names stay the same on both
+sides, so the two state dicts together are the unsplit network's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sl_common.models.mlp import mlp
 from sl_common.models.resnet import resnet16, resnet18, resnet34
 from sl_common.models.vgg import vgg11, vgg13, vgg16, vgg19
 from sl_common.seeds import seed_of
-from sl_common.training.segment import seeded
+from sl_common.training.modules import seeded
 
 Block = tuple[str, nn.Module]
 MODELS: dict[str, Callable[..., Sequence[Block | nn.Module]]] = {
@@ -55,23 +55,14 @@ def build(
     allowed: Collection[str] | None = None,
     hollow: bool = False,
 ) -> list[Block]:
-    """The blocks of a model, initialised from `seed` alone.
+    """Return the blocks of a model, initialised from `seed` alone.
 
-    `hollow`: without memory, on the meta device, for `fill`; not for the user's own code, which may not know it.
-    `input` is the shape of one sample (C, H, W); `allowed` says which packages the user's own code may come from (None: any).
-    Raises ConfigError for an unknown name, arguments the function does not take, or a result that is not a list of blocks.
+    `input` is the shape of one sample (C, H, W). `allowed` lists the packages that the user's own code may come from
+    (None: any). With `hollow` the blocks are made without memory, on the meta device, for `fill`; not for the user's
+    own code, which may not support it. Raise ConfigError for an unknown name, arguments that the function does not
+    take, or a result that is not a list of blocks.
     """
-    if is_user_code(name):
-        with settings_kept():
-            function = load_function(name, allowed, "model.name", takes=("input", "classes"))
-    elif name in MODELS:
-        function = MODELS[name]
-    else:
-        near = get_close_matches(name, MODELS, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(
-            f"model.name = {name!r}: unknown model{hint} (known: {', '.join(MODELS)}, or package.module:function)"
-        )
+    function = _find(name, allowed)
     offered = {"input": tuple(input), "classes": classes, **args}
     try:
         inspect.signature(function).bind(**offered)
@@ -84,22 +75,36 @@ def build(
                 blocks = function(**offered)
         except ConfigError:
             raise
-        except (Exception, SystemExit) as error:  # the user's code, or arguments of the wrong kind
+        except (Exception, SystemExit) as error:  # from the user's code, or arguments of a wrong type
             raise ConfigError(
                 f"model {name!r} cannot be made with input {tuple(input)}, {classes} classes, args {args}: {error!r}"
             ) from error
     return _named(blocks, name)
 
 
-def fill(first: nn.Module, seed: int) -> None:
-    """Give memory to the first blocks of a hollow model of ours, with the values that `build` draws from `seed`.
+def _find(name: str, allowed: Collection[str] | None) -> Callable[..., Sequence[Block | nn.Module]]:
+    if is_user_code(name):
+        with settings_kept():
+            return load_function(name, allowed, "model.name", takes=("input", "classes"))
+    if name in MODELS:
+        return MODELS[name]
+    near = get_close_matches(name, MODELS, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(
+        f"model.name = {name!r}: unknown model{hint} (known: {', '.join(MODELS)}, or package.module:function)"
+    )
 
-    Each layer of torch's draws its own when it is made, and again when it is reset, and ours are made in the order of their modules.
+
+def fill(first: nn.Module, seed: int) -> None:
+    """Give memory to the first blocks of a hollow built-in model, with the values that `build` draws from `seed`.
+
+    Each of torch's layers draws its own when it is made, and again when it is reset, and built-in models make their
+    layers in the order of their modules.
     """
     with seeded(seed_of(seed, "init"), torch.device("cpu")):
         for module in first.modules():
             weights, buffers = (list(of(recurse=False)) for of in (module.named_parameters, module.named_buffers))
-            for name, t in weights:  # not to_empty, for which torch imports its compiler
+            for name, t in weights:  # to_empty would import torch's compiler
                 setattr(module, name, nn.Parameter(torch.empty(t.shape, dtype=t.dtype), t.requires_grad))
             for name, t in buffers:
                 setattr(module, name, torch.empty(t.shape, dtype=t.dtype))
@@ -124,7 +129,10 @@ def _named(blocks: object, name: str) -> list[Block]:
 
 
 def cut_index(blocks: Sequence[Block], cut: int | str) -> int:
-    """How many blocks a client holds: `cut` itself, or up to and including the block of that name. Raises ConfigError."""
+    """Return the number of blocks on the client: `cut` itself, or up to and including the block of that name.
+
+    Raise ConfigError if the model has no such cut.
+    """
     names = [name for name, _ in blocks]
     if isinstance(cut, str):
         if cut not in names[:-1]:
@@ -140,11 +148,11 @@ def cut_index(blocks: Sequence[Block], cut: int | str) -> int:
 
 
 def split_blocks(blocks: Sequence[Block], cut: int | str) -> tuple[nn.Sequential, nn.Sequential]:
-    """(lower, head): the modules before and after the cut. Raises ConfigError if the cut is outside the model."""
+    """Return (lower, head): the modules before and after the cut. Raise ConfigError if it is outside the model."""
     index = cut_index(blocks, cut)
     return join(blocks[:index]), join(blocks[index:])
 
 
 def join(blocks: Sequence[Block]) -> nn.Sequential:
-    """The blocks as one module."""
+    """Return the blocks as one module."""
     return nn.Sequential(OrderedDict(blocks))

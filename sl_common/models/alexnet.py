@@ -10,7 +10,7 @@ from sl_common.errors import ConfigError
 
 
 def alexnet(input: Sequence[int], classes: int, dropout: float = 0.5) -> list[tuple[str, nn.Module]]:
-    """Blocks: conv1 to conv5, fc1, fc2, out. SGLR cuts after conv1, one convolution and one max-pool: (64, 8, 8) of 32×32."""
+    """Return blocks conv1 to conv5, fc1, fc2, out. SGLR cuts after conv1: (64, 8, 8) of a 32×32 image."""
     if len(input) != 3 or min(input[1:]) < 32:
         raise ConfigError(f"model 'alexnet' needs input (C, H ≥ 32, W ≥ 32), got {tuple(input)}")
     features = 256 * (input[1] // 16) * (input[2] // 16)

@@ -17,10 +17,10 @@ def cnn(
     batch_norm: bool = False,
     dropout: float = 0.0,
 ) -> list[tuple[str, nn.Module]]:
-    """x (B, C, H, W) -> logits (B, classes).
+    """Return the blocks of a network from x (B, C, H, W) to logits (B, classes).
 
-    Blocks: conv1, conv2 (each Conv 3×3 [BatchNorm] ReLU MaxPool 2), hidden (Linear ReLU [Dropout]), out (Linear). Cut after
-    conv1 a 28×28 image becomes (32, 14, 14). Raises ConfigError for an input that is not (C, H ≥ 4, W ≥ 4).
+    Blocks: conv1, conv2 (each Conv 3×3 [BatchNorm] ReLU MaxPool 2), hidden (Linear ReLU [Dropout]), out (Linear). Cut
+    after conv1 a 28×28 image becomes (32, 14, 14). Raise ConfigError for an input that is not (C, H ≥ 4, W ≥ 4).
     """
     if len(input) != 3 or min(input[1:]) < 4:
         raise ConfigError(f"model 'cnn' needs input (C, H, W) with H and W at least 4, got {tuple(input)}")

@@ -15,7 +15,10 @@ def mlp(
     batch_norm: bool = False,
     dropout: float = 0.0,
 ) -> list[tuple[str, nn.Module]]:
-    """x (B, *input) -> logits (B, classes). Blocks hidden1 … hiddenN, out; each hidden one is Linear [BatchNorm] ReLU [Dropout]."""
+    """Return the blocks of a network from x (B, *input) to logits (B, classes).
+
+    Blocks: hidden1 … hiddenN, out; each hidden one is Linear [BatchNorm] ReLU [Dropout].
+    """
     blocks: list[tuple[str, nn.Module]] = []
     width = math.prod(input)
     for number, units in enumerate(hidden, start=1):

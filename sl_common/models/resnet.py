@@ -1,7 +1,7 @@
-"""Residual networks of basic blocks (He et al., CVPR 2016), one block of the list for each, so that every one of them can be a cut.
+"""Residual networks of basic blocks (He et al., CVPR 2016); a cut is possible after each of these blocks.
 
-They begin as torchvision's and FSL-SAGE's do: convolutions from He et al.'s normal distribution by their outgoing connections (ICCV 2015),
-BatchNorm with scale 1 and shift 0, the linear layer as torch draws it.
+They begin as torchvision's and FSL-SAGE's do: convolutions from He et al.'s normal distribution by their outgoing
+connections (ICCV 2015), BatchNorm with scale 1 and shift 0, the linear layer as torch draws it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ class HeConv2d(nn.Conv2d):
         super().__init__(inputs, outputs, kernel_size, stride, padding, bias=False)
 
     def reset_parameters(self) -> None:
-        """Draw the weights: torch calls it when the layer is made, `models.fill` when a hollow one gets its memory."""
+        """Draw the weights.
+
+        Torch calls this when it makes the layer, and `models.fill` when a hollow one gets memory.
+        """
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
 
@@ -42,28 +45,33 @@ class BasicBlock(nn.Module):
             self.down = nn.Sequential(HeConv2d(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+        """Return (B, outputs, H / stride, W / stride) of (B, inputs, H, W)."""
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(y + self.down(x))
 
 
 def resnet18(input: Sequence[int], classes: int, stem: Stem = "imagenet") -> list[tuple[str, nn.Module]]:
-    """Blocks: stem, layer1_0, layer1_1, …, layer4_1, out. FSL-SAGE cuts after layer2_1: 32×32 images become (128, 4, 4).
+    """Return ResNet-18: blocks stem, layer1_0, layer1_1, …, layer4_1, out.
 
-    The ImageNet stem is a 7×7 convolution of stride 2 and a max-pool, CIFAR's a 3×3 convolution.
+    FSL-SAGE cuts after layer2_1: 32×32 images become (128, 4, 4). The ImageNet stem is a 7×7 convolution of stride 2
+    and a max-pool, CIFAR's a 3×3 convolution.
     """
     return _resnet("resnet18", input, classes, stem, (2, 2, 2, 2), (64, 128, 256, 512))
 
 
 def resnet34(input: Sequence[int], classes: int, stem: Stem = "imagenet") -> list[tuple[str, nn.Module]]:
-    """Blocks: stem, layer1_0 to layer1_2, layer2_0 to layer2_3, layer3_0 to layer3_5, layer4_0 to layer4_2, out."""
+    """Return ResNet-34.
+
+    Blocks: stem, layer1_0 to layer1_2, layer2_0 to layer2_3, layer3_0 to layer3_5, layer4_0 to layer4_2, out.
+    """
     return _resnet("resnet34", input, classes, stem, (3, 4, 6, 3), (64, 128, 256, 512))
 
 
 def resnet16(input: Sequence[int], classes: int) -> list[tuple[str, nn.Module]]:
-    """A thin one of 16 layers (Pal et al. 2021): the cut after layer2_1 leaves 9 with the client, 7 with the server.
+    """Return a thin residual network of 16 layers (Pal et al. 2021).
 
-    Blocks: stem (16), layer1_0, layer1_1 (16), layer2_0, layer2_1 (32), layer3_0 to layer3_2 (64), out.
+    The cut after layer2_1 leaves 9 layers with the client, 7 with the server. Blocks: stem (16), layer1_0, layer1_1
+    (16), layer2_0, layer2_1 (32), layer3_0 to layer3_2 (64), out.
     """
     return _resnet("resnet16", input, classes, "cifar", (2, 2, 3), (16, 32, 64))
 

@@ -1,7 +1,8 @@
 """VGG networks with BatchNorm (Simonyan & Zisserman, ICLR 2015) in their forms for 32×32 images.
 
-`vgg11` and `vgg13` end in one linear layer. `vgg16` and `vgg19` end in the classifier of MS's authors (Zhou et al., ECAI 2024): two hidden
-layers of 4,096 units with dropout. Of larger images each classifier gets the means over the last map, which is 1×1 of 32×32 images.
+`vgg11` and `vgg13` end in one linear layer. `vgg16` and `vgg19` end in the classifier of MS's authors (Zhou et al.,
+ECAI 2024): two hidden layers of 4,096 units with dropout. For larger images each classifier takes means over the last
+map, which is 1×1 for 32×32 images.
 """
 
 from __future__ import annotations
@@ -22,22 +23,28 @@ _PLANS: dict[str, tuple[int | str, ...]] = {
 
 
 def vgg11(input: Sequence[int], classes: int) -> list[tuple[str, nn.Module]]:
-    """Blocks: conv1 to conv8, out; images from 32×32 up."""
+    """Return VGG-11: blocks conv1 to conv8, out; for images of at least 32×32."""
     return [*_features("vgg11", input), _pooled(nn.Linear(512, classes))]
 
 
 def vgg13(input: Sequence[int], classes: int) -> list[tuple[str, nn.Module]]:
-    """Blocks: conv1 to conv10, out; images from 32×32 up."""
+    """Return VGG-13: blocks conv1 to conv10, out; for images of at least 32×32."""
     return [*_features("vgg13", input), _pooled(nn.Linear(512, classes))]
 
 
 def vgg16(input: Sequence[int], classes: int, dropout: float = 0.5) -> list[tuple[str, nn.Module]]:
-    """Blocks: conv1 to conv13, fc1, fc2, out. MS's newer program cuts after conv1 (64, 32, 32), conv7 (256, 4, 4) and conv13 (512, 1, 1)."""
+    """Return VGG-16: blocks conv1 to conv13, fc1, fc2, out.
+
+    MS's newer program cuts after conv1 (64, 32, 32), conv7 (256, 4, 4) and conv13 (512, 1, 1).
+    """
     return [*_features("vgg16", input), *_classifier(classes, dropout)]
 
 
 def vgg19(input: Sequence[int], classes: int, dropout: float = 0.5) -> list[tuple[str, nn.Module]]:
-    """Blocks: conv1 to conv16, fc1, fc2, out. MS cuts 32×32 images after conv2 (64, 16, 16), conv8 (256, 4, 4) and conv15 (512, 2, 2)."""
+    """Return VGG-19: blocks conv1 to conv16, fc1, fc2, out.
+
+    MS cuts 32×32 images after conv2 (64, 16, 16), conv8 (256, 4, 4) and conv15 (512, 2, 2).
+    """
     return [*_features("vgg19", input), *_classifier(classes, dropout)]
 
 
@@ -55,7 +62,7 @@ def _hidden(inputs: int, dropout: float) -> list[nn.Module]:
 
 
 def _features(name: str, input: Sequence[int]) -> list[tuple[str, nn.Module]]:
-    """Each block is convolution, BatchNorm, ReLU, and the max-pool that follows it."""
+    """Return the convolutional blocks: convolution, BatchNorm, ReLU, and the max-pool that may follow."""
     if len(input) != 3 or min(input[1:]) < 32:
         raise ConfigError(f"model {name!r} needs input (C, H ≥ 32, W ≥ 32), got {tuple(input)}")
     blocks: list[tuple[str, nn.Module]] = []

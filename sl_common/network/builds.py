@@ -1,7 +1,8 @@
-"""Descriptions of a network's parts by which two builds are compared: tensors, modules, and outputs for weights that both sides draw alike.
+"""Descriptions of a network's parts by which two builds are compared.
 
-Law: initial weights count for nothing. Their last bits differ between processors, a network may draw them as it likes, and the server's
-replace them. Whatever is tried out here is afterwards as it was.
+A description has the tensors, the modules, and some outputs for weights that both sides draw alike. Law: initial
+weights do not count. Their last bits differ between processors, a network may draw them in its own way, and the
+server's replace them. A module that is tried out here is unchanged afterwards.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from sl_common.config.run_config import RunConfig
 from sl_common.holdings import CLOSE, MAX_LAYOUT, MAX_PROBE, Build, apart
 from sl_common.network.network import Network
 from sl_common.seeds import numpy_generator
-from sl_common.training.segment import Alone, buffers_untouched, seeded
+from sl_common.training.modules import buffers_untouched, seeded
+from sl_common.training.segment import Alone
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_SHOWN = 160  # characters of a line that differs
+_SHOWN = 160  # characters shown of a line that differs
 _WHOLE = 4  # the largest whole number of a drawn weight
-_ROUNDINGS = 4  # units in the last place of a cut of lower precision
+_ROUNDINGS = 4  # units in the last place; for cuts of lower precision
 
 
 def builds_of(config: RunConfig, network: Network, parts: Iterable[str], alone: Alone) -> tuple[Build, ...]:
-    """Those parts of a network. `alone`: held while the process's one generator of random numbers is seeded."""
+    """Describe these parts of a network. `alone` is held while the process's one random generator is seeded."""
     return tuple(_build(part, network.part(part), _input(config, network, part), alone) for part in parts)
 
 
@@ -51,33 +53,38 @@ def _build(part: str, module: nn.Module, x: Tensor, alone: Alone) -> Build:
 
 
 def _line(name: str, module: nn.Module) -> str:
-    """A layer and its settings, without what differs from process to process."""
+    """Return a layer and its settings in one line, without the parts that differ from process to process."""
     try:
         settings = module.extra_repr()
-    except Exception:  # the user's own code
+    except Exception:  # raised by the user's own code
         settings = ""
     return _ADDRESS.sub("", f"{name}: {type(module).__name__}({settings})".replace("\n", " "))
 
 
 def _text(lines: Iterable[str]) -> str:
-    """As a frame can hold it."""
+    """Join the lines to a text that a frame can hold."""
     return "\n".join(lines).encode(errors="replace").decode()
 
 
 def _input(config: RunConfig, network: Network, part: str) -> Tensor:
-    """Two samples, the same on any machine; below 1, so that whoever takes them for indices finds the first."""
+    """Return two samples, the same on any machine.
+
+    All numbers are below 1, so a module that takes them for indices finds the first entry.
+    """
     shape = config.input if part == "lower" else network.cut_shape
     x = torch.from_numpy(numpy_generator("build", "input", part).integers(0, 8, (2, *shape), dtype=np.int8)).float() / 8
     return x if part == "lower" else x.to(network.cut_dtype)
 
 
 def _probe(module: nn.Module, x: Tensor) -> tuple[float, ...]:
-    """Some outputs in evaluation mode; none if there are none that could be compared, as where a second pass gives others: the module draws
-    numbers of its own, or keeps state."""
+    """Return some outputs in evaluation mode; empty if there are none that could be compared.
+
+    A module whose second pass differs from its first draws numbers of its own or keeps state: its outputs cannot be compared.
+    """
     try:
         with torch.no_grad(), _as_drawn(module), buffers_untouched(module):
             first, second = (_outputs(module, x) for _ in range(2))
-    except Exception:  # whatever the modules raise: the other side's raise it too
+    except Exception:  # any error of the modules; the other side's raise it too
         return ()
     return first if apart(first, second) is None else ()
 
@@ -94,7 +101,7 @@ def _outputs(module: nn.Module, x: Tensor) -> tuple[float, ...]:
 
 @contextmanager
 def _as_drawn(module: nn.Module) -> Iterator[None]:
-    """Inside, the module is in evaluation mode and has weights that are the same to the last bit wherever they are drawn."""
+    """Put the module in evaluation mode inside the context, with weights that are the same to the last bit anywhere."""
     modes = [(one, one.training) for one in module.modules()]
     weights = [(name, p, p.data) for name, p in module.named_parameters()]
     try:
@@ -111,8 +118,10 @@ def _as_drawn(module: nn.Module) -> Iterator[None]:
 
 
 def _drawn(name: str, p: Tensor) -> Tensor:
-    """Whole numbers times a power of two, which few sums have to round; of a size that keeps activations' size. Biases and norms' factors
-    are between 0 and 1."""
+    """Return weights that few sums have to round: whole numbers times a power of two.
+
+    Their size keeps the size of activations. Biases and norms' factors are between 0 and 1.
+    """
     draw = numpy_generator("build", "weights", name)
     if p.dim() < 2 or not p.numel():
         numbers = torch.from_numpy(draw.integers(1, 8, p.numel(), dtype=np.int8, endpoint=True))
@@ -123,9 +132,9 @@ def _drawn(name: str, p: Tensor) -> Tensor:
 
 
 def build_difference(theirs: Build, ours: Build, *, same_torch: bool, dtype: torch.dtype) -> str:
-    """In what a client's build differs from the server's, in words; nothing if it does not.
+    """Return the difference between a client's build and the server's in words; empty if there is none.
 
-    Another version of torch may write a module differently: then the outputs decide alone. `dtype`: of the cut.
+    Another version of torch may describe a module differently: then the outputs alone decide. `dtype` is the cut's.
     """
     if theirs.layout_sha256 != ours.layout_sha256:
         return _first_line(theirs.layout, ours.layout)
@@ -141,7 +150,7 @@ def build_difference(theirs: Build, ours: Build, *, same_torch: bool, dtype: tor
 
 
 def is_release(version: str, other: str) -> bool:
-    """Whether two versions of torch differ at most in how they were compiled."""
+    """Return True if two versions of torch differ at most in their compilation."""
     return version.partition("+")[0] == other.partition("+")[0]
 
 

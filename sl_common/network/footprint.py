@@ -1,4 +1,7 @@
-"""What training a segment takes of a device's memory. Pure: told from the sizes of its weights, and from a pass of two samples."""
+"""Memory that the training of a segment takes on a device.
+
+Pure: estimated from the sizes of its weights, and from a pass of two samples.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from sl_common.config.run_config import RunConfig
-from sl_common.network.network import Network, outline
+from sl_common.network.network import Network
+from sl_common.network.parts import outline
+from sl_common.training.modules import buffers_untouched, seeded
 from sl_common.training.optim import Optimizer
-from sl_common.training.segment import buffers_untouched, seeded
 
-FACTOR = 3  # of the activations: they themselves, the gradients that a backward pass makes of them, and the message under way
-_TRIED = 2  # samples of a trial; activations grow with the batch
+FACTOR = 3  # times the activations: themselves, their gradients in a backward pass, and the message under way
+_TRIED = 2  # samples in a trial; activations grow with the batch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,12 +29,12 @@ class Footprint:
 
     weights: int  # parameters and buffers
     gradients: int
-    optimizer: int  # its state
-    activations: int  # what autograd keeps of one batch, and what comes out
+    optimizer: int  # the optimiser's state
+    activations: int  # tensors that autograd keeps of one batch, and the output
 
     @classmethod
     def of(cls, module: nn.Module, optimizer: Optimizer, activations: int) -> Self:
-        """Of a module that keeps so many bytes of a batch."""
+        """Return the footprint of a module that keeps this number of bytes of a batch."""
         trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
         return cls(
             weights=nbytes_of(module.state_dict().values()),
@@ -49,29 +53,30 @@ class Footprint:
 
     @property
     def segment(self) -> int:
-        """What is there between two batches."""
+        """Bytes between two batches."""
         return self.weights + self.gradients + self.optimizer
 
     @property
     def needed(self) -> int:
-        """What a client should have for it."""
+        """Bytes that a client should have for it."""
         return self.segment + FACTOR * self.activations
 
 
 def nbytes_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of their elements, those of one tensor under several names once."""
+    """Return the bytes of the tensors' elements; a tensor under several names counts once."""
     places = {(t.untyped_storage()._cdata, t.storage_offset(), t.shape): t for t in tensors}
     return sum(t.numel() * t.element_size() for t in places.values())
 
 
 def kept_by(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
-    """A forward pass in training mode, and the bytes of the tensors that autograd keeps of it, each memory counted once.
+    """Run a forward pass in training mode; return its output and the bytes of the tensors that autograd keeps.
 
-    The module's own parameters and buffers are not among them, and its buffers are afterwards what they were.
+    Each memory counts once. The module's own parameters and buffers do not count, and its buffers are unchanged
+    afterwards.
     """
     own = (*module.parameters(), *module.buffers())
     seen = {t.untyped_storage()._cdata for t in own if t.layout == torch.strided}
-    alive: list[Tensor] = []  # so that no address is used twice
+    alive: list[Tensor] = []  # kept alive so that no address is used twice
     kept = 0
 
     def keep(tensor: Tensor) -> Tensor:
@@ -92,7 +97,10 @@ def kept_by(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
 
 
 def at_rest(config: RunConfig) -> Footprint:
-    """Of a client between two batches, for a model of ours, which is not built for it; an auxiliary network is not counted."""
+    """Return the footprint of a client between two batches, for a built-in model, which is not made for it.
+
+    An auxiliary network is not counted.
+    """
     modules = outline(config)
     found = [
         Footprint.of(modules[p], config.client.optimizer, 0) for p in config.protocol.learner.parts if p in modules
@@ -101,19 +109,22 @@ def at_rest(config: RunConfig) -> Footprint:
 
 
 def weights_below(config: RunConfig) -> Footprint:
-    """Of the lower segment of a model of ours that is only asked."""
+    """Return the footprint of the lower segment of a built-in model that only answers queries."""
     weights = nbytes_of(outline(config)["lower"].state_dict().values())
     return Footprint(weights=weights, gradients=0, optimizer=0, activations=0)
 
 
 def trial_of(config: RunConfig) -> Footprint:
-    """Of the samples that a network is tried out on when it is made."""
+    """Return the footprint of the samples on which a network is tried out."""
     nbytes = _TRIED * math.prod(config.input) * torch.float32.itemsize
     return Footprint(weights=0, gradients=0, optimizer=0, activations=nbytes)
 
 
 def footprint_of(config: RunConfig, network: Network) -> Footprint:
-    """Of all that a client holds in a run, told from two samples. Raises what the user's own modules raise."""
+    """Return the footprint of everything that a client holds in a run, estimated from two samples.
+
+    Raise whatever the user's own modules raise.
+    """
     client, parts = config.client, config.protocol.learner.parts
     z, kept = kept_by(network.lower, torch.zeros(_TRIED, *config.input))
     found = Footprint.of(network.lower, client.optimizer, _of_batch(kept + nbytes_of([z]), config))

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from sl_common.messages.training import Directive
 from sl_common.protocol.at import At
 from sl_common.protocol.barrier import All, Barrier, Each, InTurn, Quorum, WaitUntil, Without
+from sl_common.protocol.exchange import Await, AwaitAligned, Draws, WaveTally
 from sl_common.protocol.gate import Always, Gate, LossGate, Periodic
 from sl_common.protocol.head import Head
-from sl_common.protocol.learner import (
-    Await,
-    AwaitAligned,
-    Draws,
-    Learner,
-    Local,
-    LocalLoss,
-    Split,
-    SplitWithLocalLoss,
-    WaveTally,
-)
+from sl_common.protocol.learner import Learner, Local, Split, SplitWithLocalLoss
+from sl_common.protocol.local_loss import LocalLoss
 from sl_common.protocol.merge import Average, Handoff, Keep, Merge, Record
 from sl_common.protocol.mix import Arrived, Mixup
 from sl_common.protocol.scatter import Averaged, Own
@@ -63,14 +55,18 @@ __all__ = [
 
 
 class Protocol(Value):
-    """Who trains together, what each is asked, the client's loop, which batches join, how they become gradients, what of weights."""
+    """A training algorithm as a record of six values, one for each question of split learning.
 
-    waves: Waves = Parallel()
-    gate: Gate = Always()
-    learner: Learner = Split()
-    barrier: Barrier = Each()
-    head: Head = Head()
-    merge: Merge = Keep()
+    The questions are: the clients of a wave, their tasks in a round, the client's loop, the batches of a cohort, the
+    gradients made of it, and the exchange of weights.
+    """
+
+    waves: Waves = Field(Parallel(), description="Which clients train together in a wave.")
+    gate: Gate = Field(Always(), description="What each client is asked to do in a round.")
+    learner: Learner = Field(Split(), description="The client's training loop.")
+    barrier: Barrier = Field(Each(), description="Which waiting batches the server joins into one cohort.")
+    head: Head = Field(Head(), description="How a cohort becomes a step of the head, and gradients for the clients.")
+    merge: Merge = Field(Keep(), description="What happens to the clients' weights after a wave or a round.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -92,8 +88,8 @@ class Protocol(Value):
         if not self.aligns:
             if gate.align_every is not None or gate.warm_start:
                 raise ValueError(
-                    f"gate.align_every = {gate.align_every}, gate.warm_start = {gate.warm_start} are for learner local_loss with "
-                    "train_aux = false: no other auxiliary network is the server's to align"
+                    f"gate.align_every = {gate.align_every}, gate.warm_start = {gate.warm_start} are for learner "
+                    "local_loss with train_aux = false: no other auxiliary network is the server's to align"
                 )
             return self
         if gate.record is None:
@@ -104,8 +100,8 @@ class Protocol(Value):
             )
         if gate.warm_start and "aux" not in getattr(self.merge, "parts", ()):
             raise ValueError(
-                f"gate.warm_start = {gate.warm_start} needs merge.parts = ['lower', 'aux']: all begin from the mean of the networks "
-                "that the clients trained; in later rounds aux is not exchanged"
+                f"gate.warm_start = {gate.warm_start} needs merge.parts = ['lower', 'aux']: all begin from the mean "
+                "of the networks that the clients trained; in later rounds aux is not exchanged"
             )
         return self
 
@@ -115,7 +111,7 @@ class Protocol(Value):
         return not getattr(self.learner, "train_aux", True)
 
     def uploads(self, at: At, directive: Directive) -> tuple[str, ...]:
-        """The parts that clients bring after a wave: what the merge needs, if it was theirs to train."""
+        """Return the parts that clients upload after a wave: those the merge needs, if the clients trained them."""
         if not directive.update:
             return ()
         frozen = {"aux"} if self.aligns and not directive.warm else set[str]()
@@ -123,7 +119,10 @@ class Protocol(Value):
 
     @property
     def timing_free(self) -> bool:
-        """True if the result does not depend on who is fast: all but a quorum, and a shared head that takes whoever comes."""
+        """True if the result does not depend on the speed of the clients.
+
+        False with a quorum, and with a shared head that takes batches in order of arrival.
+        """
         if self.barrier.timed:
             return False
         alone = isinstance(self.waves, Sequential) or isinstance(self.learner, Local)

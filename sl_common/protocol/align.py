@@ -1,9 +1,10 @@
-"""Alignment: an auxiliary network learns to give the cut gradients that the head would give (FSL-SAGE, Nair et al., ICML 2025).
+"""Alignment: an auxiliary network learns to give the cut gradients that the head would give.
 
-min over aux of the mean over stored samples of ‖d CE(aux(z), y)/dz − d CE(head(z), y)/dz‖². The estimate is itself a gradient, so
-this takes double backprop. All gradients here are of a sample's own loss (sums over samples, not means): the authors' code compares
-means over batches of different sizes, which is the same only where those sizes are equal. Whoever uses an estimate divides it by
-the size of its own batch.
+Source: FSL-SAGE, Nair et al., ICML 2025. Minimise over aux the mean over stored samples of ‖d CE(aux(z), y)/dz − d
+CE(head(z), y)/dz‖². The estimate is itself a gradient, so this takes double backprop. Deviation: all gradients here
+are of a sample's own loss (sums over samples, not means). The authors' code compares means over batches of different
+sizes, which is the same only if those sizes are equal. The user of an estimate divides it by the size of its own
+batch.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from sl_common.errors import Diverged, WireError
@@ -36,40 +37,50 @@ class AlignmentSamples:
 
 
 class Alignment(Value):
-    """How the server aligns a client's auxiliary network.
+    """The server's way to align a client's auxiliary network.
 
-    `eps`: in the authors' code the loss is made of means over N stored samples, so that its gradients are N² times smaller than ours, and
-    Adam's eps acts on those. With `scaled` the optimiser's eps is multiplied by N² (1e-8 becomes 0.01 for N = 1000), which takes the same
-    steps as theirs as long as N stays the same; with `plain` it is taken as it is. `schedule`: of the learning rate over the rounds; the head's own does not count.
+    `eps`: in the authors' code the loss is made of means over N stored samples, so its gradients are N² times smaller
+    than ours, and Adam's eps acts on those. With `scaled` the optimiser's eps is multiplied by N² (1e-8 becomes 0.01
+    for N = 1000), which takes the same steps as theirs while N stays the same; with `plain` it is used as it is.
+    `schedule` applies to the alignment's learning rate over the rounds; the head's own schedule does not count.
 
-    `targets`: `refreshed` from the head as it is now, as the authors do, or `stored` when the samples were trained on, as the paper's
-    sum is written. `head_buffers`: a refresh uses the statistics of all stored samples and leaves BatchNorm's own as they are, or
-    `updated` with them, as the authors' code does.
+    `targets`: `refreshed` computes them from the present head, as the authors do; `stored` uses those of the step on
+    each sample, as the paper's sum is written. `head_buffers`: a refresh uses the statistics of all stored samples and
+    leaves BatchNorm's own as they are (`kept`), or updates them (`updated`), as the authors' code does.
     """
 
-    epochs: PositiveInt = 100
-    batch_size: PositiveInt = 1000
-    optimizer: Optimizer = Adam(lr=1e-3)
-    schedule: Schedule = Constant()
-    eps: Literal["scaled", "plain"] = "scaled"
-    targets: Literal["refreshed", "stored"] = "refreshed"
-    head_buffers: Literal["kept", "updated"] = "kept"
+    epochs: PositiveInt = Field(100, description="Epochs over the stored samples in one alignment.")
+    batch_size: PositiveInt = Field(1000, description="Stored samples in one batch of an alignment.")
+    optimizer: Optimizer = Field(Adam(lr=1e-3), description="Optimiser of the auxiliary networks.")
+    schedule: Schedule = Field(
+        Constant(), description="Learning rate of the alignment over the rounds, relative to the base rate."
+    )
+    eps: Literal["scaled", "plain"] = Field(
+        "scaled",
+        description="Adam's eps times the square of the number of samples, as in the authors' code, or as it is.",
+    )
+    targets: Literal["refreshed", "stored"] = Field(
+        "refreshed", description="Target gradients of the head as it is now, or those of the step on each sample."
+    )
+    head_buffers: Literal["kept", "updated"] = Field(
+        "kept", description="BatchNorm's statistics of the head are kept, or updated, when targets are refreshed."
+    )
 
     def refresh(self, head: Segment, z: Tensor, y: Tensor, draw: Draw) -> Tensor:
-        """d(own loss of each sample)/dz (N, *cut) by the head as it is; no step."""
+        """Return d(own loss of each sample)/dz (N, *cut) of the present head; takes no step."""
         z = z.detach().to(head.device).requires_grad_()
         logits = head.forward(z, draw, keep_buffers=self.head_buffers == "kept")
         return head.gradient(F.cross_entropy(logits, y.to(head.device), reduction="sum"), z)
 
     def lr(self, round: int, rounds: int) -> float:
-        """The learning rate of a round."""
+        """Return the learning rate of a round."""
         return self.optimizer.lr * self.schedule.factor(round, rounds)
 
     def run(self, aux: Segment, memory: AlignmentSamples, draw: Draw) -> tuple[float, float]:
-        """Train aux; mean squared error per sample over the first epoch and over the last. Leaves aux's buffers as they are.
+        """Train aux, and return the mean squared error per sample over the first epoch and over the last.
 
-        Raises WireError if the first error is not finite, before anything was learnt: the samples are to blame. Diverged if a later one is not,
-        ValueError if nothing is stored.
+        Leaves aux's buffers as they are. Raise WireError if the first error is not finite, before anything was learnt:
+        the samples are to blame. Raise Diverged if a later one is not finite, ValueError if nothing is stored.
         """
         if not len(memory.y):
             raise ValueError("alignment with an empty memory")
@@ -80,7 +91,10 @@ class Alignment(Value):
 
     @contextmanager
     def _scaled(self, aux: Segment, samples: int) -> Iterator[None]:
-        """Let Adam's eps fit gradients of a sum over so many samples; afterwards it is the configuration's, as snapshots expect."""
+        """Multiply Adam's eps by the square of the number of samples inside the context.
+
+        Afterwards it is the configuration's again, as snapshots expect.
+        """
         if not isinstance(self.optimizer, Adam) or self.eps == "plain":
             yield
             return
@@ -91,7 +105,7 @@ class Alignment(Value):
             aux.set_eps(self.optimizer.eps)
 
     def _least(self, aux: Segment, memory: AlignmentSamples) -> int:
-        """Samples of the smallest batch: two where there would be one of a single sample, and the network cannot train on that."""
+        """Return the least size of a batch: two if a single sample would be left over and aux cannot train on one."""
         alone = self.batch_size == 1 or len(memory.y) % self.batch_size == 1
         takes_one = not alone or reason_against_one(aux.module, memory.z[0]) is None
         return 1 if takes_one else 2
@@ -109,7 +123,7 @@ class Alignment(Value):
             )
             total += error.item()
             if not total < float("inf"):
-                if step == 0 and draw[-1] == 0:  # of the first epoch
+                if step == 0 and draw[-1] == 0:  # the first step of the first epoch
                     raise WireError(f"alignment with its samples: squared error {total} before anything was learnt")
                 raise Diverged(
                     f"alignment of an auxiliary network: squared error {total}; lower server.alignment.optimizer.lr"
@@ -120,7 +134,7 @@ class Alignment(Value):
 
 
 def _batches(order: Tensor, size: int, least: int) -> list[Tensor]:
-    """A last one of fewer than `least` joins the one before."""
+    """Split the order into batches; a last one of fewer than `least` joins the batch before it."""
     batches = list(torch.split(order, size))
     if len(batches) > 1 and len(batches[-1]) < least:
         batches[-2:] = [torch.cat(batches[-2:])]
@@ -128,7 +142,7 @@ def _batches(order: Tensor, size: int, least: int) -> list[Tensor]:
 
 
 def squared_error(aux: Segment, memory: AlignmentSamples, draw: Draw) -> Tensor:
-    """Σ over samples of ‖estimated − target cut gradient‖², with the graph that aux's own gradient needs."""
+    """Return Σ over samples of ‖estimated − target cut gradient‖², with the graph that aux's own gradient needs."""
     z = memory.z.detach().requires_grad_()
     logits = aux.forward(z, draw, keep_buffers=True)
     loss = F.cross_entropy(logits, memory.y, reduction="sum")

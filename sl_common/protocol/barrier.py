@@ -1,9 +1,9 @@
-"""Which waiting batches the server joins into one cohort: `cohort(waiting, training, at)`.
+"""Barriers choose the waiting batches that the server joins into one cohort: `cohort(waiting, training, at)`.
 
-`waiting` names the clients of `training` with a batch here, in order of arrival; `training` maps every client that is still in the wave to the
-number of its batches that were served. `joint`: its cohorts have more than one client; `timed`: it looks at the time, and so wants
-Ticks. The answer is a cohort (empty: not yet), the time at which to ask again, or a cohort and those
-whom the wave goes on without.
+`waiting` names the clients of `training` with a batch here, in order of arrival; `training` maps every client that is
+still in the wave to the number of its batches that were served. `joint`: cohorts have more than one client; `timed`:
+the barrier looks at the time, and so needs Ticks. The answer is a cohort (empty: not yet), the time at which to ask
+again, or a cohort together with the clients that leave the wave.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from sl_common.value import Value
 
 @dataclass(frozen=True, slots=True)
 class WaitUntil:
-    """Nothing yet; ask again at this time (seconds since the run began)."""
+    """No cohort yet; ask again at this time (seconds since the run began)."""
 
     now: float
 
 
 @dataclass(frozen=True, slots=True)
 class Without:
-    """This cohort now, and the wave goes on without these: they are too late and take part again in the next one."""
+    """A cohort now; the wave goes on without the late clients, which take part again in the next one."""
 
     cohort: list[int]
     late: list[int]
@@ -40,26 +40,29 @@ Decision = list[int] | WaitUntil | Without
 
 
 class Each(Value):
-    """Whoever comes: one batch at a time in order of arrival. On a shared head the result depends on that order."""
+    """One batch at a time, in order of arrival.
 
-    kind: Literal["each"] = "each"
+    On a shared head the result depends on that order.
+    """
+
+    kind: Literal["each"] = Field("each", description="One batch at a time, in order of arrival.")
     joint: ClassVar[bool] = False
     timed: ClassVar[bool] = False
 
     def cohort(self, waiting: Collection[int], training: Mapping[int, int], at: At) -> Decision:  # noqa: ARG002
-        """The first that came."""
+        """Return the client that came first."""
         return [next(iter(waiting))] if waiting else []
 
 
 class All(Value):
     """Lock-step: one batch of every client that is still training."""
 
-    kind: Literal["all"] = "all"
+    kind: Literal["all"] = Field("all", description="Lock-step: one batch of every client that is still training.")
     joint: ClassVar[bool] = True
     timed: ClassVar[bool] = False
 
     def cohort(self, waiting: Collection[int], training: Mapping[int, int], at: At) -> Decision:  # noqa: ARG002
-        """Everybody by shard, once everybody is here."""
+        """Return all clients by shard, once all are here."""
         return sorted(waiting) if training and len(waiting) >= len(training) else []
 
 
@@ -70,14 +73,20 @@ class InTurn(Value):
     `order = "shuffled"` draws a new order each round, `"fixed"` goes by shard.
     """
 
-    kind: Literal["in_turn"] = "in_turn"
+    kind: Literal["in_turn"] = Field(
+        "in_turn", description="One client at a time, in an order that does not depend on arrival."
+    )
     joint: ClassVar[bool] = False
     timed: ClassVar[bool] = False
-    order: Literal["fixed", "shuffled"] = "shuffled"
-    unit: Literal["batch", "epoch"] = "epoch"
+    order: Literal["fixed", "shuffled"] = Field(
+        "shuffled", description="Order of the clients: by shard, or drawn anew each round."
+    )
+    unit: Literal["batch", "epoch"] = Field(
+        "epoch", description="Length of a turn: one batch, or the client's whole wave."
+    )
 
     def cohort(self, waiting: Collection[int], training: Mapping[int, int], at: At) -> Decision:
-        """The client whose turn it is, if its batch is here."""
+        """Return the client that is next in turn, if its batch is here."""
         if not training:
             return []
         place = {client: number for number, client in enumerate(self._order(sorted(training), at))}
@@ -85,26 +94,31 @@ class InTurn(Value):
         return [turn] if turn in waiting else []
 
     def _order(self, clients: list[int], at: At) -> list[int]:
-        """By a key drawn for each client alone, so that one that leaves does not move the others."""
+        """Order clients by a key drawn for each alone, so that one that leaves does not move the others."""
         if self.order == "fixed":
             return clients
         return sorted(clients, key=lambda c: (_key(at.seed, at.round, at.wave, c), c))
 
 
 class Quorum(Value):
-    """Lock-step without the slowest: everybody, or after `timeout_s` those who are here, if they are at least `fraction` of all.
+    """Lock-step without the slowest clients: all, or after `timeout_s` those that are here.
 
-    The clock starts anew with each cohort. What is trained depends on who is fast.
+    These must be at least `fraction` of all. The clock starts anew with each cohort. The result depends on the speed of
+    the clients.
     """
 
-    kind: Literal["quorum"] = "quorum"
+    kind: Literal["quorum"] = Field(
+        "quorum", description="Lock-step, but after a time-out without the slowest clients."
+    )
     joint: ClassVar[bool] = True
     timed: ClassVar[bool] = True
-    fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
-    timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    fraction: float = Field(
+        0.5, gt=0, le=1, description="Least fraction of the clients with which the step is taken after the time-out."
+    )
+    timeout_s: float = Field(10.0, gt=0, description="Seconds to wait for all clients, from the step before.")
 
     def cohort(self, waiting: Collection[int], training: Mapping[int, int], at: At) -> Decision:
-        """Those who are here by shard, once they are all or enough."""
+        """Return the clients that are here by shard, once they are all or enough."""
         if not training or not waiting:
             return []
         if len(waiting) >= len(training):
@@ -118,7 +132,7 @@ class Quorum(Value):
 
 @lru_cache(maxsize=1 << 16)
 def _key(seed: int, round: int, wave: int, client: int) -> float:
-    """Asked for again with every batch, drawn once."""
+    """Return a client's key; cached, since it is needed again with every batch."""
     return float(numpy_generator(seed, "turn", round, wave, client).random())
 
 

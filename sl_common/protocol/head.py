@@ -1,6 +1,6 @@
-"""How a cohort becomes gradients: one forward and one backward of the head over the cohort's concatenated samples.
+"""The head's step: one forward and one backward pass over a cohort's concatenated samples.
 
-The loss is the mean over all samples of the cohort; the gradients it gives are computed before the head's step.
+The loss is the mean over all samples of the cohort; the gradients for the clients are computed before the head's step.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,50 +23,68 @@ from sl_common.protocol.mix import Arrived, Mix, Part, Unmixed
 from sl_common.protocol.scatter import Own, Scatter
 from sl_common.seeds import Draw
 from sl_common.tensors import is_within
-from sl_common.training.segment import Bank, Segment
+from sl_common.training.bank import Bank
+from sl_common.training.segment import Segment
 from sl_common.value import Value
 
-# No step is taken, and no gradient sent, beyond these: networks that learn have far less, and what such a step leaves of the weights on either
-# side, finite or not, would be blamed on whoever comes next.
-LARGE_LOSS = 1e6  # a mean over samples
-LARGE_GRADIENT = 1e6  # a number of a cut gradient
+# Beyond these limits no step is taken and no gradient is sent. Networks that learn stay far below them, and the weights
+# that such a step would leave on either side, finite or not, would be blamed on the next client.
+LARGE_LOSS = 1e6  # mean over samples
+LARGE_GRADIENT = 1e6  # absolute value of one number of a cut gradient
 
 
 class Head(Value):
     """The server's step.
 
-    `cut_grad_scale`: with `own_mean` a client's gradient is that of the mean loss over its own batch, dzᵢ·Σ|B|/|Bᵢ| (in that
-    order); with `global_mean` that of the mean over the cohort. `own_mean` is SGLR's Eq. 5; its Section 3 and its authors' code use
-    `global_mean`. Under SGD the two differ by a factor C, the number of clients, in the clients' step.
+    `cut_grad_scale`: with `own_mean` a client's gradient is that of the mean loss over its own batch, dzᵢ·Σ|B|/|Bᵢ|
+    (in that order); with `global_mean` that of the mean over the cohort. `own_mean` is SGLR's Eq. 5; its Section 3
+    and its authors' code use `global_mean`. Under SGD the two differ by a factor C, the number of clients, in the
+    clients' step.
 
-    `weights`: how the cohort's samples count in the loss, all alike (a client then weighs |Bᵢ|/Σ|B|), or each client by its |Dᵢ|.
-    `loss`: `softmax_bce` is the mean over samples and classes of the binary cross-entropy of the softmax's probabilities, as in SGLR's
-    code; a mix has a loss of its own. `lr_power`: the head's learning rate is multiplied by C^lr_power, C = clients in the wave.
+    `weights`: all samples of the cohort count alike in the loss (a client then weighs |Bᵢ|/Σ|B|), or each client counts
+    by its |Dᵢ|. `loss`: `softmax_bce` is the mean over samples and classes of the binary cross-entropy of the softmax's
+    probabilities, as in SGLR's code; a mix has a loss of its own. `lr_power`: the head's learning rate is multiplied by
+    C^lr_power, C = clients in the wave.
     """
 
-    copies: Literal["shared", "per_client"] = "shared"
-    mix: Mix = Unmixed()
-    scatter: Scatter = Own()
-    cut_grad_scale: Literal["own_mean", "global_mean"] = "own_mean"
-    weights: Literal["batch", "data"] = "batch"
-    loss: Literal["cross_entropy", "softmax_bce"] = "cross_entropy"
-    lr_power: Annotated[float, Field(ge=0, le=4)] = 0.0
+    copies: Literal["shared", "per_client"] = Field(
+        "shared", description="One head for all clients, or a copy for each."
+    )
+    mix: Mix = Field(Unmixed(), description="Mixing of different clients' samples in the head.")
+    scatter: Scatter = Field(Own(), description="Which gradient each client gets back.")
+    cut_grad_scale: Literal["own_mean", "global_mean"] = Field(
+        "own_mean",
+        description="Scale of the cut gradients: mean loss of the client's own batch, or of the whole cohort.",
+    )
+    weights: Literal["batch", "data"] = Field(
+        "batch", description="Weight of a client in the cohort's loss: the size of its batch, or of its data."
+    )
+    loss: Literal["cross_entropy", "softmax_bce"] = Field(
+        "cross_entropy",
+        description="Loss: cross-entropy, or the binary cross-entropy of the softmax as in SGLR's code.",
+    )
+    lr_power: float = Field(
+        0.0,
+        ge=0,
+        le=4,
+        description="The head's learning rate is multiplied by the number of clients in the wave to this power.",
+    )
 
     def lr_factor(self, wave_size: int) -> float:
-        """What the head's base rate is multiplied by."""
+        """Return the factor of the head's base rate."""
         return float(wave_size**self.lr_power)
 
     def step(self, bank: Bank, cohort: Sequence[Arrived], at: At) -> dict[int, Gradient]:
-        """Train on a cohort (sorted by shard); one reply for each client. Raises Diverged, with nothing changed, if a loss or a gradient
-        is not finite, or beyond all measure.
+        """Train on a cohort (sorted by shard) and return one reply for each client.
 
-        A cohort that is not to be trained on (a gradient probe) leaves weights, optimiser and buffers as they were.
+        Raise Diverged, with nothing changed, if a loss or a gradient is not finite or above the limits. A cohort that
+        is not for training (a gradient probe) leaves weights, optimiser and buffers as they were.
         """
         head = bank.get("head", cohort[0].client)
         return self._step(head, cohort, at, train=cohort[0].batch.train)
 
     def trial(self, bank: Bank, cohort: Sequence[Arrived], at: At) -> bool:
-        """Whether a step on this cohort could be taken; changes nothing."""
+        """Return True if a step on this cohort could be taken; changes nothing."""
         head = bank.get("head", cohort[0].client)
         try:
             self._step(head, cohort, at, train=False)
@@ -84,11 +102,14 @@ class Head(Value):
             back()
             raise
         if train:
-            head.step_later()
+            head.defer_step()
         return replies
 
     def _replies(self, head: Segment, cohort: Sequence[Arrived], at: At, *, train: bool) -> dict[int, Gradient]:
-        """Forward and backward. Raises Diverged when BatchNorm has seen the cohort already."""
+        """Run the forward and backward pass, and return the replies.
+
+        Raise Diverged if a number is too large; BatchNorm has seen the cohort then, and the caller restores it.
+        """
         z = _join([a.batch.z for a in cohort], head).requires_grad_(any(a.batch.needs_grad for a in cohort))
         y = _join([a.batch.y for a in cohort], head)
         logits = head.forward(z, _draw(cohort, at), keep_buffers=not train)
@@ -98,9 +119,9 @@ class Head(Value):
         value = total.item()
         losses = [value if extra is None else loss.item()] if len(cohort) == 1 else self._losses(logits, y, cohort)
         for found in (value, *losses):
-            if not found <= LARGE_LOSS:  # NaN is not
+            if not found <= LARGE_LOSS:  # NaN fails the comparison
                 raise Diverged(f"the head's loss is {found} in {_where(at)}: lower the learning rates")
-        head.backward(total, soon=z if z.requires_grad else None)
+        head.backward(total, awaited=z if z.requires_grad else None)
         gradients = self._gradients(z.grad, cohort, at) if z.grad is not None else {}
         for dz in () if z.grad is None else (z.grad, *self._made(gradients)):
             if not is_within(dz, LARGE_GRADIENT):
@@ -113,7 +134,10 @@ class Head(Value):
         }
 
     def evaluate(self, bank: Bank, client: int, batch: Smashed) -> Gradient:
-        """Loss and correct answers of one batch in evaluation mode; changes nothing. A loss beyond LARGE_LOSS, or none, counts as that."""
+        """Return loss and number of correct answers of one batch in evaluation mode; changes nothing.
+
+        A loss above LARGE_LOSS, or NaN, counts as LARGE_LOSS.
+        """
         head = bank.get("head", client)
         logits = head.forward(batch.z, train=False, grad=False)
         y = batch.y.to(head.device)
@@ -122,7 +146,7 @@ class Head(Value):
         return Gradient(step=batch.step, loss=loss if loss <= LARGE_LOSS else LARGE_LOSS, correct=correct)
 
     def _shares(self, z: Tensor, y: Tensor, cohort: Sequence[Arrived]) -> Iterator[Part]:
-        """Made when they are asked for: most heads do not mix."""
+        """Yield each client's share of the cohort, made on demand since most heads do not mix."""
         counts = [len(a.batch.y) if self.weights == "batch" else a.samples for a in cohort]
         for a, (own, labels), count in zip(cohort, _parts(z, y, cohort), counts, strict=True):
             yield Part(client=a.client, z=own, y=labels, weight=count / sum(counts))
@@ -135,14 +159,17 @@ class Head(Value):
         return torch.stack([m * (a.samples / total) for m, a in zip(means, cohort, strict=True)]).sum()
 
     def _mean(self, logits: Tensor, y: Tensor) -> Tensor:
-        """The loss, a mean over samples."""
+        """Return the loss, a mean over samples."""
         if self.loss == "cross_entropy":
             return F.cross_entropy(logits, y)
         likely = torch.softmax(logits, dim=1)
         return F.binary_cross_entropy(likely, F.one_hot(y, logits.shape[1]).to(likely.dtype))
 
     def _losses(self, logits: Tensor, y: Tensor, cohort: Sequence[Arrived]) -> list[float]:
-        """Each client's own; from one call where all have batches of one size, as most cohorts do."""
+        """Return each client's own mean loss.
+
+        One call computes all if the batches have one size, as in most cohorts.
+        """
         sizes = {len(a.batch.y) for a in cohort}
         with torch.no_grad():
             if len(sizes) > 1 or self.loss != "cross_entropy":
@@ -151,7 +178,7 @@ class Head(Value):
             return own
 
     def _made(self, gradients: Mapping[int, Tensor]) -> Iterable[Tensor]:
-        """Those that are no slices of the cut gradient, in whose memory the others were scaled."""
+        """Return the gradients that are not slices of the cut gradient; the slices are checked with it as a whole."""
         return () if isinstance(self.scatter, Own) else gradients.values()
 
     def _gradients(self, dz: Tensor, cohort: Sequence[Arrived], at: At) -> Mapping[int, Tensor]:
@@ -161,14 +188,19 @@ class Head(Value):
         return {c: g.to("cpu") for c, g in scattered.items() if c in wanted}
 
     def _divisors(self, cohort: Sequence[Arrived]) -> Mapping[int, float] | None:
-        """What the gradients of a sample's own loss are divided by in each client's part, up to one factor; None where in all by the same."""
+        """Return the divisor of the gradients in each client's part, relative to those of a sample's own loss.
+
+        Known up to one common factor; None if it is the same for all clients.
+        """
         if self.cut_grad_scale == "own_mean":
             return {a.client: float(len(a.batch.y)) for a in cohort}
         return None if self.weights == "batch" else {a.client: len(a.batch.y) / a.samples for a in cohort}
 
     def _pieces(self, dz: Tensor, cohort: Sequence[Arrived]) -> Sequence[Tensor]:
-        """Each client's part of dz in its own scale, in dz's memory; neighbours that count alike by one operation, which gives the same
-        bits."""
+        """Return each client's part of dz in its own scale, in dz's memory.
+
+        Neighbours with equal counts are scaled by one operation, which gives the same bits.
+        """
         if len(cohort) == 1:
             return (dz,)
         sizes = [len(a.batch.y) for a in cohort]
@@ -179,9 +211,9 @@ class Head(Value):
         alike = [
             (count, [size for _, size in run]) for count, run in groupby(zip(counts, sizes, strict=True), itemgetter(0))
         ]
-        runs = torch.split(dz, [sum(those) for _, those in alike])
+        runs = torch.split(dz, [sum(run_sizes) for _, run_sizes in alike])
         scaled = (_times(run, total, count) for run, (count, _) in zip(runs, alike, strict=True))
-        return [piece for run, (_, those) in zip(scaled, alike, strict=True) for piece in torch.split(run, those)]
+        return [part for run, (_, run_sizes) in zip(scaled, alike, strict=True) for part in torch.split(run, run_sizes)]
 
 
 def _where(at: At) -> str:
@@ -195,14 +227,17 @@ def _join(tensors: Sequence[Tensor], head: Segment) -> Tensor:
 
 
 def _times(x: Tensor, total: int, count: int) -> Tensor:
-    """x·total/count in place, in that order; by one factor where `count` is a power of two and divides `total`, which gives the same bits."""
+    """Multiply x by total/count in place, in that order, and return it.
+
+    If `count` is a power of two that divides `total`, one factor gives the same bits.
+    """
     if count & (count - 1) == 0 and total % count == 0:
         return x.mul_(total // count)
     return x.mul_(total).div_(count)
 
 
 def _draw(cohort: Sequence[Arrived], at: At) -> Draw:
-    """One draw for the cohort, whoever came first."""
+    """Return the name of the cohort's draw; it does not depend on the order of arrival."""
     members = [n for a in sorted(cohort, key=lambda a: a.client) for n in (a.client, a.batch.step)]
     return (at.seed, "head", at.round, *members)
 

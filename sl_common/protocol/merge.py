@@ -1,4 +1,7 @@
-"""What becomes of weights: `after_wave(record)` and `after_round(record)` return the parts that all shall go on with."""
+"""Merges combine the clients' weights.
+
+`after_wave(record)` and `after_round(record)` return the parts with which all clients continue.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ KEEP: Merged = {}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """What the clients that finished a wave (or all waves of a round) brought, in order of their waves, then by shard."""
+    """Weights of the clients that finished a wave (or all waves of a round), in order of their waves, then by shard."""
 
     at: At
     samples: Mapping[int, int]  # training samples of each client, |Dᵢ|
@@ -28,63 +31,67 @@ class Record:
 class Keep(Value):
     """Nothing is exchanged: every client keeps its own lower segment."""
 
-    kind: Literal["keep"] = "keep"
+    kind: Literal["keep"] = Field("keep", description="No exchange: every client keeps its own lower segment.")
 
     def needs(self, at: At) -> tuple[str, ...]:  # noqa: ARG002
-        """The parts whose weights it will ask for in this round."""
+        """Return the parts that it needs in this round."""
         return ()
 
     def after_wave(self, record: Record) -> Merged:  # noqa: ARG002
-        """Nothing."""
+        """Return nothing."""
         return KEEP
 
     def after_round(self, record: Record) -> Merged:  # noqa: ARG002
-        """Nothing."""
+        """Return nothing."""
         return KEEP
 
 
 class Handoff(Value):
-    """The next wave goes on with the weights of the one before, handed over through the server (Gupta & Raskar 2018)."""
+    """The next wave continues with the weights of the one before, sent through the server (Gupta & Raskar 2018)."""
 
-    kind: Literal["handoff"] = "handoff"
-    parts: tuple[str, ...] = ("lower",)
+    kind: Literal["handoff"] = Field(
+        "handoff", description="The next wave begins with the weights of the wave before it."
+    )
+    parts: tuple[str, ...] = Field(("lower",), description="Parts whose weights are exchanged.")
 
     def needs(self, at: At) -> tuple[str, ...]:  # noqa: ARG002
-        """The parts whose weights it will ask for in this round."""
+        """Return the parts that it needs in this round."""
         return self.parts
 
     def after_wave(self, record: Record) -> Merged:
-        """The wave's last client's weights; a wave whose client left changes nothing."""
+        """Return the weights of the wave's last client; a wave that its client left changes nothing."""
         weights = {part: list(record.weights.get(part, {}).values()) for part in self.parts}
         return {part: states[-1] for part, states in weights.items() if states}
 
     def after_round(self, record: Record) -> Merged:  # noqa: ARG002
-        """Nothing more."""
+        """Return nothing more."""
         return KEEP
 
 
 class Average(Value):
-    """Federated averaging by |Dᵢ| (McMahan et al. 2017), every so many rounds; parameters and buffers.
+    """Federated averaging of parameters and buffers by |Dᵢ| (McMahan et al. 2017), every `every` rounds.
 
-    SplitFed's authors average unweighted and evaluate the pre-round client model. `weighting = "unweighted"` averages as they do;
-    evaluation here is of the averaged model, after the round.
+    SplitFed's authors average unweighted and evaluate the client model of before the round. `weighting = "unweighted"`
+    averages as they do; evaluation here is of the averaged model, after the round.
     """
 
-    kind: Literal["average"] = "average"
-    parts: tuple[str, ...] = ("lower",)
-    every: PositiveInt = 1  # rounds
-    weighting: Literal["samples", "unweighted"] = "samples"
+    kind: Literal["average"] = Field("average", description="Federated averaging.")
+    parts: tuple[str, ...] = Field(("lower",), description="Parts whose weights are exchanged.")
+    every: PositiveInt = Field(1, description="Rounds between two averages.")
+    weighting: Literal["samples", "unweighted"] = Field(
+        "samples", description="Weight of a client: its number of samples, or the same for all."
+    )
 
     def needs(self, at: At) -> tuple[str, ...]:
-        """The parts whose weights it will ask for in this round."""
+        """Return the parts that it needs in this round."""
         return self.parts if (at.round + 1) % self.every == 0 else ()
 
     def after_wave(self, record: Record) -> Merged:  # noqa: ARG002
-        """Nothing yet."""
+        """Return nothing yet."""
         return KEEP
 
     def after_round(self, record: Record) -> Merged:
-        """The mean over the clients that finished, summed by shard; nothing if none did."""
+        """Return the mean over the clients that finished, summed by shard; nothing if none did."""
         merged = {}
         for part in self.needs(record.at):
             states = dict(sorted(record.weights.get(part, {}).items()))

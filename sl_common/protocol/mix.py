@@ -1,4 +1,4 @@
-"""What the head learns besides its plain loss: `extra_loss(head, parts, at)`, a scalar to be added, or None."""
+"""Mixes add a term to the head's loss: `extra_loss(head, parts, at)` returns a scalar, or None."""
 
 from __future__ import annotations
 
@@ -36,37 +36,39 @@ class Part:
     client: int
     z: Tensor  # (B, *cut), a slice of the leaf that the plain loss reaches
     y: Tensor  # (B,)
-    weight: float  # of its mean loss in the cohort's; they sum to 1
+    weight: float  # weight of its mean loss in the cohort's loss; all weights sum to 1
 
 
 class Unmixed(Value):
     """No term besides the plain loss."""
 
-    kind: Literal["none"] = "none"
+    kind: Literal["none"] = Field("none", description="No mixing.")
 
     def extra_loss(self, head: Segment, parts: Iterable[Part], at: At) -> Tensor | None:  # noqa: ARG002
-        """None."""
+        """Return None."""
         return None
 
 
 class Mixup(Value):
-    """Different clients' activations and labels in one sample (LocFedMix-SL, Oh et al. 2022, Eq. 5-7): λ·sᵢ + (1 − λ)·sⱼ.
+    """Mix different clients' activations and labels in one sample: λ·sᵢ + (1 − λ)·sⱼ.
 
-    Each client gets `partners` others, drawn without replacement and never itself; one client alone is not mixed. λ ~ Beta(alpha,
-    alpha), one for each pair (`per = "pair"`) or each sample. The loss is λ·CE(·, yᵢ) + (1 − λ)·CE(·, yⱼ), exact for soft labels;
-    client i's mixtures together weigh as much as its plain loss. All go through the head in one pass of their own, which leaves
-    BatchNorm's statistics alone. Pairs of unequal batches end with the shorter one. Clients get no gradient of it unless `detached`
-    is false.
+    Source: LocFedMix-SL, Oh et al. 2022, Eq. 5-7. Each client gets `partners` others, drawn without replacement and
+    never itself; one client alone is not mixed. λ ~ Beta(alpha, alpha), one for each pair (`per = "pair"`) or each
+    sample. The loss is λ·CE(·, yᵢ) + (1 − λ)·CE(·, yⱼ), exact for soft labels; client i's mixtures together weigh as
+    much as its plain loss. All go through the head in one pass of their own, which leaves BatchNorm's statistics alone.
+    Pairs of unequal batches end with the shorter one. Clients get no gradient of it unless `detached` is false.
     """
 
-    kind: Literal["mixup"] = "mixup"
-    alpha: Annotated[float, Field(gt=0)] = 1.0
-    partners: NonNegativeInt = 1
-    per: Literal["pair", "sample"] = "pair"
-    detached: bool = True
+    kind: Literal["mixup"] = Field("mixup", description="Mixup of the activations and labels of different clients.")
+    alpha: float = Field(1.0, gt=0, description="Parameter of the Beta(alpha, alpha) distribution of the mixing ratio.")
+    partners: NonNegativeInt = Field(1, description="Other clients that each client is mixed with.")
+    per: Literal["pair", "sample"] = Field(
+        "pair", description="One mixing ratio for each pair of clients, or for each sample."
+    )
+    detached: bool = Field(True, description="Send the clients no gradient of the mixed loss.")
 
     def extra_loss(self, head: Segment, parts: Iterable[Part], at: At) -> Tensor | None:
-        """(Σᵢ weightᵢ · mean over i's mixtures) on one forward pass; None if nobody has a partner."""
+        """Return Σᵢ weightᵢ · mean over i's mixtures, from one forward pass; None if no client has a partner."""
         parts = list(parts)
         z, first, second, lam, weight = [], [], [], [], []
         for own in parts:
@@ -89,7 +91,7 @@ class Mixup(Value):
         return (torch.cat(weight) * (share * losses[0] + (1 - share) * losses[1])).sum()
 
     def draw(self, own: Part, others: Sequence[Part], at: At) -> list[tuple[Part, NDArray[Any]]]:
-        """(partner, λ of each of own's samples (B,)), whoever else came and in whatever order."""
+        """Return (partner, λ of each of own's samples (B,)); does not depend on the order of arrival."""
         generator = numpy_generator(at.seed, "mixup", at.round, at.wave, at.step, own.client)
         count = len(own.y)
         chosen = generator.choice(len(others), min(self.partners, len(others)), replace=False) if others else ()

@@ -1,4 +1,7 @@
-"""Which gradient each client gets back: `scatter(gradients, at)` may replace a client's own by another one of the same shape."""
+"""Scatters choose the gradient that each client gets.
+
+`scatter(gradients, at)` may replace a client's own gradient by another one of the same shape.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from sl_common.value import Value
 class Own(Value):
     """Every client gets the gradient of its own samples."""
 
-    kind: Literal["own"] = "own"
+    kind: Literal["own"] = Field("own", description="Every client gets the gradient of its own samples.")
     equal_batches: ClassVar[bool] = False
 
     def scatter(
@@ -30,46 +33,56 @@ class Own(Value):
         at: At,  # noqa: ARG002
         divisors: Mapping[int, float] | None = None,  # noqa: ARG002
     ) -> Mapping[int, Tensor]:
-        """What each client receives in place of its own dz (B, *cut)."""
+        """Return the gradient that each client receives in place of its own dz (B, *cut)."""
         return gradients
 
 
 class Averaged(Value):
-    """SplitAvg (Pal et al. 2021, arXiv:2112.05929): some clients, drawn anew for each step, all get the mean of theirs.
+    """SplitAvg: some clients, drawn anew for each step, get the mean of their gradients.
 
-    ⌊fraction·C⌋ clients of the cohort share; one alone changes nothing. The mean (Eq. 15 prints a sum; text, name and the authors'
-    code average) is by position in the batch, which mixes unrelated samples and needs batches of one size: clients then drop their
-    last, smaller batch. With `unequal = "mean"` it is instead the mean over each batch's samples, then over the sharing clients,
-    for every sample of each.
+    Source: Pal et al. 2021, arXiv:2112.05929. ⌊fraction·C⌋ clients of the cohort share; one alone changes nothing.
+    The mean (Eq. 15 prints a sum; text, name and the authors' code average) is by position in the batch, which mixes
+    unrelated samples and needs batches of one size: clients then drop their last, smaller batch. With `unequal =
+    "mean"` it is instead the mean over each batch's samples, then over the sharing clients, for every sample of each.
 
-    What is averaged is the gradient of a sample's own loss; each client then gets it in the scale that its own gradients have. With
-    `head.cut_grad_scale = "own_mean"`, where each holds 1/|Bᵢ| already, that is the mean over the sharing clients k of Σⱼ g_kj, over
-    |Bᵢ|; with `global_mean` the mean over clients of the mean over samples. With `head.weights = "data"` and `global_mean` a client's
-    gradients weigh as much as its data, before and after; so those who share get the same direction in scales of their own. So clients
-    that are alike get what they had, whatever the sizes of their batches and data.
+    The average is over gradients of a sample's own loss; each client then gets it in the scale of its own gradients.
+    With `head.cut_grad_scale = "own_mean"`, where each holds 1/|Bᵢ| already, that is the mean over the sharing clients
+    k of Σⱼ g_kj, over |Bᵢ|; with `global_mean` the mean over clients of the mean over samples. With
+    `head.weights = "data"` and `global_mean` a client's gradients weigh as much as its data, before and after; so the
+    sharing clients get the same direction in scales of their own. So clients that are alike get their own gradients
+    back, whatever the sizes of their batches and data.
 
-    `reduction = "sum"` is GradMix as a re-implementation of Mix2SFL has it. `phase` restricts it to the first or last `share` of the
-    rounds: fraction 1 throughout is harmful for many clients (Table 3).
+    `reduction = "sum"` is GradMix as a re-implementation of Mix2SFL has it. `phase` restricts sharing to the first or
+    last `share` of the rounds: fraction 1 throughout is harmful for many clients (Table 3).
     """
 
-    kind: Literal["averaged"] = "averaged"
-    fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
-    phase: Literal["always", "first", "last"] = "always"
-    share: Annotated[float, Field(ge=0, le=1)] = 0.6  # of the rounds, with phase first or last
-    unequal: Literal["error", "mean"] = "error"
-    reduction: Literal["mean", "sum"] = "mean"
+    kind: Literal["averaged"] = Field(
+        "averaged", description="SplitAvg: some clients of each cohort get the mean of their gradients."
+    )
+    fraction: float = Field(0.5, ge=0, le=1, description="Fraction of the cohort's clients that share one gradient.")
+    phase: Literal["always", "first", "last"] = Field(
+        "always", description="Rounds in which gradients are shared: all, the first, or the last."
+    )
+    share: float = Field(0.6, ge=0, le=1, description="Fraction of the rounds, with phase first or last.")
+    unequal: Literal["error", "mean"] = Field(
+        "error", description="Batches of different sizes are an error, or are averaged over their samples first."
+    )
+    reduction: Literal["mean", "sum"] = Field(
+        "mean", description="The shared gradient is a mean or a sum over the clients."
+    )
 
     @property
     def equal_batches(self) -> bool:
-        """Clients must send batches of one size."""
+        """True if clients must send batches of one size."""
         return self.unequal == "error"
 
     def scatter(
         self, gradients: Mapping[int, Tensor], at: At, divisors: Mapping[int, float] | None = None
     ) -> Mapping[int, Tensor]:
-        """Each dz is (B, *cut), the gradients of its samples' own losses over that client's divisor; without divisors all have the same.
+        """Return each client's gradient, shared or its own.
 
-        Raises ConfigError if batches differ in size and `unequal` is error.
+        Each dz is (B, *cut): the gradients of its samples' own losses over that client's divisor; without divisors all
+        have the same. Raise ConfigError if batches differ in size and `unequal` is error.
         """
         sharing = self.sharing(sorted(gradients), at)
         if len(sharing) < 2:
@@ -82,7 +95,7 @@ class Averaged(Value):
         return {**gradients, **{c: one.expand_as(gradients[c]).contiguous() for c, one in given.items()}}
 
     def sharing(self, clients: list[int], at: At) -> list[int]:
-        """Who shares in this step: a draw that depends on nothing but seed, step and who is there."""
+        """Return the clients that share in this step, a draw by seed, step and the clients present."""
         count = math.floor(_exact(self.fraction) * len(clients)) if self._is_on(at) else 0
         draw = numpy_generator(at.seed, "scatter", at.round, at.wave, at.step)
         return sorted(int(client) for client in draw.choice(clients, count, replace=False))
@@ -97,8 +110,8 @@ class Averaged(Value):
         sizes = sorted({len(g) for g in gradients})
         if len(sizes) > 1:
             raise ConfigError(
-                f"head.scatter.unequal = 'error': batches of {sizes[0]} and {sizes[-1]} samples cannot be averaged by position; "
-                "set it to 'mean', or let every client have at least one full batch"
+                f"head.scatter.unequal = 'error': batches of {sizes[0]} and {sizes[-1]} samples cannot be averaged by "
+                "position; set it to 'mean', or let every client have at least one full batch"
             )
         return torch.stack(gradients).mean(dim=0)
 
@@ -108,7 +121,7 @@ def _times(gradient: Tensor, factor: float | None) -> Tensor:
 
 
 def _exact(number: float) -> Fraction:
-    """As the decimal that it is written as: 0.29 of 100 clients are 29."""
+    """Return a number as the decimal that it is written as, so that 0.29 of 100 clients are 29."""
     return Fraction(Decimal(repr(number)))
 
 

@@ -1,4 +1,4 @@
-"""Who trains together: `plan(clients, at)` deals the clients of a round into waves that follow each other."""
+"""Plans of a round: `plan(clients, at)` deals its clients into waves that follow each other."""
 
 from __future__ import annotations
 
@@ -15,11 +15,18 @@ from sl_common.value import Value
 class Parallel(Value):
     """One wave of all clients, or of a seeded fraction of them (at least one)."""
 
-    kind: Literal["parallel"] = "parallel"
-    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    kind: Literal["parallel"] = Field(
+        "parallel", description="One wave of all clients, or of a random fraction of them."
+    )
+    fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Fraction of the clients that train in a round, at least one; drawn anew each round.",
+    )
 
     def plan(self, clients: Sequence[int], at: At) -> list[list[int]]:
-        """One wave, by shard."""
+        """Return one wave, by shard."""
         wanted = max(1, round(self.fraction * len(clients)))
         if wanted == len(clients):
             return [sorted(clients)]
@@ -30,11 +37,11 @@ class Parallel(Value):
 class Sequential(Value):
     """A wave for each client in turn (Gupta & Raskar 2018): by shard, or in an order drawn anew each round."""
 
-    kind: Literal["sequential"] = "sequential"
-    shuffle: bool = False
+    kind: Literal["sequential"] = Field("sequential", description="One wave for each client, one after the other.")
+    shuffle: bool = Field(False, description="Draw a new order each round; false: by shard.")
 
     def plan(self, clients: Sequence[int], at: At) -> list[list[int]]:
-        """As many waves as clients."""
+        """Return as many waves as clients."""
         order = sorted(clients)
         if self.shuffle:
             order = [int(c) for c in numpy_generator(at.seed, "waves", at.round).permutation(order)]

@@ -8,7 +8,9 @@ from sl_common.lazy_exports import lazy_exports
 __getattr__, __all__ = lazy_exports(
     __name__,
     backward="backward_from backward_to has_large_products",
+    bank="Bank",
+    modules="buffers_untouched draws_random_numbers seeded",
     optim="Adam Constant Optimizer Schedule TrainingConfig",
-    segment="Alone Bank Segment SpanFactory Tree buffers_untouched draws_random_numbers no_span seeded",
+    segment="Alone Segment SpanFactory Tree no_span",
     singles="reason_against_one",
 )

@@ -17,7 +17,8 @@ from sl_common.messages.training import Aligned, Directive, Newest, Smashed
 from sl_common.protocol import At
 from sl_common.protocol.align import AlignmentSamples
 from sl_common.tensors import all_finite
-from sl_common.training.segment import Bank, Segment, Tree
+from sl_common.training.bank import Bank
+from sl_common.training.segment import Segment, Tree
 from sl_server.core.recordings import Recordings
 
 

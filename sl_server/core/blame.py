@@ -16,7 +16,8 @@ from sl_common.errors import Diverged
 from sl_common.messages.training import Smashed
 from sl_common.network.network import Network
 from sl_common.protocol import Arrived, At, Head
-from sl_common.training.segment import Bank, Tree
+from sl_common.training.bank import Bank
+from sl_common.training.segment import Tree
 
 
 class Blame:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sl_common.bounded import MAX_COUNT
-from sl_common.config.run_config import KNOWN_DATA, RunConfig
+from sl_common.config.known_data import KNOWN_DATA
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import WireError
 from sl_common.messages.training import Begin, Ready
 from sl_common.protocol import LocalLoss

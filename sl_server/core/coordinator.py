@@ -119,7 +119,7 @@ class Coordinator:
 
     def advance(self) -> Turn:
         """Do at most one cohort's work, or none where messages are to be sent first, and return what came of it."""
-        self.bank.settle()  # where no driver does: a deferred step holds on to a whole graph
+        self.bank.run_deferred_step()  # where no driver does: a deferred step holds on to a whole graph
         progress, worked = self.progress, False
         if not self._outbox.has_messages and progress.ended is None:
             wave = progress.wave
@@ -137,7 +137,7 @@ class Coordinator:
 
     def run_deferred_step(self) -> None:
         """Apply the optimiser steps that `Head.step` deferred. The driver calls this after it has sent the replies."""
-        self.bank.settle()
+        self.bank.run_deferred_step()
 
     # --- questions
 

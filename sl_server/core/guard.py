@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sl_common.config.run_config import Guard
+from sl_common.config.server_section import Guard
 from sl_common.errors import WireError
 from sl_common.kinds import reals, strays
 from sl_common.messages.training import Smashed

@@ -13,7 +13,7 @@ from sl_common.errors import Refused, WireError
 from sl_common.messages.events import Joined, Left
 from sl_common.messages.facts import ClientDone, ClientJoined, ClientLeft, ClientReady, ClientsDoubtful
 from sl_common.messages.training import Aligned, Alive, Done, Leave, Ready, Smashed, Welcome
-from sl_common.network.contents import copies
+from sl_common.network.ties import copies
 from sl_common.tensors import StateDict, check_copies, check_state
 from sl_server.core.claims import check_ready, due_of
 from sl_server.core.departures import Departures

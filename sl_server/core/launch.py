@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sl_common.config.run_config import KNOWN_DATA
+from sl_common.config.known_data import KNOWN_DATA
 from sl_common.messages.facts import WaveBegun
 from sl_common.messages.training import Begin
 from sl_common.protocol import At

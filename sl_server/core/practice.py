@@ -24,8 +24,9 @@ from sl_common.network.network import Network
 from sl_common.protocol import All, Always, Arrived, At, Await, AwaitAligned, Draws, LocalLoss
 from sl_common.protocol.align import AlignmentSamples
 from sl_common.seeds import torch_generator
+from sl_common.training.bank import Bank
 from sl_common.training.optim import Optimizer
-from sl_common.training.segment import Bank, Segment
+from sl_common.training.segment import Segment
 
 _SIZES = (2, 4)  # samples of the batches of a wave, unless a run has none so large
 _TRAINING, _EVALUATING = (f"in {mode} (batches of 2 and 4 samples)" for mode in ("training", "evaluation"))
@@ -157,7 +158,7 @@ class _Practice:
         ]
         at = At(seed=0, step=said.step, wave_size=len(cohort))
         reply = self._config.protocol.head.step(self._server, cohort, at)[0]
-        self._server.settle()
+        self._server.run_deferred_step()
         if directive.align and said.step == 0:
             self._stored = replace(said, z=z), reply
         return reply

@@ -10,7 +10,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from sl_common.config.run_config import KNOWN_DATA, KnownData, RunConfig
+from sl_common.config.known_data import KNOWN_DATA, KnownData
+from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.network.network import Network
 from sl_common.partition import OwnData, Partition

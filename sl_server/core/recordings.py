@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sl_common.codec import Coding, Identity, Layout, Link, Packed
 from sl_common.codec.packed import DTYPES
-from sl_common.config.run_config import Budget
+from sl_common.config.server_section import Budget
 from sl_common.errors import ConfigError
 from sl_common.messages.training import Epoch, Newest, Smashed
 from sl_common.protocol import At

@@ -10,7 +10,8 @@ from sl_common.config.run_config import RunConfig
 from sl_common.copied import copied
 from sl_common.network.network import Network
 from sl_common.tensors import constants_of
-from sl_common.training.segment import Alone, Bank, Segment
+from sl_common.training.bank import Bank
+from sl_common.training.segment import Alone, Segment
 from sl_server.core.agreement import Agreement
 from sl_server.core.alignments import Alignments
 from sl_server.core.blame import Blame

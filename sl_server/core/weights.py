@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 
 from sl_common.network.network import Network
 from sl_common.tensors import StateDict, state_digest
-from sl_common.training.segment import Bank, Tree
+from sl_common.training.bank import Bank
+from sl_common.training.segment import Tree
 from sl_server.core.roster import Member
 
 

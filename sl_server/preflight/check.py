@@ -8,9 +8,9 @@ from typing import Any
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
 from sl_common.host.devices import pick_device
-from sl_common.network.contents import Tie
 from sl_common.network.footprint import nbytes_of
 from sl_common.network.network import Network
+from sl_common.network.ties import Tie
 from sl_server.core.preflight import preflight
 from sl_server.preflight.alignment_cost import AlignmentCost, measure_alignment
 from sl_server.preflight.cuts import CutOption, try_cut

@@ -13,9 +13,10 @@ from sl_common.copied import copied
 from sl_common.errors import ConfigError
 from sl_common.messages.training import Smashed
 from sl_common.models import Block, join
-from sl_common.network.contents import ties_of
 from sl_common.network.footprint import Footprint, kept_by, nbytes_of
-from sl_common.network.network import Network, auxiliary_fit, message_limit
+from sl_common.network.network import Network, message_limit
+from sl_common.network.parts import auxiliary_fit
+from sl_common.network.ties import ties_of
 from sl_common.seeds import torch_generator
 from sl_server.core.preflight import most_in_batch
 from sl_server.preflight.traffic import StepTraffic, traffic_down, traffic_up

@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from sl_common.config.run_config import RunConfig, WaveConfig
+from sl_common.config.run_config import RunConfig
+from sl_common.config.sections import WaveConfig
 from sl_common.errors import ConfigError
 from sl_common.messages.facts import Fact, Trained
 from sl_common.network.network import Network

@@ -11,7 +11,8 @@ from sl_common.config.run_config import RunConfig
 from sl_common.copied import copied
 from sl_common.network.network import Network
 from sl_common.protocol import Split
-from sl_common.training.segment import Segment, draws_random_numbers
+from sl_common.training.modules import draws_random_numbers
+from sl_common.training.segment import Segment
 from sl_server.simulation.vectorized.stack import Stack
 
 
