@@ -12,15 +12,16 @@ import random
 import threading
 from collections import Counter
 
-from sl_client.console.show import Lines
-from sl_client.training.runner import Interrupted, Runner
-from sl_client.transport.stream import ClientStream, GrpcCarrier, StreamBroken
+from sl_client.console.show import ClientLines
+from sl_client.training.runner import Runner
+from sl_client.transport.connection import Interrupted
+from sl_client.transport.stream import ClientStream, GrpcStream, StreamBroken
 from sl_common.errors import PeerLost, Refused
 
 STAY = 2  # clients that never leave, so that the run goes on
 
 
-class _Silent(Lines):
+class _Silent(ClientLines):
     def say(self, event: str, text: str, **fields: object) -> None:
         """Nothing."""
 
@@ -29,7 +30,7 @@ class _Gone(Exception):
     """Its process would be gone by now."""
 
 
-class _Stream(GrpcCarrier):
+class _Stream(GrpcStream):
     """A stream that can be left without a word."""
 
     gone = False

@@ -38,10 +38,10 @@ def server() -> str | None:
 
 def client() -> str | None:
     """What is wrong, if anything."""
-    from sl_client.transport.proxy import Unusable, find_proxy
+    from sl_client.transport.proxy import UnusableProxy, find_proxy
 
     port, proxy = int(os.environ["SL_SERVER"].rpartition(":")[2]), None
-    with contextlib.suppress(Unusable):  # which the client goes around
+    with contextlib.suppress(UnusableProxy):  # which the client goes around
         proxy = find_proxy(os.environ["SL_SERVER"], os.environ)
     port = port if proxy is None else proxy.port
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):

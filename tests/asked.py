@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from sl_client.transport.stream import GrpcCarrier
+from sl_client.transport.stream import GrpcStream
 from sl_common.codec import Link
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import Refused
@@ -103,7 +103,7 @@ class Stranger:
     def __init__(self, live: LiveAnswers, chunk_bytes: int = CHUNK_BYTES, **hello: object) -> None:
         limit_bytes = live.trained.network.limit_bytes
         self.endpoint = Endpoint("client", link=Link(), limit_bytes=limit_bytes, chunk_bytes=chunk_bytes, call="infer")
-        self.carrier = GrpcCarrier(live.address, call="Infer")
+        self.carrier = GrpcStream(live.address, call="Infer")
         self.carrier.send(Hello(**({"life": bytes(16)} | hello)).to_frame())
         self.greeting = self.carrier.receive()
 

@@ -14,7 +14,7 @@ from mutations import mutated, rewritten
 from test_config import EVERYTHING, OTHERS
 from world import make_config
 
-from sl_client.training.snapshots_on_disk import find_past
+from sl_client.training.snapshots_on_disk import find_snapshots
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, DataError
 from sl_common.tree import MAGIC, dumps, loads
@@ -124,7 +124,7 @@ def _resumed(_: bytes, where: Path) -> str:
 def _kept(rng: random.Random) -> tuple[bytes, None]:
     """A client's snapshots, for --state."""
     if not (folder() / "state").exists():
-        find_past(folder() / "state", "run", "c0", lambda _text: None)
+        find_snapshots(folder() / "state", "run", "c0", lambda _text: None)
     (where,) = (folder() / "state").iterdir()
     data = _damaged_tree(rng)
     for path in where.iterdir():
@@ -135,7 +135,7 @@ def _kept(rng: random.Random) -> tuple[bytes, None]:
 
 def _snapshot(_data: bytes, _: None) -> str:
     told: list[str] = []
-    find_past(folder() / "state", "run", "c0", told.append)
+    find_snapshots(folder() / "state", "run", "c0", told.append)
     return "left out" if told else "read"
 
 

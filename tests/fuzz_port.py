@@ -23,7 +23,7 @@ from raw_http2 import CALL, Line, frame, headers, prefixed
 from world import make_config
 
 from sl_client.transport.access import Access
-from sl_client.transport.stream import SERVICE_PATH, GrpcCarrier, StreamBroken
+from sl_client.transport.stream import SERVICE_PATH, GrpcStream, StreamBroken
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import CutlayerError
 from sl_common.proto import split_pb2 as pb
@@ -70,7 +70,7 @@ class Streams:
 
     def over_grpc(self) -> None:
         """A Hello, right or wrong, one to three frames that are slightly wrong, and at last one that cannot be right."""
-        rng, carrier = self._rng, GrpcCarrier(self._address, Access(token=TOKENS["evil"]))
+        rng, carrier = self._rng, GrpcStream(self._address, Access(token=TOKENS["evil"]))
         hello = self._hello()
         frames = rng.choice((talk("plain"), talk("coded")))["up"]
         bad = [wrong(rng.choice(frames), "up", rng) for _ in range(rng.randint(1, 3))]

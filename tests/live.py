@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from sl_client.console.show import Lines
+from sl_client.console.show import ClientLines
 from sl_client.training.runner import Runner
 from sl_client.transport.access import PLAINTEXT, Access
-from sl_client.transport.stream import ClientStream, GrpcCarrier, StreamBroken
+from sl_client.transport.stream import ClientStream, GrpcStream, StreamBroken
 from sl_common.config.run_config import RunConfig
 from sl_common.messages.facts import Fact
 from sl_common.messages.training import Bye
@@ -26,7 +26,7 @@ from sl_server.training.engine import Engine
 from sl_server.transport import server as grpc_server
 
 
-class Quiet(Lines):
+class Quiet(ClientLines):
     """Remembers what a person would have seen."""
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ def serving(config: RunConfig, door: Credentials | None = None) -> Iterator[Live
 class ClientThread(threading.Thread):
     """`sl-client run` in a thread: how it ended is in `bye` or `error`."""
 
-    def __init__(self, address: str, connect: Callable[[str], ClientStream] = GrpcCarrier, **options: object) -> None:
+    def __init__(self, address: str, connect: Callable[[str], ClientStream] = GrpcStream, **options: object) -> None:
         super().__init__()
         self.show = Quiet()
         self.runner = Runner(address, show=self.show, connect=connect, allowed=None, **options)
@@ -110,7 +110,7 @@ class ClientThread(threading.Thread):
             self.error = error
 
 
-class FlakyCarrier(GrpcCarrier):
+class FlakyCarrier(GrpcStream):
     """A real stream that breaks after so many frames, counting both directions; later ones are lost."""
 
     def __init__(self, server: str, frames: int, access: Access = PLAINTEXT, **call: str) -> None:
@@ -133,7 +133,7 @@ class FlakyCarrier(GrpcCarrier):
         return super().receive()
 
 
-class OfBefore(GrpcCarrier):
+class OfBefore(GrpcStream):
     """A real stream to a server that greets as if it spoke the wire version before, whoever comes."""
 
     def __init__(self, server: str, **call: str) -> None:

@@ -139,6 +139,15 @@ def test_the_sides_meet_in_one_folder() -> None:
     assert {f for f, package in crossing if package == "sl_server" and not f.startswith("sl_server")} == set()
 
 
+def test_a_clients_two_errands_know_nothing_of_each_other() -> None:
+    """Training and inference meet in the connection, which stands above both."""
+    found = {(folder_of(name), folder_of(other)) for name, others in GRAPH.items() for other in others}
+    assert not found & {
+        ("sl_client.inference", "sl_client.training"),
+        ("sl_client.training", "sl_client.inference"),
+    }
+
+
 def opens_files(tree: ast.AST) -> bool:
     return any(isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "open" for n in ast.walk(tree))
 

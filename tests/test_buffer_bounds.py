@@ -21,7 +21,7 @@ from test_limits import hostile
 from world import make_config
 
 from sl_client.training.runner import UNHEARD, Runner
-from sl_client.training.snapshots_on_disk import FOLDERS, KEPT_RUNS, Past, find_past
+from sl_client.training.snapshots_on_disk import KEPT_FOLDERS, KEPT_RUNS, StateFolders, find_snapshots
 from sl_common.client.flow import Flow
 from sl_common.client.program import AwaitServer, Window
 from sl_common.client.snapshots import KEPT_SNAPSHOTS
@@ -147,11 +147,12 @@ class Nowhere:
 
 def test_signs_of_life_that_nobody_acknowledges_end() -> None:
     runner = Runner("nowhere:1", show=Quiet())
-    runner._carrier = nowhere = Nowhere()
+    runner.connection.session.stream = nowhere = Nowhere()
     for number in range(10 * UNHEARD):
         runner._alive_at = -1e9  # the last one is long ago
         runner._say(Alive(samples=number))
-    assert len(nowhere.sent) == len(runner._endpoint.delivery._unacked) == runner._endpoint.unacknowledged == UNHEARD
+    endpoint = runner.connection.session.endpoint
+    assert len(nowhere.sent) == len(endpoint._unacked) == endpoint.unacknowledged == UNHEARD
 
 
 class Chatterbox:
@@ -175,12 +176,13 @@ class Chatterbox:
 
 def test_words_that_come_while_a_message_goes_out_are_bounded() -> None:
     runner = Runner("nowhere:1", show=Quiet())
-    runner._endpoint = Endpoint("client", link=Link(), limit_bytes=1 << 20, window=2)
-    runner._endpoint.resend(0, slow=True)
-    runner._carrier = server = Chatterbox()
+    session = runner.connection.session
+    session.endpoint = Endpoint("client", link=Link(), limit_bytes=1 << 20, window=2)
+    session.endpoint.resend(0, slow=True)
+    session.stream = server = Chatterbox()
     with pytest.raises(WireError, match="51 messages of the peer's wait while ours goes out, at most 50 can"):
         runner._say(Smashed(step=0, z=torch.zeros(64, 1024), y=torch.zeros(64, dtype=torch.int64)))
-    assert server.said == len(runner._words) == 51
+    assert server.said == len(session.waiting) == 51
 
 
 def test_checked_headers_that_are_kept_are_few() -> None:
@@ -303,7 +305,7 @@ def test_replies_that_nobody_awaits_are_not_kept() -> None:
 
 
 def test_snapshots_on_disk_are_few_whatever_numbers_checkpoints_have(tmp_path: Path) -> None:
-    past = find_past(tmp_path, "run", "c0", lambda _text: None)
+    past = find_snapshots(tmp_path, "run", "c0", lambda _text: None)
     for wave in range(1, 60):
         number = 1000 + (wave if wave % 20 < 15 else -wave)  # the server goes back now and then
         past.drop_after(number)
@@ -316,19 +318,19 @@ def test_snapshots_on_disk_are_few_whatever_numbers_checkpoints_have(tmp_path: P
 def test_a_server_that_thinks_up_runs_makes_a_client_keep_no_more_than_some(tmp_path: Path) -> None:
     """In one process, as after a server that was forgotten, or in one for each."""
     warned: list[str] = []
-    one = Past(tmp_path)
+    one = StateFolders(tmp_path)
     for number in range(3 * KEPT_RUNS):
-        past = one if number % 2 else Past(tmp_path)
+        past = one if number % 2 else StateFolders(tmp_path)
         found = past.find(f"run {number}", "a", warned.append)
         found.save_after_wave(lambda n=number: {"number": n})
         if past is not one:
             past.close()
         assert len(list(tmp_path.iterdir())) <= KEPT_RUNS + 1  # the one that `one` still holds may be the oldest
     one.close()
-    newest = Past(tmp_path)
+    newest = StateFolders(tmp_path)
     newest.find("the last", "a", warned.append)
     assert len(list(tmp_path.iterdir())) <= KEPT_RUNS
-    found = find_past(tmp_path, f"run {3 * KEPT_RUNS - 1}", "a", warned.append)
+    found = find_snapshots(tmp_path, f"run {3 * KEPT_RUNS - 1}", "a", warned.append)
     assert found.last == {"number": 3 * KEPT_RUNS - 1}, "those that were used last stay"
     newest.close()
     assert all("; 16 of a client are kept" in text for text in warned)
@@ -336,12 +338,12 @@ def test_a_server_that_thinks_up_runs_makes_a_client_keep_no_more_than_some(tmp_
 
 def test_a_client_of_many_runs_says_once_that_it_removes_some(tmp_path: Path) -> None:
     warned: list[str] = []
-    past = Past(tmp_path)
+    past = StateFolders(tmp_path)
     for number in range(2 * KEPT_RUNS):
         past.find(f"run {number}", "a", warned.append).save_after_wave(dict)
     assert warned == [f"--state {tmp_path}: removed 1 run that was used longest ago; 16 of a client are kept"]
     assert len(list(tmp_path.iterdir())) == KEPT_RUNS
-    assert len(past._held) == 1, "folders of runs that are over are let go"
+    assert len(past._locked) == 1, "folders of runs that are over are let go"
     past.close()
 
 
@@ -383,7 +385,7 @@ def test_a_real_client_of_such_a_server_keeps_no_more(tmp_path: Path) -> None:
 def left_by(state: Path, name: str) -> Path:
     """The folder of a run that a former process of this client was in."""
     before = set(state.iterdir())
-    past = Past(state)
+    past = StateFolders(state)
     past.find("run", name, lambda _text: None).save_after_wave(lambda: {"of": name})
     past.close()
     (where,) = set(state.iterdir()) - before
@@ -392,7 +394,7 @@ def left_by(state: Path, name: str) -> Path:
 
 def thought_up(state: Path, runs: int) -> None:
     """A client called a is made to join so many runs."""
-    past = Past(state)
+    past = StateFolders(state)
     for number in range(runs):
         past.find(f"run {number}", "a", lambda _text: None).save_after_wave(dict)
     past.close()
@@ -403,23 +405,23 @@ def test_what_another_process_holds_is_kept_and_so_is_another_clients(tmp_path: 
     with sole_writer(mine, "--state"):
         os.utime(mine, ns=(0, 0))  # the oldest of all
         thought_up(tmp_path, 2 * KEPT_RUNS)
-        assert find_past(tmp_path, "run", "a", lambda _text: None).last == {"of": "a"}
+        assert find_snapshots(tmp_path, "run", "a", lambda _text: None).last == {"of": "a"}
     os.utime(mine, ns=(0, 0))
     thought_up(tmp_path, 1)
     assert not mine.exists(), "nobody holds it any more"
     assert len(list(tmp_path.iterdir())) == KEPT_RUNS + 1
-    assert find_past(tmp_path, "run", "b", lambda _text: None).last == {"of": "b"}
+    assert find_snapshots(tmp_path, "run", "b", lambda _text: None).last == {"of": "b"}
     assert other.exists()
 
 
 def test_a_server_that_thinks_up_names_makes_a_client_keep_no_more_than_some(tmp_path: Path) -> None:
     """A client without `--id` is called what its server likes."""
-    for number in range(FOLDERS + 20):
-        find_past(tmp_path, "run", f"name {number}", lambda _text: None).save_after_wave(dict)
-    past, warned = Past(tmp_path), list[str]()
-    past.find("run", f"name {FOLDERS + 20}", warned.append)
-    assert len(list(tmp_path.iterdir())) == FOLDERS
-    assert find_past(tmp_path, "run", f"name {FOLDERS + 19}", warned.append).last == {}, (
+    for number in range(KEPT_FOLDERS + 20):
+        find_snapshots(tmp_path, "run", f"name {number}", lambda _text: None).save_after_wave(dict)
+    past, warned = StateFolders(tmp_path), list[str]()
+    past.find("run", f"name {KEPT_FOLDERS + 20}", warned.append)
+    assert len(list(tmp_path.iterdir())) == KEPT_FOLDERS
+    assert find_snapshots(tmp_path, "run", f"name {KEPT_FOLDERS + 19}", warned.append).last == {}, (
         "those that were used last stay"
     )
     assert warned == [f"--state {tmp_path}: removed 21 runs that were used longest ago; 16 of a client are kept"]

@@ -13,8 +13,8 @@ from live import ClientThread, LiveServer, serving
 from test_quorum import begun, world_of
 from world import make_config
 
-from sl_client.inference.lower_cache import KEPT_LOWERS, Lowers
-from sl_client.transport.stream import GrpcCarrier
+from sl_client.inference.lower_cache import KEPT_LOWERS, LowerCache
+from sl_client.transport.stream import GrpcStream
 from sl_common.client.flow import Flow
 from sl_common.client.snapshots import Snapshots
 from sl_common.codec import Link
@@ -311,7 +311,7 @@ def test_frames_of_no_bytes_fill_the_inbox_too() -> None:
     asyncio.run(scenario())
 
 
-class Mute(GrpcCarrier):
+class Mute(GrpcStream):
     """A client that never acknowledges more than the first frames."""
 
     def send(self, frame: SupportsBytes) -> None:
@@ -330,7 +330,7 @@ def test_a_client_that_never_acknowledges_is_refused_and_the_others_train() -> N
     assert isinstance(clients[1].error, Refused)
     assert clients[1].error.code == "protocol"
     assert "is not acknowledged" in str(clients[1].error)
-    steps = clients[1].runner._endpoint.received
+    steps = clients[1].runner.connection.session.endpoint.received
     assert steps <= 2 + config.client.window
 
 
@@ -363,7 +363,7 @@ def life() -> Iterator[Await]:
 
 
 def test_a_server_that_offers_another_lower_segment_each_time_fills_no_disk(tmp_path: Path) -> None:
-    lowers = Lowers(tmp_path)
+    lowers = LowerCache(tmp_path)
     shas = []
     for number in range(2 * KEPT_LOWERS):
         state = {"w": torch.full((3,), float(number))}

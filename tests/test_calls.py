@@ -15,8 +15,9 @@ from live import ClientThread, serving
 from world import make_config
 
 from sl_client.transport import grpc_call as calls
-from sl_client.transport.grpc_call import ClientCall, DirectCall, ThreadedCall, open_call
+from sl_client.transport.grpc_call import DirectCall, open_call
 from sl_client.transport.stream import CHANNEL_OPTIONS
+from sl_client.transport.threaded_call import ClientCall, ThreadedCall
 from sl_server.simulation.simulation import Simulation
 
 Make = Callable[[str], ClientCall]

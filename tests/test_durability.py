@@ -14,7 +14,7 @@ from processes import ran, started
 from tally import Faults
 from world import make_config
 
-from sl_client.training.snapshots_on_disk import Past, find_past
+from sl_client.training.snapshots_on_disk import StateFolders, find_snapshots
 from sl_common.errors import ConfigError, DataError
 from sl_common.messages.facts import RoundEnded, Trained
 from sl_common.tensors import state_digest
@@ -200,7 +200,7 @@ def limited(nbytes: int) -> None:
 def test_a_snapshot_that_could_not_be_written_takes_those_that_hang_on_it_along(tmp_path: Path) -> None:
     """A stale state after the last wave would be taken for the one that the server's checkpoint means."""
     warned: list[str] = []
-    past = find_past(tmp_path, "run", "c1", warned.append)
+    past = find_snapshots(tmp_path, "run", "c1", warned.append)
     past.keep(1, lambda: {"number": 1})
     past.save_after_wave(lambda: {"number": "after 1"})
     try:
@@ -210,7 +210,7 @@ def test_a_snapshot_that_could_not_be_written_takes_those_that_hang_on_it_along(
         limited(resource.RLIM_INFINITY)
     past.save_after_wave(lambda: {"number": "after 2"})
     assert len(warned) == 1
-    again = find_past(tmp_path, "run", "c1", warned.append)
+    again = find_snapshots(tmp_path, "run", "c1", warned.append)
     assert (again.numbers, again.last) == ((1,), None)
     past.keep(3, lambda: {"number": 3})
     past.save_after_wave(lambda: {"number": "after 3"})
@@ -219,13 +219,13 @@ def test_a_snapshot_that_could_not_be_written_takes_those_that_hang_on_it_along(
         past.save_after_wave(lambda: {"number": "after 4"})
     finally:
         limited(resource.RLIM_INFINITY)
-    again = find_past(tmp_path, "run", "c1", warned.append)
+    again = find_snapshots(tmp_path, "run", "c1", warned.append)
     assert (again.numbers, again.last) == ((3,), None)
 
 
 def test_a_client_killed_at_any_step_of_its_snapshots_has_whole_ones(tmp_path: Path) -> None:
     def act() -> None:
-        past = find_past(tmp_path, "run", "c1", lambda _text: None)
+        past = find_snapshots(tmp_path, "run", "c1", lambda _text: None)
         for number in (1, 2, 3):
             past.keep(number, lambda n=number: {"number": n})
             past.save_after_wave(lambda n=number: {"number": f"after {n}"})
@@ -237,7 +237,7 @@ def test_a_client_killed_at_any_step_of_its_snapshots_has_whole_ones(tmp_path: P
     act()  # the folder is there from now on
     for _ in every_crash(act, begin_again):
         warned: list[str] = []
-        found = find_past(tmp_path, "run", "c1", warned.append)
+        found = find_snapshots(tmp_path, "run", "c1", warned.append)
         assert not warned
         assert all(found.state_at(number) == {"number": number} for number in found.numbers)
         newest = max(found.numbers, default=0)
@@ -248,7 +248,7 @@ def test_the_state_of_a_run_that_is_over_is_removed(tmp_path: Path) -> None:
     """That of a run that was cut short, and of others, stays."""
     (tmp_path / "config.json").write_text(slow_config("parallel", run__rounds=2, run__clients=1).to_json())
     state = tmp_path / "state"
-    past = Past(state)
+    past = StateFolders(state)
     past.find("another run", "c0", lambda _text: None).save_after_wave(lambda: {"number": 1})
     past.close()
     (other,) = state.iterdir()
@@ -289,4 +289,4 @@ def test_the_state_of_a_run_that_is_over_is_removed(tmp_path: Path) -> None:
 def test_a_state_that_is_no_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"--state .*file"):
-        Past(tmp_path / "file").find("run", "c1", lambda _text: None)
+        StateFolders(tmp_path / "file").find("run", "c1", lambda _text: None)

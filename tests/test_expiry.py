@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from test_certs import certs_of
 from world import make_config
 
-from sl_client.transport.expiry import of_files, of_server
+from sl_client.transport.expiry import warnings_of_files, warnings_of_server
 from sl_client.transport.tls import Tls
 from sl_common.host.certificates import DAY_S, WARN_S, ends_of, left_in_words
 from sl_server.security.expiry import Expiry, expose
@@ -116,22 +116,22 @@ def test_a_certificate_that_somebody_else_read_first_still_reaches_grpc(ours: Au
 def test_a_clients_own_files(soon: Path) -> None:
     tls = Tls(ca=soon / "ca.pem", cert=soon / "c0.pem", key=soon / "c0.key")
     now = time.time()
-    (told,) = of_files(tls, now)
+    (told,) = warnings_of_files(tls, now)
     assert told.startswith(f"--cert {soon / 'c0.pem'} expires on ")
     assert ", in 4 days: sl-server certs DIR --renew" in told
-    told = of_files(tls, now + 3650 * DAY_S)
+    told = warnings_of_files(tls, now + 3650 * DAY_S)
     assert f"--ca {soon / 'ca.pem'} expire" in told[1]
     both = soon / "both.pem"
     both.write_bytes(make_ca(5).cert_pem + (soon / "ca.pem").read_bytes())
-    assert of_files(Tls(ca=both), now) == [], "the old authority is on its way out"
+    assert warnings_of_files(Tls(ca=both), now) == [], "the old authority is on its way out"
 
 
 def test_the_servers_certificate_as_a_client_sees_it(ours: Authority) -> None:
     with serving(make_config("parallel", run__clients=2), ours.door(mutual=False)) as live:
         now = time.time()
-        (told,) = of_server(live.address, Tls(ca=ours.ca), now)
+        (told,) = warnings_of_server(live.address, Tls(ca=ours.ca), now)
         assert told.startswith(f"the certificate of {live.address} expires on ")
-        assert of_server(live.address, Tls(ca=ours.ca), now - WARN_S) == []
+        assert warnings_of_server(live.address, Tls(ca=ours.ca), now - WARN_S) == []
 
 
 def test_both_commands_say_it_and_the_server_shows_it(soon: Path, tmp_path: Path) -> None:

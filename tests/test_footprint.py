@@ -15,7 +15,7 @@ from torch import nn
 from world import make_config
 
 from sl_client.device.limits import DeviceLimits, MemoryUse, parse_size
-from sl_client.device.pages import _clean, drop_clean_pages
+from sl_client.device.pages import _clean_mappings, drop_clean_pages
 from sl_common.config.presets import PRESETS
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
@@ -269,7 +269,7 @@ def test_only_clean_pages_of_files_are_given_back(tmp_path: Path) -> None:
         f"{n}000-{n}800 {mode} 00000000 fd:00 7 {path}\nRss: {rss} kB\nAnonymous: {changed} kB\nVmFlags: rd\n"
         for n, (mode, path, rss, changed) in enumerate(lines, 1)
     )
-    assert list(_clean(text)) == [(0x1000, 0x1800, 8192)]
+    assert list(_clean_mappings(text)) == [(0x1000, 0x1800, 8192)]
     assert drop_clean_pages(tmp_path / "no such file") == 0
 
 

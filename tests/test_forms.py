@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomS
 from world import make_config
 
 from sl_client.data import Data, load_data
-from sl_client.data.own import call
+from sl_client.data.own import call_function
 from sl_common.errors import DataError
 from sl_server.simulation.simulation import Simulation
 
@@ -204,4 +204,4 @@ def test_our_own_errors_pass_as_they_are(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setitem(OWN, "now", fails)
     with pytest.raises(DataError, match=r"^this file is missing$"):
-        call("cutlayer_forms:own", None, None, Data)
+        call_function("cutlayer_forms:own", None, None, Data)

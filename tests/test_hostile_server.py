@@ -15,7 +15,7 @@ import torch
 from hostile import EVIL, greeting, hostile, says, sends
 from processes import ran
 
-from sl_client.console.show import Lines
+from sl_client.console.show import ClientLines
 from sl_client.inference.predictor import Predictor
 from sl_client.training.runner import Runner
 from sl_client.transport.access import PLAINTEXT
@@ -39,7 +39,7 @@ AUX = {"aux": {"w": torch.zeros(1)}}
 
 
 def run_client(address: str, **options: Any) -> Bye:
-    return Runner(address, name="c0", show=Lines(), retry_s=0.0, **options).run()
+    return Runner(address, name="c0", show=ClientLines(), retry_s=0.0, **options).run()
 
 
 def welcome(**changes: Any) -> Welcome:

@@ -18,7 +18,7 @@ from raw_http2 import Line, frame, prefixed
 from world import make_config
 
 from sl_client.transport.access import Access
-from sl_client.transport.stream import GrpcCarrier, RefusedForNow
+from sl_client.transport.stream import GrpcStream, RefusedForNow
 from sl_common.errors import Refused
 from sl_common.limits import PeerLimits
 from sl_common.messages.training import Ready
@@ -51,7 +51,7 @@ def attacked(
     with serving(config, door) as live:
 
         def good(name: str, shard: int) -> ClientThread:
-            connect = GrpcCarrier if access is None else partial(GrpcCarrier, access=access(name))
+            connect = GrpcStream if access is None else partial(GrpcStream, access=access(name))
             return ClientThread(live.address, connect, name=name, shard=shard, shards=4)
 
         clients = [good("c0", 0)]
@@ -68,7 +68,7 @@ def attacked(
     assert live.coordinator.weights_sha256() == simulation.coordinator.weights_sha256()
 
 
-class Hostile(GrpcCarrier):
+class Hostile(GrpcStream):
     """A stream that the test speaks on itself."""
 
     def hello(self, life: int = 1, **fields: object) -> Greeting | Refusal:
@@ -420,7 +420,7 @@ def test_what_waits_for_the_engine_is_bounded_for_each_stream_and_over_all() -> 
 
 def test_a_refusal_is_a_refusal_on_the_clients_side_too() -> None:
     with attacked() as live:
-        client = ClientThread(live.address, partial(GrpcCarrier, access=Access(token="x" * 9000)), name="evil")
+        client = ClientThread(live.address, partial(GrpcStream, access=Access(token="x" * 9000)), name="evil")
         client.join(30)
         assert isinstance(client.error, Refused)
         assert client.error.code == "headers"

@@ -167,14 +167,15 @@ def poison(change) -> type:
             super().__init__(address)
 
         def run(self) -> None:
-            pack = self.runner._endpoint.pack
+            endpoint = self.runner.connection.session.endpoint
+            pack = endpoint.pack
 
             def changed(message, **options):
                 if isinstance(message, Smashed) and message.step == 1 and message.train:
                     message = change(message)
                 return pack(message, **options)
 
-            self.runner._endpoint.pack = changed
+            endpoint.pack = changed
             super().run()
 
     return Changing

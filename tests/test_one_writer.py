@@ -12,7 +12,7 @@ from federation import slow_config
 from processes import Process, ran, started
 from world import make_config
 
-from sl_client.training.snapshots_on_disk import Past
+from sl_client.training.snapshots_on_disk import StateFolders
 from sl_common.errors import ConfigError
 
 
@@ -85,10 +85,10 @@ def test_parts_that_a_killed_writer_left_are_removed(tmp_path: Path) -> None:
 
 
 def test_a_clients_state_has_one_writer(tmp_path: Path) -> None:
-    past = Past(tmp_path)
+    past = StateFolders(tmp_path)
     past.find("run", "c1", lambda _text: None)
     past.find("run", "c1", lambda _text: None)  # the same process may look again
-    other = Past(tmp_path)
+    other = StateFolders(tmp_path)
     other.find("run", "c2", lambda _text: None)
     with pytest.raises(ConfigError, match=r"--state .*: in use by process \d+ on "):
         other.find("run", "c1", lambda _text: None)

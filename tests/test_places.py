@@ -10,8 +10,7 @@ import pytest
 from processes import BIN, PATIENCE_S, _environment, ran
 from small_run import SMALL
 
-from sl_client.cli.application import _check_place
-from sl_client.cli.options import shard_of
+from sl_client.cli.options import check_place, shard_of
 from sl_client.device.limits import parse_size
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
@@ -67,15 +66,15 @@ def test_a_name_that_is_too_long_is_said_in_words(words: tuple[str, ...], code: 
 
 
 def test_a_lower_segments_file_is_looked_at_before_the_run(tmp_path: Path) -> None:
-    _check_place(tmp_path / "lower.safetensors")
+    check_place(tmp_path / "lower.safetensors")
     with pytest.raises(ConfigError, match="is a folder"):
-        _check_place(tmp_path)
+        check_place(tmp_path)
     with pytest.raises(ConfigError, match="there is no folder"):
-        _check_place(tmp_path / "nowhere" / "x")
+        check_place(tmp_path / "nowhere" / "x")
     if os.geteuid() != 0:
         tmp_path.chmod(0o500)
         with pytest.raises(ConfigError, match="nothing can be written"):
-            _check_place(tmp_path / "x")
+            check_place(tmp_path / "x")
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,11 @@ from test_export import digits, plain_cnn
 from torch import Tensor
 from world import make_config
 
-from sl_client.console.show import Lines
+from sl_client.console.show import ClientLines
 from sl_client.inference.predictor import Predictor
-from sl_client.training.runner import Interrupted, Runner
+from sl_client.training.runner import Runner
 from sl_client.transport.access import Access
+from sl_client.transport.connection import Interrupted
 from sl_common.codec import Coding, Link
 from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError, PeerLost, Refused, WireError
@@ -405,7 +406,7 @@ def test_a_server_of_another_version_is_left_with_both_versions(live: LiveAnswer
 
 def test_each_server_refuses_the_others_call(live: LiveAnswers) -> None:
     with pytest.raises(Refused, match=r"answers predictions \(sl-server serve\)") as caught:
-        Runner(live.address, show=Lines(), retry_s=0.0).run()
+        Runner(live.address, show=ClientLines(), retry_s=0.0).run()
     assert caught.value.code == "over"
     with (
         serving(make_config("parallel", run__clients=1)) as trains,

@@ -17,7 +17,7 @@ from test_export import digits
 from world import make_config
 
 from sl_client.inference.predictor import Predictor
-from sl_client.transport.stream import GrpcCarrier, RefusedForNow
+from sl_client.transport.stream import GrpcStream, RefusedForNow
 from sl_common.errors import Refused
 from sl_common.messages.inference import Query
 from sl_common.proto import split_pb2 as pb
@@ -207,7 +207,7 @@ def test_a_hello_storm_is_slowed_then_refused(trained: TrainedRun) -> None:
     ) as live:  # shorter, and a busy machine reads some too late
         codes = set()
         for _ in range(45):
-            carrier = GrpcCarrier(live.address, call="Infer")
+            carrier = GrpcStream(live.address, call="Infer")
             carrier.send(Hello(life=bytes(16)).to_frame())
             try:
                 carrier.receive()

@@ -121,8 +121,8 @@ def test_the_accuracy_on_the_runs_own_test_set_is_the_runs(folder: Path, done: d
 MISTAKES = {
     "no token": (3, "this server takes a client's own token"),
     "no such file": (2, "absent.png: no such file"),
-    "nothing": (2, "give files, or --test N for the run's own test set, not both and not neither"),
-    "both": (2, "not both and not neither"),
+    "nothing": (2, "give either files, or --test N for the run's test set"),
+    "both": (2, "give either files, or --test N"),
     "no run": (2, "not a run directory"),
 }
 

@@ -21,7 +21,7 @@ from test_output import SMALL
 from world import make_config
 
 from sl_client.console.progress import WaveProgress
-from sl_client.console.show import Lines
+from sl_client.console.show import ClientLines
 from sl_common.config.presets import PRESETS
 from sl_common.errors import Refused
 from sl_common.host.log import LOGGER, CommandLog, Level, json_line, name_run
@@ -163,7 +163,7 @@ def test_a_clients_line_says_whom_it_waits_for() -> None:
     assert progress.line()[1]["waiting_for"] == "run"
     progress.begin(Begin(round=0, rounds=2, steps=3))
     assert progress.line()[1]["waiting_for"] is None
-    progress.asked()
+    progress.batch_sent()
     assert progress.line()[1]["waiting_for"] == "server"
     progress.answered(Gradient(step=0, loss=1.5))
     progress.batch(8)
@@ -212,7 +212,7 @@ def test_records_are_pythons_and_libraries_are_left_alone(capsys: pytest.Capture
     LOGGER.addHandler(handler)
     root = list(logging.getLogger().handlers), logging.getLogger().level
     try:
-        Lines().say("one", "text", number=1)
+        ClientLines().say("one", "text", number=1)
         CommandLog("server").say("two", "text", Level.WARNING, {})
     finally:
         LOGGER.removeHandler(handler)
@@ -228,7 +228,7 @@ def test_records_are_pythons_and_libraries_are_left_alone(capsys: pytest.Capture
 
 @pytest.mark.parametrize("level", list(Level))
 def test_less_severe_records_are_not_shown(level: Level, capsys: pytest.CaptureFixture[str]) -> None:
-    for show in (ServerConsole(Ledger(), 1, level=level), Lines(level=level)):
+    for show in (ServerConsole(Ledger(), 1, level=level), ClientLines(level=level)):
         show.say("one", "information")
         show.warn("of something")
         shown = capsys.readouterr().out

@@ -16,8 +16,8 @@ from processes import ROOT, ran
 from world import make_config
 
 from sl_client.transport.access import Access, make_access
-from sl_client.transport.proxy import EXEMPTIONS, PROXY_VARIABLES, Proxy, Unusable, _local_names, find_proxy
-from sl_client.transport.stream import GrpcCarrier
+from sl_client.transport.proxy import EXEMPTIONS, PROXY_VARIABLES, Proxy, UnusableProxy, _local_names, find_proxy
+from sl_client.transport.stream import GrpcStream
 from sl_common.errors import ConfigError, PeerLost, Refused
 from sl_server.security.credentials import make_credentials
 
@@ -52,7 +52,7 @@ def access(server: str, **options: object) -> Access:
 
 def took_part(address: str, how: Access) -> ClientThread:
     """A whole run."""
-    client = ClientThread(address, partial(GrpcCarrier, access=how))
+    client = ClientThread(address, partial(GrpcStream, access=how))
     client.join(60)
     assert client.error is None
     assert client.bye.finished
@@ -165,7 +165,7 @@ def test_the_cause_of_no_connection_is_looked_for_through_the_proxy(
             (access(proxy.server, ca=foreign.ca), "was not signed by the CA"),
             (access(proxy.server, insecure=True), "speaks TLS: name the CA"),
         ):
-            client = ClientThread(proxy.server, partial(GrpcCarrier, access=how))
+            client = ClientThread(proxy.server, partial(GrpcStream, access=how))
             client.join(45)
             assert isinstance(client.error, Refused)
             assert told in client.error.reason
@@ -175,7 +175,7 @@ def test_a_proxy_that_refuses_is_named_by_grpcs_words(monkeypatch: pytest.Monkey
     with proxying("127.0.0.1:1", 407) as proxy:
         monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
         how = access(proxy.server, insecure=True)
-        client = ClientThread(proxy.server, partial(GrpcCarrier, access=how), retry_s=0.5)
+        client = ClientThread(proxy.server, partial(GrpcStream, access=how), retry_s=0.5)
         client.join(45)
     assert isinstance(client.error, PeerLost)
     assert "407" in str(client.error)
@@ -276,7 +276,7 @@ def test_no_proxy(server: str, listed: str, direct: bool, variable: str) -> None
 
 @pytest.mark.parametrize("url", ["p:1", "//p:1", "https://p:1", "socks5://u:s3cret@p:1", "http://", "http://p:x"])
 def test_a_proxy_that_grpc_cannot_use_is_said_and_gone_around(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Unusable, match="http_proxy"):
+    with pytest.raises(UnusableProxy, match="http_proxy"):
         find_proxy("192.0.2.7:1", {"http_proxy": url})
     monkeypatch.setenv("http_proxy", url)
     how = access("192.0.2.7:1", insecure=True)

@@ -11,7 +11,7 @@ import torch
 from test_faults import assert_finished, batches_of, simulated_sha
 from world import Client, World, make_config
 
-from sl_client.training.snapshots_on_disk import find_past
+from sl_client.training.snapshots_on_disk import find_snapshots
 from sl_common.client.seat import Seat
 from sl_common.client.snapshots import Snapshots
 from sl_common.config.presets import PRESETS
@@ -98,7 +98,7 @@ class RestartWorld(World):
             if client.gone:
                 continue
             known = self.kept is not None and name not in self.forgetful  # else another run, as far as they know
-            left = self.on_disk(client) if name == dead else client.hand_on()
+            left = self.on_disk(client) if name == dead else client.final_snapshots()
             self.join(name, left if known else None)
 
 
@@ -390,24 +390,24 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
 
 def test_a_clients_snapshots_outlive_its_process(tmp_path: Path) -> None:
     warned: list[str] = []
-    past = find_past(tmp_path, "run", "c1", warned.append)
+    past = find_snapshots(tmp_path, "run", "c1", warned.append)
     for number in (1, 2, 3):
         past.keep(number, lambda n=number: {"number": n})
     past.save_after_wave(lambda: {"number": "last"})
-    again = find_past(tmp_path, "run", "c1", warned.append)
+    again = find_snapshots(tmp_path, "run", "c1", warned.append)
     assert again.numbers == (2, 3)
     assert again.last == {"number": "last"}
     assert again.state_at(2) == {"number": 2}
     again.drop_after(2)
-    assert find_past(tmp_path, "run", "c1", warned.append).numbers == (2,), "later ones never happened"
-    assert find_past(tmp_path, "run", "c2", warned.append).numbers == ()
-    assert find_past(tmp_path, "other", "c1", warned.append).numbers == ()
+    assert find_snapshots(tmp_path, "run", "c1", warned.append).numbers == (2,), "later ones never happened"
+    assert find_snapshots(tmp_path, "run", "c2", warned.append).numbers == ()
+    assert find_snapshots(tmp_path, "other", "c1", warned.append).numbers == ()
     (next(tmp_path.glob("*/snapshot-*2.tree"))).write_bytes(b"x")
-    assert find_past(tmp_path, "run", "c1", warned.append).numbers == ()
+    assert find_snapshots(tmp_path, "run", "c1", warned.append).numbers == ()
     assert warned
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="--state"):
-        find_past(tmp_path / "file", "run", "c1", warned.append)
+        find_snapshots(tmp_path / "file", "run", "c1", warned.append)
 
 
 def test_going_back_to_what_is_not_there_is_an_error() -> None:

@@ -21,7 +21,7 @@ from test_certs import certs_of, files
 from world import make_config
 
 from sl_client.transport.access import Access
-from sl_client.transport.stream import GrpcCarrier
+from sl_client.transport.stream import GrpcStream
 from sl_common.errors import ConfigError, Refused
 from sl_server.core.identity import UNPROVEN
 from sl_server.security.credentials import make_credentials
@@ -247,7 +247,7 @@ def test_a_client_whose_token_is_taken_out_is_out_at_once(tmp_path: Path) -> Non
     tokens = write_tokens(tmp_path / "tokens")
 
     def client(name: str, token: str) -> ClientThread:
-        started = ClientThread(live.address, partial(GrpcCarrier, access=Access(token=token)), name=name)
+        started = ClientThread(live.address, partial(GrpcStream, access=Access(token=token)), name=name)
         until = time.monotonic() + 30
         while name not in live.engine.sessions.by_client:
             assert time.monotonic() < until

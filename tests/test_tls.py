@@ -19,7 +19,7 @@ from live import ClientThread, FlakyCarrier, LiveServer, serving
 from world import make_config
 
 from sl_client.transport.access import Access, make_access
-from sl_client.transport.stream import GrpcCarrier, StreamBroken
+from sl_client.transport.stream import GrpcStream, StreamBroken
 from sl_client.transport.tls import Tls
 from sl_common.errors import ConfigError, PeerLost, Refused
 from sl_common.messages.facts import RoundEnded
@@ -49,7 +49,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def through(access: Access) -> partial:
-    return partial(GrpcCarrier, access=access)
+    return partial(GrpcStream, access=access)
 
 
 def refused(address: str, access: Access, **options: object) -> Refused:
@@ -144,7 +144,7 @@ def test_a_certificate_and_a_token_must_be_of_one_client(ours: Authority, tokens
 # --- sessions of others
 
 
-class Stream(GrpcCarrier):
+class Stream(GrpcStream):
     """A stream that the test speaks on itself."""
 
     def answer(self, hello: Hello) -> Greeting | Refusal:

@@ -1,6 +1,6 @@
-"""The command `sl-client`: options in, one function called, words and an exit code out.
+"""The command `sl-client`: it reads options, calls one function, and ends with a text and an exit code.
 
-Nothing below knows a command line, and nobody imports this folder but the entry point.
+No other folder knows a command line, and only the entry point imports this one.
 """
 
 from sl_common.lazy_exports import lazy_exports

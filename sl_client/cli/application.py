@@ -1,11 +1,9 @@
-"""The command `sl-client`."""
+"""The command `sl-client` and its commands run, doctor and digest; predict has a module of its own."""
 
 from __future__ import annotations
 
-import os
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,22 +19,17 @@ from sl_client.cli.options import (
     ServerOption,
     Threads,
     Token,
+    check_place,
     reach,
     server_of,
     shard_of,
 )
 from sl_client.cli.predict import predict
 from sl_common import __version__
-from sl_common.errors import ConfigError, CutlayerError
-from sl_common.exits import INTERRUPTED
 from sl_common.host import commands
 from sl_common.host.commands import JsonOption, LogLevel, Quiet, level_of
-from sl_common.host.files import write_atomically
 from sl_common.host.log import Level, json_line, keep_going, write_line
-from sl_common.host.text import given, printable
-
-if TYPE_CHECKING:  # torch is imported when it is needed, not for --help
-    from sl_common.tensors import StateDict
+from sl_common.host.text import given
 
 app = typer.Typer(
     name="sl-client",
@@ -60,7 +53,7 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options that every command has."""
+    """Read the options that stand before a command."""
 
 
 @app.command()
@@ -70,7 +63,7 @@ def run(
         str,
         typer.Option(
             "--id",
-            help="Name under which the server knows this client, also after a restart; by default c0, c1, … by shard.",
+            help="This client's name at the server, also after a restart; by default c0, c1, … by shard.",
             envvar="SL_ID",
         ),
     ] = "",
@@ -78,17 +71,18 @@ def run(
     shard: Annotated[
         str | None,
         typer.Option(
-            help="Ask for shard I of N, counted from 1: --shard 2/4. By default the server deals.", envvar="SL_SHARD"
+            help="Ask for shard I of N, counted from 1: --shard 2/4. By default the server assigns one.",
+            envvar="SL_SHARD",
         ),
     ] = None,
     allow: Allow = None,
     retry: Annotated[
-        float, typer.Option(help="Seconds to go on trying when no server answers.", envvar="SL_RETRY", min=0)
+        float, typer.Option(help="Seconds to keep trying when no server answers.", envvar="SL_RETRY", min=0)
     ] = 60.0,
     state: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for snapshots, so that this client can go on after its own process was killed.",
+            help="Folder for snapshots, from which a new process of this client continues after a crash.",
             envvar="SL_STATE",
         ),
     ] = None,
@@ -115,74 +109,32 @@ def run(
     access = reach(server, ca=ca, cert=cert, key=key, token=token, insecure=insecure)
     index, shards = shard_of(shard)
     if save_lower is not None:
-        _check_place(save_lower)
+        check_place(save_lower)
     from sl_client.device.pages import use_one_arena
 
     use_one_arena()
+    from sl_client.cli.participation import owner_limits, require_device, take_part
     from sl_client.console.show import make_client_console
-    from sl_client.device.limits import DeviceLimits, parse_size
-    from sl_client.training.runner import Interrupted, Runner, run_until_interrupted
-    from sl_client.transport.stream import GrpcCarrier
-    from sl_common.host.devices import pick_device
 
     show = make_client_console(as_json=as_json, level=level_of(log_level, quiet=quiet))
     for text in access.cautions:
         show.warn(text)
-    if device is not None:  # before a server is asked
-        pick_device(device, "--device")
-    runner = Runner(
+    require_device(device)
+    take_part(
         server,
+        access,
+        show,
+        save_lower,
         name=name,
         shard=index,
         shards=shards,
         data=data,
         allowed=tuple(allow or ()),
         retry_s=retry,
-        show=show,
-        connect=partial(GrpcCarrier, access=access),
         state=state,
         device=device,
-        limits=DeviceLimits(threads=threads, memory=None if max_memory is None else parse_size(max_memory)),
+        limits=owner_limits(threads, max_memory),
     )
-    show.start()
-    if access.tls is not None:
-        from sl_client.transport.expiry import watch_expiry
-
-        watch_expiry(server, access.tls, show.warn, lambda: runner.seat is not None)
-    try:
-        bye = run_until_interrupted(runner)
-    except Interrupted:
-        show.say("stopped", "stopped" if runner.seat is None else "stopped; the server was told")
-        raise typer.Exit(INTERRUPTED) from None
-    finally:
-        show.stop()
-        if save_lower is not None and runner.seat is not None:
-            _save(runner.seat.bank.get("lower").state(), save_lower)
-    runner.leave_state(finished=bye.finished)
-    if not bye.finished:
-        raise CutlayerError(f"the run ended before its last round: {printable(bye.reason)}")
-
-
-def _check_place(path: Path) -> None:
-    """Raise ConfigError where a file could not be written at the end, with the work of the whole run in it."""
-    try:
-        if path.is_dir():
-            raise ConfigError(f"--save-lower {path}: is a folder: name a file")
-        if not path.parent.is_dir():
-            raise ConfigError(f"--save-lower {path}: there is no folder {path.parent}")
-    except OSError as error:  # a name that is too long, a folder that nobody may look into
-        raise ConfigError(f"--save-lower {path}: {error.strerror or error}") from error
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ConfigError(f"--save-lower {path}: nothing can be written in {path.parent}")
-
-
-def _save(lower: StateDict, path: Path) -> None:
-    from safetensors.torch import save
-
-    try:
-        write_atomically(path, save({name: tensor.contiguous() for name, tensor in lower.items()}))
-    except OSError as error:
-        raise ConfigError(f"--save-lower {path}: {error.strerror or error}") from error
 
 
 app.command()(predict)
@@ -198,7 +150,7 @@ def doctor(
     insecure: Insecure = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Can this device take part? Reach, versions, certificates, round trip and bandwidth, and what is installed here."""
+    """Check this device and its way to a server: versions, certificates, round trip, bandwidth, installed packages."""
     server = server_of(server)
     access = reach(server, ca=ca, cert=cert, key=key, token=token, insecure=insecure)
     from sl_client.transport.doctor import examine
@@ -215,7 +167,7 @@ def digest(
     allow: Allow = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print what tells this device's copy of a data set from another: for `data.digest` in a run's configuration."""
+    """Print the digest of this device's copy of a data set, for `data.digest` in a run's configuration."""
     from sl_client.data import load_data
     from sl_client.data.identity import data_set_of
 
@@ -229,5 +181,5 @@ def digest(
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line; the entry point of `sl-client`."""
     commands.run_command(app)

@@ -1,4 +1,4 @@
-"""Options that several commands of `sl-client` share, and what they come to. Each is an environment variable too."""
+"""Options that several commands of `sl-client` share, and their checks. Each option is also an environment variable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ServerOption = Annotated[str, typer.Option(help="The server's HOST:PORT; [::1]:P
 Ca = Annotated[
     Path | None,
     typer.Option(
-        help="Speak TLS, and only TLS: the CA of the server's certificate, in PEM form.",
+        help="Use TLS and only TLS: the CA of the server's certificate, in PEM form.",
         envvar="SL_CA",
     ),
 ]
@@ -37,8 +37,8 @@ ClientKeyOption = Annotated[
 Token = Annotated[
     str | None,
     typer.Option(
-        help="This client's token, for a server that asks for one; better @FILE or SL_TOKEN, which no list of processes "
-        "shows. Only over TLS or on this machine.",
+        help="This client's token, for a server that asks for one. @FILE or SL_TOKEN hide it from the list of "
+        "processes. Only over TLS or on this machine.",
         metavar="TOKEN|@FILE",
         envvar="SL_TOKEN",
     ),
@@ -47,7 +47,7 @@ Insecure = Annotated[
     bool,
     typer.Option(
         "--insecure",
-        help="Speak plaintext beyond this machine: whoever is on the way reads labels and activations, and may pose as the "
+        help="Use plaintext to another machine: everyone on the way can read labels and activations, and pose as the "
         "server.",
         envvar="SL_INSECURE",
     ),
@@ -55,7 +55,7 @@ Insecure = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(
-        help="Threads for a computation, instead of as many as the run says; more than one may change the last bits.",
+        help="Threads for a computation, in place of the run's number; more than one may change the last bits.",
         envvar="SL_THREADS",
         min=1,
     ),
@@ -63,45 +63,45 @@ Threads = Annotated[
 DeviceOption = Annotated[
     str | None,
     typer.Option(
-        help="Where to compute the lower segment: cpu, cuda, cuda:N, or auto for a GPU if there is one; by default as the run "
-        "says (client.device, auto).",
+        help="Where to compute the lower segment: cpu, cuda, cuda:N, or auto for a GPU if there is one; "
+        "by default as the run says (client.device, auto).",
         envvar="SL_DEVICE",
     ),
 ]
 MaxMemory = Annotated[
     str | None,
     typer.Option(
-        help="Take no part in a run for which this process would need more memory than this: 512M, 1.5G.",
+        help="Refuse a run for which this process would need more memory than this: 512M, 1.5G.",
         metavar="SIZE",
         envvar="SL_MAX_MEMORY",
     ),
 ]
-DataFolder = Annotated[Path | None, typer.Option(help="Where data sets lie. digits needs none.", envvar="SL_DATA")]
+DataFolder = Annotated[Path | None, typer.Option(help="Folder of data sets. digits needs none.", envvar="SL_DATA")]
 Allow = Annotated[
     list[str] | None,
     typer.Option(
-        help="Package that a model or data function of your own may be imported from. May be repeated.",
+        help="Package from which your own model or data function may be imported. May be repeated.",
         envvar="SL_ALLOW",
     ),
 ]
 
 
-ROOM = Room(least=24, wanted=64, what="this client")  # it has 12 while it trains, and snapshots and its data beside
+ROOM = Room(least=24, wanted=64, what="this client")  # file descriptors: 12 while it trains, besides snapshots and data
 
 
 _SHARD = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
 
 
 def server_of(text: str) -> str:
-    """The address in --server. Raises ConfigError."""
+    """Return the address in --server. Raises ConfigError."""
     return address_to_reach(text, "--server")
 
 
 def reach(
     server: str, *, ca: Path | None, cert: Path | None, key: Path | None, token: str | None, insecure: bool
 ) -> Access:
-    """To an address that `server_of` gave. Raises ConfigError for what make_access does not take."""
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # before grpc is imported; what fails is said in our words
+    """Return the access to an address from `server_of`. Raises ConfigError as `make_access` does."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # before grpc is imported; our own errors report what fails
     make_room(ROOM)
     from sl_client.transport.access import make_access
 
@@ -109,10 +109,23 @@ def reach(
 
 
 def shard_of(text: str | None) -> tuple[int | None, int | None]:
-    """(shard, shards) of I/N, from 0; (None, None) without. Raises ConfigError."""
+    """Return (shard, shards) for I/N, the shard counted from 0; (None, None) without. Raises ConfigError."""
     if text is None:
         return None, None
     found = _SHARD.fullmatch(text.strip())
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
         raise ConfigError(f"--shard {text[:80]!r}: write it as I/N with I from 1 to N")
     return int(found[1]) - 1, int(found[2])
+
+
+def check_place(path: Path) -> None:
+    """Raise ConfigError if --save-lower names a place that cannot be written: the file is written at the end of the whole run."""
+    try:
+        if path.is_dir():
+            raise ConfigError(f"--save-lower {path}: is a folder: name a file")
+        if not path.parent.is_dir():
+            raise ConfigError(f"--save-lower {path}: there is no folder {path.parent}")
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise ConfigError(f"--save-lower {path}: {error.strerror or error}") from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"--save-lower {path}: nothing can be written in {path.parent}")

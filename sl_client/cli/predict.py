@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -23,13 +22,9 @@ from sl_client.cli.options import (
     shard_of,
 )
 from sl_common.errors import ConfigError
-from sl_common.exits import INTERRUPTED
 from sl_common.host.commands import JsonOption, LogLevel, Quiet, level_of
 from sl_common.host.log import Level
 from sl_common.host.text import given
-
-if TYPE_CHECKING:  # torch is imported when it is needed, not for --help
-    from sl_client.inference.predictor import Predictor
 
 
 def predict(
@@ -44,7 +39,7 @@ def predict(
     test: Annotated[
         int | None,
         typer.Option(
-            help="Instead of files: so many samples of the run's own test set, 0 for all, and the accuracy on them.",
+            help="In place of files: this many samples of the run's test set, 0 for all, and the accuracy on them.",
             envvar="SL_TEST",
             min=0,
         ),
@@ -52,42 +47,44 @@ def predict(
     batch: Annotated[
         int | None,
         typer.Option(
-            help="Samples in a request; by default and at most the run's batch size.", envvar="SL_BATCH", min=1
+            help="Samples in one request; by default and at most the run's batch size.", envvar="SL_BATCH", min=1
         ),
     ] = None,
     lower: Annotated[
         Path | None,
         typer.Option(
-            help="The lower segment to use (sl-client run --save-lower FILE wrote it); needed where clients kept their own.",
+            help="The lower segment to use, a file of sl-client run --save-lower; needed where clients kept their own.",
             envvar="SL_LOWER",
         ),
     ] = None,
     shard: Annotated[
         str | None,
-        typer.Option(help="Whose head, where every client had its own: I/N, counted from 1.", envvar="SL_SHARD"),
+        typer.Option(
+            help="Use the head of this shard, where each client had its own: I/N, counted from 1.", envvar="SL_SHARD"
+        ),
     ] = None,
     cache: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for lower segments that servers sent, by default ~/.cache/cutlayer.", envvar="SL_CACHE"
+            help="Folder that keeps the lower segments of servers, by default ~/.cache/cutlayer.", envvar="SL_CACHE"
         ),
     ] = None,
     name: Annotated[
         str,
-        typer.Option("--id", help="This client's name, where the server asks for a proof of it.", envvar="SL_ID"),
+        typer.Option("--id", help="This client's name, for a server that asks for a proof of it.", envvar="SL_ID"),
     ] = "",
     as_is: Annotated[
         bool,
         typer.Option(
             "--as-is",
-            help="Take the files' numbers as they are, without holding them against those of training.",
+            help="Take the files' numbers as they are, without a comparison with those of training.",
             envvar="SL_AS_IS",
         ),
     ] = False,
     data: DataFolder = None,
     allow: Allow = None,
     retry: Annotated[
-        float, typer.Option(help="Seconds to go on trying when no server answers.", envvar="SL_RETRY", min=0)
+        float, typer.Option(help="Seconds to keep trying when no server answers.", envvar="SL_RETRY", min=0)
     ] = 10.0,
     device: DeviceOption = None,
     ca: Ca = None,
@@ -101,37 +98,26 @@ def predict(
 ) -> None:
     """After a run: classify files, the lower segment here and the head on the server (sl-server serve)."""
     if bool(files) == (test is not None):
-        raise ConfigError("give files, or --test N for the run's own test set, not both and not neither")
+        raise ConfigError("give either files, or --test N for the run's test set")
     server = server_of(server)
     name = given("--id", name)
     access = reach(server, ca=ca, cert=cert, key=key, token=token, insecure=insecure)
     index, shards = shard_of(shard)
+    from sl_client.cli.prediction import connector, run_prediction
     from sl_client.inference.command import PredictCommand
-    from sl_client.inference.lower_cache import default_folder
-    from sl_client.inference.predictor import Predictor
-    from sl_client.training.runner import Interrupted, run_until_interrupted
-    from sl_common.host.devices import pick_device
 
-    if device is not None:  # before a server is asked
-        pick_device(device, "--device")
-
-    def connect(warn: Callable[[str], None]) -> Predictor:
-        for text in access.cautions:
-            warn(text)
-        return Predictor(
-            server,
-            access=access,
-            name=name,
-            shard=index,
-            shards=shards,
-            allowed=tuple(allow or ()),
-            lower=lower,
-            cache=cache or default_folder(),
-            retry_s=retry,
-            warn=warn,
-            device=device,
-        )
-
+    connect = connector(
+        server,
+        access,
+        name=name,
+        shard=index,
+        shards=shards,
+        allowed=tuple(allow or ()),
+        lower=lower,
+        cache=cache,
+        retry_s=retry,
+        device=device,
+    )
     prediction = PredictCommand(
         connect,
         files=files or (),
@@ -143,11 +129,4 @@ def predict(
         as_is=as_is,
         level=level_of(log_level, quiet=quiet),
     )
-    if access.tls is not None:
-        from sl_client.transport.expiry import watch_expiry
-
-        watch_expiry(server, access.tls, prediction.warn, lambda: True)
-    try:
-        run_until_interrupted(prediction)
-    except Interrupted:
-        raise typer.Exit(INTERRUPTED) from None
+    run_prediction(prediction, server, access)

@@ -1,4 +1,4 @@
-"""What a person at the device sees: a progress bar on a terminal, plain lines in a pipe, or one JSON line an event."""
+"""The output of `sl-client run`: a progress bar on a terminal, plain lines in a pipe, or a JSON line for each event."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from sl_common.messages.training import Aligned, Begin, Bye, Done, Gradient, Lat
 
 
 class ClientConsole(Protocol):
-    """The events of a client's life."""
+    """Calls for the events of a client's run."""
 
     def waiting(self, server: str, why: str) -> None: ...
     def seated(self, welcome: Welcome, seat: Seat) -> None: ...
     def begin(self, begin: Begin) -> None: ...
     def batch(self, samples: int) -> None: ...
-    def asked(self) -> None: ...
+    def batch_sent(self) -> None: ...
     def moved(self, up: int, down: int) -> None: ...
     def step(self, reply: Gradient) -> None: ...
     def aligned(self, aligned: Aligned) -> None: ...
@@ -36,8 +36,8 @@ class ClientConsole(Protocol):
     def ended(self, bye: Bye) -> None: ...
 
 
-class Lines:
-    """One line an event; with `as_json`, one JSON object."""
+class ClientLines:
+    """Prints one line for each event; with `as_json`, one JSON object."""
 
     _is_bar = False
 
@@ -50,25 +50,25 @@ class Lines:
         self._beat, self._seldom = Beat(self.tick), Seldom()
 
     def _print(self, text: str) -> None:
-        """Show a line of text; only a bar does."""
+        """Show a line of text beside the bar; a subclass with a bar does it."""
 
     def say(self, event: str, text: str, *, level: Level = Level.INFO, **fields: Any) -> None:
-        """Record one event. The text may quote the server."""
+        """Report one event. The text may quote the server, so control characters are escaped."""
         self._log.say(event, printable(text, MAX_OURS), level, fields)
 
     def start(self) -> None:
-        """From now on say every few seconds how far this client has come."""
-        self.progress.wire()  # from here the first rate counts
+        """Start to report the progress every few seconds."""
+        self.progress.wire()  # the first rate is counted from here
         self._beat.start()
 
     def tick(self) -> None:
-        """Say how far this client has come."""
+        """Report the progress."""
         text, fields = self.progress.line()
         if fields["round"] is not None or self._seldom.lets(text):
             self.say("progress", text, **fields)
 
     def waiting(self, server: str, why: str) -> None:
-        """No server there yet; said once."""
+        """Report that no server answers, once until one does."""
         self._server = server
         self.progress.looking(server)
         if not self._waiting:
@@ -76,16 +76,17 @@ class Lines:
         self._waiting = True
 
     def seated(self, welcome: Welcome, seat: Seat) -> None:
-        """The run is known."""
+        """Report the run and this client's seat in it."""
         config, ready, lower = seat.config, seat.ready, seat.bank.get("lower")
         self._waiting = False
         name_run(config.run.name)
         self.progress.seated(seat)
         self.say(
             "joined",
-            f"joined run {config.run.name!r} as {welcome.client}: shard {welcome.shard + 1} of {welcome.shards} of {config.data.name}, "
-            f"{ready.samples} samples in {ready.batches} batches; {config.preset or 'own protocol'}, model {config.model.name} cut at "
-            f"{config.model.cut}, {lower.nbytes / 1e3:,.1f} kB on this device, computed on {described(str(lower.device))}",
+            f"joined run {config.run.name!r} as {welcome.client}: shard {welcome.shard + 1} of {welcome.shards} of "
+            f"{config.data.name}, {ready.samples} samples in {ready.batches} batches; "
+            f"{config.preset or 'own protocol'}, model {config.model.name} cut at {config.model.cut}, "
+            f"{lower.nbytes / 1e3:,.1f} kB on this device, computed on {described(str(lower.device))}",
             client=welcome.client,
             shard=welcome.shard + 1,
             shards=welcome.shards,
@@ -96,44 +97,45 @@ class Lines:
         )
 
     def begin(self, begin: Begin) -> None:
-        """A wave begins."""
+        """Note that a wave begins."""
         self.progress.begin(begin)
         self._begun = time.monotonic()
 
     def batch(self, samples: int) -> None:
-        """A batch of the wave is done."""
+        """Count a batch that is done."""
         self.progress.batch(samples)
 
-    def asked(self) -> None:
-        """A batch goes out."""
-        self.progress.asked()
+    def batch_sent(self) -> None:
+        """Count a batch that was sent and needs an answer."""
+        self.progress.batch_sent()
 
     def moved(self, up: int, down: int) -> None:
-        """Bytes went over the wire."""
+        """Count bytes on the wire."""
         self.progress.up, self.progress.down = self.progress.up + up, self.progress.down + down
 
     def step(self, reply: Gradient) -> None:
-        """A reply came."""
+        """Count the answer to a batch."""
         self.progress.answered(reply)
 
     def aligned(self, aligned: Aligned) -> None:
-        """The wait for the auxiliary network is over."""
+        """Report that the server aligned the auxiliary network."""
         self.say(
             "aligned",
-            f"round {aligned.round + 1}: auxiliary network aligned by the server, squared error {aligned.before:.4g} → {aligned.after:.4g}",
+            f"round {aligned.round + 1}: auxiliary network aligned by the server, "
+            f"squared error {aligned.before:.4g} → {aligned.after:.4g}",
             round=aligned.round + 1,
             before=aligned.before,
             after=aligned.after,
         )
 
     def late(self, late: Late) -> None:
-        """The wave went on without us."""
+        """Report that the wave goes on without this client."""
         self.say(
             "late", f"round {late.round + 1}: too slow, the round goes on without this client", round=late.round + 1
         )
 
     def done(self, done: Done) -> None:
-        """The wave is over."""
+        """Report the result of a wave."""
         loss = self.progress.loss
         if loss is None and done.loss_sum:
             loss = done.loss_sum / done.samples
@@ -151,29 +153,29 @@ class Lines:
         )
 
     def warn(self, text: str) -> None:
-        """Something that a person should know of."""
+        """Report something that a person should know."""
         self.say("warning", f"warning: {text}", level=Level.WARNING, why=text)
 
     def lost(self, why: str) -> None:
-        """The stream broke."""
+        """Report that the stream broke."""
         self.progress.looking(self._server)
         self.say("lost", f"lost the server ({why}); trying again", why=why)
 
     def forgotten(self) -> None:
-        """The server does not know us any more."""
+        """Report that the server no longer knows this session."""
         self.say("forgotten", "the server no longer knows this session; joining again")
 
     def stop(self) -> None:
-        """Say nothing more by itself, and leave the terminal as it was."""
+        """Stop the reports of progress, and leave the terminal as it was."""
         self._beat.stop()
 
     def ended(self, bye: Bye) -> None:
-        """The run is over for this client."""
+        """Report that the run is over for this client."""
         self.say("ended", f"over: {bye.reason}", reason=bye.reason, finished=bye.finished)
 
 
-class WaveBar(Lines):
-    """A progress bar for the round under way, and lines above it."""
+class ClientBar(ClientLines):
+    """Draws a progress bar for the round under way, and prints lines above it."""
 
     _is_bar = True
 
@@ -187,39 +189,39 @@ class WaveBar(Lines):
         self._console.print(Text(text), soft_wrap=True)
 
     def start(self) -> None:
-        """The bar says it."""
+        """Do nothing: the bar shows the progress."""
 
     def begin(self, begin: Begin) -> None:
-        """A new bar, which counts samples."""
+        """Draw a new bar, which counts samples."""
         super().begin(begin)
         self._bar.start()
         about = f"round {begin.round + 1}/{begin.rounds} {'evaluating' if begin.evaluate else 'training'}"
         self._bar.reset(self._task, description=about, total=self.progress.expected, loss="")
 
     def batch(self, samples: int) -> None:
-        """One batch further."""
+        """Move the bar by one batch."""
         super().batch(samples)
         self._bar.update(self._task, completed=self.progress.samples)
 
     def step(self, reply: Gradient) -> None:
-        """The loss so far."""
+        """Show the mean loss so far."""
         super().step(reply)
         if self.progress.begun is not None and not self.progress.begun.evaluate:
             self._bar.update(self._task, loss=f"loss {self.progress.loss:.4f}")
 
     def ended(self, bye: Bye) -> None:
-        """Take the bar away."""
+        """Remove the bar and report that the run is over."""
         self._bar.stop()
         super().ended(bye)
 
     def stop(self) -> None:
-        """Leave the terminal as it was."""
+        """Remove the bar."""
         super().stop()
         self._bar.stop()
 
 
-def make_client_console(*, as_json: bool, level: Level = Level.INFO) -> Lines:
-    """Make what fits where the output goes."""
+def make_client_console(*, as_json: bool, level: Level = Level.INFO) -> ClientLines:
+    """Return a bar on a terminal, else lines."""
     if wants_bar(level, as_json=as_json):
-        return WaveBar(level=level)
-    return Lines(as_json=as_json, level=level)
+        return ClientBar(level=level)
+    return ClientLines(as_json=as_json, level=level)

@@ -1,4 +1,4 @@
-"""What a client trains and tests on: sets as they lie on disk, checked once, made floats one batch at a time."""
+"""Data sets of a client: loaded as they are stored, checked once, and converted to floats one batch at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sl_client.data import cifar, digits, fashion_mnist, own
-from sl_client.data.picking import SampleFilter, everything
+from sl_client.data.picking import SampleFilter, keep_all
 from sl_common.errors import DataError
 from sl_common.imports import is_user_code
 from sl_common.partition import Indices
@@ -22,15 +22,15 @@ from sl_common.partition import Indices
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scale:
-    """`mean` and `std` (one, or one per channel) of a set's samples, scaled to [0, 1] if they are uint8."""
+    """The mean and the standard deviation of a set's samples, which are scaled to [0, 1] if they are uint8."""
 
     mean: float | tuple[float, ...] = 0.0
     std: float | tuple[float, ...] = 1.0
 
     def normalise(self, x: Tensor) -> Tensor:
-        """x (B, *input) as stored -> (B, *input) float32 with the mean taken away, divided by the std."""
+        """x (B, *input) as stored -> (B, *input) float32, minus the mean, divided by the std."""
         scaled = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
-        return ((scaled - _beside(self.mean, x)) / _beside(self.std, x)).contiguous()
+        return ((scaled - _per_channel(self.mean, x)) / _per_channel(self.std, x)).contiguous()
 
 
 Samples = tuple[Tensor, Tensor]
@@ -41,16 +41,16 @@ class Data:
     """A data set. `mean` and `std` (one, or one per channel) are of x, scaled to [0, 1] if it is uint8."""
 
     train: Samples  # x (N, *input) uint8 or float32, y (N,) int64
-    test: Samples | Callable[[SampleFilter], Samples]  # or what reads the picked ones, each time: it is not kept then
+    test: Samples | Callable[[SampleFilter], Samples]  # a function reads the picked samples anew at each call
     mean: float | tuple[float, ...] = 0.0
     std: float | tuple[float, ...] = 1.0
     classes: int
-    held: Indices | None = None  # if train was reduced to one client's: which of the whole set's samples it has
+    held: Indices | None = None  # if train was reduced to one client's samples: their indices in the whole set
 
-    def tests(self, pick: SampleFilter = everything) -> tuple[Samples, Indices]:
-        """Test samples, and where among them those are that `pick` chose; where they must be read, there are no others.
+    def tests(self, pick: SampleFilter = keep_all) -> tuple[Samples, Indices]:
+        """Return test samples, and the places among them of those that `pick` chose.
 
-        Raises DataError if they cannot be.
+        A set that is read anew returns only those. Raises DataError if the samples cannot be read.
         """
         if not callable(self.test):
             return self.test, pick(self.test[1].numpy())
@@ -58,14 +58,14 @@ class Data:
         return (x, y), np.arange(len(y))
 
     def only(self, rows: Indices) -> Data:
-        """With a copy of these training samples alone, `rows` in rising order; the test set is the same."""
+        """Return the set with a copy of these training samples only, `rows` in rising order, and the same test set."""
         if len(rows) == len(self.train[1]):
             return self
         picked, (x, y) = torch.from_numpy(rows), self.train
         return replace(self, train=(x[picked], y[picked]), held=rows)
 
     def check(self, input: Sequence[int], classes: int) -> None:
-        """Raises DataError if the model, which takes `input` and tells `classes` apart, cannot learn from this."""
+        """Raise DataError if a model with this input shape and number of classes cannot learn from this set."""
         if self.classes != classes:
             raise DataError(f"data.classes = {self.classes}, but the model has {classes} classes")
         _check_scale("data.mean", self.mean, input)
@@ -77,19 +77,20 @@ class Data:
             _check_y(f"{field}.y", y, len(x), classes)
 
     def normalise(self, x: Tensor) -> Tensor:
-        """x (B, *input) as stored -> (B, *input) float32 with the set's mean taken away, divided by its std."""
+        """x (B, *input) as stored -> (B, *input) float32, minus the set's mean, divided by its std."""
         return Scale(mean=self.mean, std=self.std).normalise(x)
 
 
 def load_data(name: str, root: Path | None, allowed: Collection[str] | None, pick: SampleFilter | None = None) -> Data:
-    """The set called `name`: built in, or the user's `package.module:function` from a package in `allowed` (None: any).
+    """Load the set called `name`: built in, or a `package.module:function` from a package in `allowed` (None: any).
 
     `root` is the folder to look in first. Raises DataError if the set is unknown, missing or damaged, ConfigError if
-    the user's function may not or cannot be imported. It does not check the set against a model: see `Data.check`.
-    `pick` says by the labels which training samples are needed: of large sets the others are then not kept, nor is the test set.
+    the user's function may not or cannot be imported. The set is not compared with a model: see `Data.check`. `pick`
+    chooses by the labels which training samples are needed; of large sets the others are not kept, and the test set is
+    read anew at each use.
     """
     if is_user_code(name):
-        return _plain(name, own.call(name, root, allowed, Data))
+        return _converted(name, own.call_function(name, root, allowed, Data))
     if name in _BUILT_IN:
         return _BUILT_IN[name](root, pick)
     close = get_close_matches(name, _BUILT_IN, n=1, cutoff=0.4)
@@ -98,9 +99,12 @@ def load_data(name: str, root: Path | None, allowed: Collection[str] | None, pic
     raise DataError(f"data.name = {name!r} is unknown; {hint}known: {known}, or your own `package.module:function`")
 
 
-def _plain(name: str, found: Data) -> Data:
-    """What the user's function returned, in the one form that is trained on. Raises DataError naming the function."""
-    from sl_client.data import forms  # torch's loaders, which no set of ours needs
+def _converted(name: str, found: Data) -> Data:
+    """Convert the return value of the user's function to tensors and numbers.
+
+    Raises DataError that names the function.
+    """
+    from sl_client.data import forms  # imports torch's loaders, which no built-in set needs
 
     try:
         classes, test = forms.classes_of(found.classes), found.test
@@ -133,14 +137,17 @@ def _reading(name: str, read: Callable[[SampleFilter], object], classes: int) ->
 
 
 def data_scale(name: str, root: Path | None, allowed: Collection[str] | None) -> Scale:
-    """How training normalised: of sets that ship without their files; a user's own function is called. Raises as `load` does."""
+    """Return the scale by which training normalises, for a built-in set without its files.
+
+    Raises as `load_data` does.
+    """
     if name in _SCALES:
         return _SCALES[name]
     data = load_data(name, root, allowed)
     return Scale(mean=data.mean, std=data.std)
 
 
-# Cached, because a simulator asks once for each of many clients, and shared: nobody writes to a Data.
+# Cached, because a simulation loads the set once for each client, and shared, because nothing writes to a Data.
 @lru_cache(maxsize=1)
 def _digits() -> Data:
     train, test = digits.read()
@@ -151,14 +158,14 @@ def _fashion_mnist(folder: Path, pick: SampleFilter | None = None) -> Data:
     train, held = fashion_mnist.read(folder, pick)
     test = partial(fashion_mnist.read_test, folder)
     norm = {"mean": fashion_mnist.MEAN, "std": fashion_mnist.STD}
-    return Data(train=train, test=test if pick else test(everything), **norm, classes=fashion_mnist.CLASSES, held=held)
+    return Data(train=train, test=test if pick else test(keep_all), **norm, classes=fashion_mnist.CLASSES, held=held)
 
 
 def _cifar(kind: cifar.Kind, root: Path | None, pick: SampleFilter | None = None) -> Data:
     train, held = cifar.read(kind, root, pick)
     test = partial(cifar.read_test, kind, root)
     norm = {"mean": kind.mean, "std": kind.std}
-    return Data(train=train, test=test if pick else test(everything), **norm, classes=kind.classes, held=held)
+    return Data(train=train, test=test if pick else test(keep_all), **norm, classes=kind.classes, held=held)
 
 
 _whole_fashion_mnist, _whole_cifar = lru_cache(maxsize=1)(_fashion_mnist), lru_cache(maxsize=2)(_cifar)
@@ -193,8 +200,8 @@ def _numbers(value: float | tuple[float, ...]) -> tuple[float, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _beside(value: float | tuple[float, ...], x: Tensor) -> float | Tensor:
-    """One number per channel, shaped to broadcast along dimension 1 of x."""
+def _per_channel(value: float | tuple[float, ...], x: Tensor) -> float | Tensor:
+    """Shape one number per channel so that it broadcasts along dimension 1 of x."""
     return torch.tensor(value).view(-1, *[1] * (x.dim() - 2)) if isinstance(value, tuple) else value
 
 
@@ -216,7 +223,7 @@ def _check_x(field: str, x: Tensor, shape: tuple[int, ...]) -> None:
         )
     if len(x) == 0:
         raise DataError(f"{field} has 0 samples, but at least 1 is needed")
-    lowest, highest = (bound.item() for bound in x.aminmax())  # NaN shows in both; isfinite() would copy the whole set
+    lowest, highest = (bound.item() for bound in x.aminmax())  # both are NaN if any is; isfinite() would copy the set
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise DataError(f"{field} runs from {lowest} to {highest}, but every value must be finite")
 

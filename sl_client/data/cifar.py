@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their standard files: the binary version, or the Python one.
 
-The Python version is a pickle, which `pickles` reads: no code of the file's runs.
+The Python version is a pickle, which `pickles` reads without running any code in it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from sl_common.errors import DataError
 from sl_common.partition import Indices
 
 _PIXELS = 3 * 32 * 32
-_RECORDS = 1000  # that are in memory at once
+_RECORDS = 1000  # in memory at once
 _Part = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images (N, _PIXELS) and labels (N,)
 _Read = Callable[[], Iterator[_Part]]  # one file, in pieces
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kind:
-    """One of the two sets."""
+    """One of the two sets, with the names of its files."""
 
     name: str
     classes: int
@@ -38,8 +38,8 @@ class Kind:
     std: tuple[float, float, float]
     binary: tuple[tuple[str, ...], tuple[str, ...]]  # training and test files
     python: tuple[tuple[str, ...], tuple[str, ...]]
-    folders: tuple[str, str]  # that the archives unpack to: binary, python
-    label_bytes: int  # before each binary image; the last one counts
+    folders: tuple[str, str]  # of the unpacked archives: binary, python
+    label_bytes: int  # before each binary image; the last one is the label
     key: bytes  # of the labels in the Python version
 
 
@@ -70,9 +70,10 @@ CIFAR100 = Kind(
 def read(
     kind: Kind, root: Path | None, pick: SampleFilter | None = None
 ) -> tuple[tuple[Tensor, Tensor], Indices | None]:
-    """(train, held): images (N, 3, 32, 32) uint8 and labels (N,) int64, and what `pick` left of them.
+    """Return (train, held): images (N, 3, 32, 32) uint8 and labels (N,) int64 of the picked samples, and their indices.
 
-    No more than a piece of a file is in memory besides; of the Python version, a file. Raises DataError naming file or folders.
+    Besides them only a part of one file is in memory (the Python version: one file). Raises DataError that names file
+    or folders.
     """
     train, _ = _files(kind, root)
     x, y, held = _joined(train, pick)
@@ -80,21 +81,24 @@ def read(
 
 
 def read_test(kind: Kind, root: Path | None, pick: SampleFilter) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, 32, 32) uint8 and labels (N,) int64 of the N that are picked. Raises DataError naming file or folders."""
+    """Return images (N, 3, 32, 32) uint8 and labels (N,) int64 of the N picked test samples. Raises as `read` does."""
     _, test = _files(kind, root)
     x, y, _ = _joined(test, pick)
     return x, y
 
 
 def _files(kind: Kind, root: Path | None) -> list[list[_Read]]:
-    """What reads each training file, and each test file."""
+    """Return functions that read each training file and each test file."""
     folder, binary = find(kind, root)
     one = _binary if binary else _python
     return [[partial(one, kind, folder / name) for name in names] for names in (kind.binary if binary else kind.python)]
 
 
 def find(kind: Kind, root: Path | None) -> tuple[Path, bool]:
-    """The first folder with any of the files, and whether they are of the binary version. Raises DataError if there is none."""
+    """Return the first folder with any of the files, and True for the binary version.
+
+    Raises DataError if there is none.
+    """
     env = os.environ.get("SL_DATA")
     roots = [place for place in (root, Path(env) if env else None) if place]
     places = [folder for place in roots for folder in (place, *(place / name for name in kind.folders))]
@@ -104,7 +108,8 @@ def find(kind: Kind, root: Path | None) -> tuple[Path, bool]:
                 return folder.resolve(), binary
     looked = ", ".join(str(folder) for folder in places) or "no folder: name one with `--data DIR` or SL_DATA"
     raise DataError(
-        f"data.name = {kind.name!r}: none of {kind.binary[0][0]} (binary version) or {kind.python[0][0]} (Python version) in: {looked}"
+        f"data.name = {kind.name!r}: none of {kind.binary[0][0]} (binary version) or {kind.python[0][0]} "
+        f"(Python version) in: {looked}"
     )
 
 
@@ -128,7 +133,7 @@ def _python(kind: Kind, path: Path) -> Iterator[_Part]:
         images, labels = _array(found[b"data"]), _array(found[kind.key]).astype(np.int64)
     except DataError:
         raise
-    except Exception as error:  # whatever a damaged pickle raises
+    except Exception as error:  # a damaged pickle raises many kinds of errors
         raise DataError(
             f"{path}: is no batch of {kind.name} in its Python version: {type(error).__name__}: {str(error)[:200]}"
         ) from error
@@ -138,7 +143,10 @@ def _python(kind: Kind, path: Path) -> Iterator[_Part]:
 
 
 def _array(found: Any) -> NDArray[Any]:
-    """An array, or a list of numbers: lists of the same list would become many times what the file holds."""
+    """Convert an array or a list of numbers.
+
+    A list that contains one list many times would grow far beyond the file's size.
+    """
     if isinstance(found, list) and not all(type(one) is int for one in found):
         raise TypeError("a list of anything but numbers")
     if not isinstance(found, list | np.ndarray):
@@ -168,7 +176,7 @@ def _checked(kind: Kind, path: Path, images: NDArray[np.uint8], labels: NDArray[
 
 
 def _joined(files: Sequence[_Read], pick: SampleFilter | None) -> tuple[Tensor, Tensor, Indices | None]:
-    """Read twice: for the labels, and for the images that are picked by them."""
+    """Read the files twice: first for the labels, then for the images that `pick` chose by them."""
     labels = [part for read in files for _, part in read()]
     y, ends = np.concatenate(labels), np.cumsum([len(part) for part in labels])
     held = None if pick is None else pick(y)

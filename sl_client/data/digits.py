@@ -1,4 +1,4 @@
-"""Handwritten digits that come with the package, so that all runs without a download (source, changes: DIGITS.md)."""
+"""Handwritten digits that come with the package, so that nothing need be downloaded (source and changes: DIGITS.md)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ CLASSES = 10
 
 
 def read() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(train, test) as pairs of images (N, 1, 8, 8) uint8 and labels (N,) int64; every fifth is a test sample."""
+    """Return (train, test) as pairs of images (N, 1, 8, 8) uint8 and labels (N,) int64.
+
+    Every fifth sample is for testing.
+    """
     with files(__package__).joinpath("digits.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         x, y = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]).long()
     test = torch.arange(len(y)) % 5 == 4

@@ -1,4 +1,4 @@
-"""Fashion-MNIST from the four IDX files of Xiao, Rasul and Vollgraf (arXiv:1708.07747), wherever they are kept."""
+"""Fashion-MNIST (Xiao, Rasul and Vollgraf, arXiv:1708.07747) from its four IDX files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx
 
 
 def places(root: Path | None) -> list[Path]:
-    """Where to look, in order: `root`, the environment's SL_DATA, the system's copy."""
+    """Return the folders to search, in order: `root`, the environment's SL_DATA, the system's copy."""
     named = [root] if root else []
     if from_env := os.environ.get("SL_DATA"):
         named.append(Path(from_env))
@@ -31,7 +31,10 @@ def places(root: Path | None) -> list[Path]:
 
 
 def find(folders: Sequence[Path]) -> Path:
-    """The first folder with any of the files; raises DataError with all the folders and where to get the data."""
+    """Return the first folder with any of the files.
+
+    Raises DataError with all the folders and a way to get the data.
+    """
     for folder in folders:
         if any(_path(folder, name) for name in _FILES):
             return folder.resolve()
@@ -43,13 +46,16 @@ def find(folders: Sequence[Path]) -> Path:
 
 
 def read(folder: Path, pick: SampleFilter | None = None) -> tuple[tuple[Tensor, Tensor], Indices | None]:
-    """(train, held): images (N, 1, 28, 28) uint8 and labels (N,) int64, and what `pick` left of them. Raises DataError naming the file."""
+    """Return (train, held): images (N, 1, 28, 28) uint8 and labels (N,) int64 of the picked samples, and their indices.
+
+    Raises DataError that names the file.
+    """
     x, y, held = _pair(folder, *_FILES[:2], pick)
     return (x, y), held
 
 
 def read_test(folder: Path, pick: SampleFilter) -> tuple[Tensor, Tensor]:
-    """Images (N, 1, 28, 28) uint8 and labels (N,) int64 of the N that are picked. Raises DataError naming the file."""
+    """Return images (N, 1, 28, 28) uint8 and labels (N,) int64 of the N picked test samples. Raises as `read` does."""
     x, y, _ = _pair(folder, *_FILES[2:], pick)
     return x, y
 
@@ -72,6 +78,6 @@ def _path(folder: Path, name: str) -> Path | None:
 
 def _existing(folder: Path, name: str) -> Path:
     path = _path(folder, name)
-    if path is None:  # the folder has others of the four: mixing in another folder's files would hide the fault
+    if path is None:  # this folder has others of the four files: files of another folder would hide the fault
         raise DataError(f"{folder}: no {name} or {name}.gz beside the other files of fashion-mnist")
     return path

@@ -1,6 +1,7 @@
-"""The forms in which a user's own function gives its data, made the one that a client trains on: x (N, *input) and y (N,).
+"""Conversion of the forms in which a user's own function may return data to tensors x (N, *input) and y (N,).
 
-Whatever is no exact and plain meaning of samples and labels is refused with what came and what is expected; nothing is guessed.
+Nothing is guessed: data without one plain meaning as samples and labels is refused, with the value found and the value
+expected.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from torch.utils.data.dataloader import default_collate
 from sl_common.errors import DataError
 
 EXPECTED = "a pair (x, y) of tensors, arrays or lists, x (N, *input) and y (N,), or a torch Dataset of such pairs"
-MOST_BYTES = 1 << 33  # that a Dataset may come to when it is read whole
-EXACT = 1 << 24  # whole numbers up to here are float32 numbers
+MOST_BYTES = 1 << 33  # of a Dataset, which is read whole
+EXACT = 1 << 24  # float32 holds whole numbers exactly up to here
 
 
-class Raw(NamedTuple):
-    """Samples as they came, and labels that may still be names."""
+class RawPair(NamedTuple):
+    """Samples, and labels that may still be names."""
 
     x: Tensor
     y: np.ndarray[Any, Any]
 
 
-def pair_of(field: str, value: object) -> Raw:
-    """x as uint8 or float32, y as an array of its own. Raises DataError naming the field."""
+def pair_of(field: str, value: object) -> RawPair:
+    """Return x as uint8 or float32, and y as an array with its own dtype. Raises DataError that names the field."""
     if isinstance(value, DataLoader):
-        value = _behind(field, value)
+        value = _data_set_of_loader(field, value)
     if isinstance(value, IterableDataset | Iterator):
         raise DataError(
             f"{field} is a {_kind(value)}, which can be read but once and has no order; expected {EXPECTED}"
@@ -39,15 +40,15 @@ def pair_of(field: str, value: object) -> Raw:
     if isinstance(value, TensorDataset):
         value = value.tensors
     if isinstance(value, Dataset):
-        value = _read(field, value)
+        value = _read_all(field, value)
     if not isinstance(value, tuple | list) or len(value) != 2:
         count = f" of {len(value)}" if isinstance(value, tuple | list) else ""
         raise DataError(f"{field} is a {_kind(value)}{count}, expected {EXPECTED}")
-    return Raw(_samples(f"{field}.x", value[0]), _array(f"{field}.y", value[1]))
+    return RawPair(_samples(f"{field}.x", value[0]), _array(f"{field}.y", value[1]))
 
 
-def _behind(field: str, loader: DataLoader[Any]) -> Any:
-    """The set of a loader that adds nothing of its own: batches and their order are the run's."""
+def _data_set_of_loader(field: str, loader: DataLoader[Any]) -> Any:
+    """Return a loader's data set, if the loader changes no sample; the run chooses the batches and their order."""
     plain = isinstance(loader.sampler, SequentialSampler | RandomSampler) and loader.collate_fn is default_collate
     if not plain and not isinstance(loader.dataset, IterableDataset):
         raise DataError(
@@ -56,8 +57,8 @@ def _behind(field: str, loader: DataLoader[Any]) -> Any:
     return loader.dataset
 
 
-def _read(field: str, found: Dataset[Any]) -> tuple[Any, Any]:
-    """All samples of a map-style set."""
+def _read_all(field: str, found: Dataset[Any]) -> tuple[Any, Any]:
+    """Read all samples of a map-style data set."""
     if not isinstance(found, Sized):
         raise DataError(f"{field} is a {_kind(found)} without __len__; expected {EXPECTED}")
     try:
@@ -68,7 +69,7 @@ def _read(field: str, found: Dataset[Any]) -> tuple[Any, Any]:
     for number in range(count):
         try:
             one = found[number]
-        except (Exception, SystemExit) as error:  # the user's own code
+        except (Exception, SystemExit) as error:  # user code may raise anything
             raise DataError(f"{field} is a {_kind(found)} of {count}; sample {number} raises {error!r:.200}") from error
         if not isinstance(one, tuple | list) or len(one) != 2:
             raise DataError(
@@ -79,7 +80,8 @@ def _read(field: str, found: Dataset[Any]) -> tuple[Any, Any]:
             raise DataError(f"{field}[{number}] has shape {tuple(x.shape)}, the first sample has {tuple(xs[0].shape)}")
         if not xs and count * x.numel() * x.element_size() > MOST_BYTES:
             raise DataError(
-                f"{field}: {count} samples of {x.numel() * x.element_size()} bytes are more than the {MOST_BYTES} that are read whole"
+                f"{field}: {count} samples of {x.numel() * x.element_size()} bytes are more than the {MOST_BYTES} "
+                "that are read whole"
             )
         xs.append(x)
         ys.append(_array(f"{field}[{number}] (label)", one[1]))
@@ -89,7 +91,7 @@ def _read(field: str, found: Dataset[Any]) -> tuple[Any, Any]:
 
 
 def _samples(field: str, value: object) -> Tensor:
-    """uint8 as it is, other numbers as float32."""
+    """Return uint8 unchanged, other numbers as float32."""
     plain = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
     if isinstance(value, Tensor) and plain and value.dtype in (torch.uint8, torch.float32):
         return value.detach().cpu()
@@ -101,28 +103,29 @@ def _samples(field: str, value: object) -> Tensor:
     if array.dtype != np.uint8:
         if array.dtype.kind in "iu" and array.size and (array.max() > EXACT or array.min() < -EXACT):
             raise DataError(
-                f"{field} has whole numbers from {array.min()} to {array.max()}, beyond {EXACT} float32 does not hold them"
+                f"{field} has whole numbers from {array.min()} to {array.max()}, "
+                f"beyond {EXACT} float32 does not hold them"
             )
-        with np.errstate(over="ignore"):  # what is too large is told as infinite
+        with np.errstate(over="ignore"):  # a number that is too large becomes infinite, which is refused later
             array = array.astype(np.float32)
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _array(field: str, value: object) -> np.ndarray[Any, Any]:
-    """Numbers or names, in memory that is contiguous, of this machine's byte order. Raises DataError."""
+    """Return numbers or names as a contiguous array in this machine's byte order. Raises DataError."""
     if isinstance(value, Tensor):
-        value = _plain(field, value)
+        value = _to_numpy(field, value)
     if value is None or isinstance(value, str | bytes | Mapping | set | frozenset | Iterator) or callable(value):
         raise DataError(f"{field} is a {_kind(value)}, expected a tensor, an array or a list")
     try:
         if isinstance(value, list | tuple) and value and not isinstance(value[0], int | float | str):
-            value = np.stack([np.asarray(_plain(field, one) if isinstance(one, Tensor) else one) for one in value])
+            value = np.stack([np.asarray(_to_numpy(field, one) if isinstance(one, Tensor) else one) for one in value])
         array = np.asarray(value)
         if array.dtype.kind == "O":
             array = np.array(array.tolist())
     except DataError:
         raise
-    except Exception as error:  # rows of different lengths, or whatever an object does when it is made an array
+    except Exception as error:  # rows of different lengths, or an object whose conversion raises
         raise DataError(
             f"{field} is a {_kind(value)} that is no array: {error!s:.200}; expected a tensor, an array or a list"
         ) from error
@@ -137,7 +140,7 @@ def _array(field: str, value: object) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(array).reshape(array.shape)
 
 
-def _plain(field: str, tensor: Tensor) -> np.ndarray[Any, Any]:
+def _to_numpy(field: str, tensor: Tensor) -> np.ndarray[Any, Any]:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
         raise DataError(
             f"{field} is a tensor of {tensor.dtype} ({tensor.layout}), expected a dense one of real numbers"
@@ -149,7 +152,10 @@ def _plain(field: str, tensor: Tensor) -> np.ndarray[Any, Any]:
 
 
 def labels_of(raw: dict[str, np.ndarray[Any, Any]], classes: int) -> dict[str, Tensor]:
-    """Class numbers of all the sets of one client, by field. Names are numbered in their order, if every class has one here."""
+    """Return class numbers for all sets of one client, by field.
+
+    Names are numbered alphabetically, if all classes have one here.
+    """
     raw = {field: _decoded(f"{field}.y", y) if y.dtype.kind == "S" else y for field, y in raw.items()}
     names = {field: y for field, y in raw.items() if y.dtype.kind in "UT"}
     numbers = _numbering(names, classes) if names else {}
@@ -171,14 +177,15 @@ def _numbering(named: Mapping[str, np.ndarray[Any, Any]], classes: int) -> dict[
     if len(names) != classes:
         shown = ", ".join(repr(name) for name in names[:5]) + (", …" if len(names) > 5 else "")
         raise DataError(
-            f"labels of {', '.join(named)} are {len(names)} names ({shown}), the model has {classes} classes: names are numbered in "
-            "alphabetical order where all classes are here; otherwise return numbers, the same on every client"
+            f"labels of {', '.join(named)} are {len(names)} names ({shown}), the model has {classes} classes: "
+            "names are numbered in alphabetical order where all classes are here; "
+            "otherwise return numbers, the same on every client"
         )
     return {name: number for number, name in enumerate(names)}
 
 
 def _numbered(field: str, y: np.ndarray[Any, Any], classes: int, numbers: Mapping[str, int]) -> np.ndarray[Any, Any]:
-    """(N,), (N, 1) or one-hot (N, classes) -> (N,) int64."""
+    """Convert (N,), (N, 1) or one-hot (N, classes) -> (N,) int64."""
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.dtype.kind in "UT":
@@ -197,7 +204,7 @@ def _numbered(field: str, y: np.ndarray[Any, Any], classes: int, numbers: Mappin
 
 
 def scale_of(field: str, value: object) -> float | tuple[float, ...]:
-    """A number, or one for each channel."""
+    """Return a number, or one for each channel. Raises DataError that names the field."""
     if isinstance(value, float):
         return value
     array = _array(field, value)
@@ -209,7 +216,7 @@ def scale_of(field: str, value: object) -> float | tuple[float, ...]:
 
 
 def classes_of(value: object) -> int:
-    """Raises DataError unless it is a number of classes."""
+    """Return the number of classes. Raises DataError if the value is not a whole number."""
     try:
         return int(value.__index__())  # type: ignore[attr-defined]
     except (AttributeError, TypeError):

@@ -1,7 +1,8 @@
-"""What tells a data set from another one, whatever processor it is loaded on: sizes, types, labels and a sample of what is stored.
+"""The identity of a data set, equal on every processor: a digest of sizes, types, labels and some samples.
 
-Law: all of it is taken before normalisation. Bytes of floating point numbers are digested only where a set is a client's own: a set that is
-dealt may have been computed on each device, whose last bits differ, and so means of some samples are compared instead.
+Law: the digest is taken before normalisation. The bytes of floating point samples are digested only if the set is a
+client's own. A shared set may have been computed on each device with other last bits, so the means of some samples are
+compared in place of bytes.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from sl_common.partition import Indices, Labels
 from sl_common.seeds import numpy_generator
 from sl_common.tensors import raw_bytes, stride
 
-_ROWS = MAX_MEANS // 4  # samples of each part that are looked at; two means of each
+_ROWS = MAX_MEANS // 4  # samples of each part that are digested or have their two means taken
 _NUMBERS = 1024  # of a sample that are digested
-_known: WeakKeyDictionary[Data, dict[bool, DataSet]] = WeakKeyDictionary()  # a simulator asks for each client
+_known: WeakKeyDictionary[Data, dict[bool, DataSet]] = WeakKeyDictionary()  # a simulation asks for each client
 
 
-def looked_at(labels: Labels) -> Indices:
-    """The samples, in rising order, that `data_set_of` needs of a part with these labels."""
+def sampled_rows(labels: Labels) -> Indices:
+    """Return the samples, in rising order, that `data_set_of` needs from a part with these labels."""
     count = len(labels)
     return np.sort(numpy_generator("data", "rows", count).choice(count, min(count, _ROWS), replace=False))
 
 
 def data_set_of(data: Data, labels: Labels | None = None, *, own: bool) -> DataSet:
-    """`labels`: those of the whole training part, if `data` was reduced; it must have kept what `looked_at` says.
+    """Return the identity of a set. `own`: the set belongs to this client alone and is not shared out among all.
 
-    `own`: the set is this client's alone, not one that is dealt to all.
+    `labels`: those of the whole training part, if `data` was reduced; it must have kept the samples of `sampled_rows`.
     """
     found = _known.setdefault(data, {})
     if own not in found:
@@ -42,7 +43,7 @@ def data_set_of(data: Data, labels: Labels | None = None, *, own: bool) -> DataS
 
 
 def _data_set(data: Data, labels: Labels, own: bool) -> DataSet:
-    rows = looked_at(labels)
+    rows = sampled_rows(labels)
     places = rows if data.held is None else np.searchsorted(data.held, rows)
     x = data.train[0]
     train = x[torch.from_numpy(places)]
@@ -50,10 +51,10 @@ def _data_set(data: Data, labels: Labels, own: bool) -> DataSet:
 
     def pick(found: Labels) -> Indices:
         test_labels.append(found)
-        return looked_at(found)
+        return sampled_rows(found)
 
     (stored, y), places = data.tests(pick)
-    if not test_labels:  # a user's own function, which reads the whole set whatever is picked
+    if not test_labels:  # a user's function read the whole set and did not call `pick`
         places = pick(y.numpy())
     test = stored[torch.from_numpy(places)]
     floats = not own and x.is_floating_point()
@@ -88,7 +89,7 @@ def _digest(part: str, x: Tensor, labels: Labels, *, numbers: bool) -> bytes:
 
 
 def _means(x: Tensor) -> tuple[float, ...]:
-    """Of each sample its mean, and one in which later numbers count more, so that the order of its numbers shows."""
+    """Return each sample's mean, and a mean in which later numbers weigh more, so that it depends on their order."""
     flat = x.reshape(len(x), -1).to(torch.float64)
     rising = torch.arange(1, flat.shape[1] + 1, dtype=torch.float64) / flat.shape[1]
     return (*flat.mean(dim=1).tolist(), *(flat * rising).mean(dim=1).tolist())

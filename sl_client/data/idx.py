@@ -1,4 +1,4 @@
-"""The IDX format of MNIST, plain or gzipped: what the header promises and what the file holds must agree to the byte.
+"""The IDX format of MNIST, plain or gzipped; header and file size must agree to the byte.
 
 Source: LeCun, Cortes and Burges, "The MNIST database", section FILE FORMATS. Deviation: unsigned bytes (0x08) only.
 """
@@ -18,18 +18,21 @@ import numpy.typing as npt
 from sl_common.errors import DataError
 from sl_common.partition import Indices
 
-_CHUNK = 1 << 20
-_MORE = 1 << 22  # bytes too many that are counted
+_CHUNK = 1 << 20  # bytes
+_MOST_EXTRA = 1 << 22  # bytes after the array that are counted at most
 _Stream = BufferedReader | gzip.GzipFile
 
 
 def read_idx(path: Path, dims: int) -> npt.NDArray[np.uint8]:
-    """The array of one file, of `dims` dimensions; raises DataError naming the file and both numbers."""
+    """Read the array of one file, of `dims` dimensions. Raises DataError that names the file and both numbers."""
     return read_rows(path, dims, None)[0]
 
 
 def read_rows(path: Path, dims: int, rows: Indices | None) -> tuple[npt.NDArray[np.uint8], int]:
-    """The same, of which only `rows`, in rising order, are kept in memory, if they are given; and how many rows the file has."""
+    """Read an array and return the rows in `rows` (rising order; None: all) and the number of rows in the file.
+
+    Only those rows are kept in memory. Raises as `read_idx` does.
+    """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             return _read(file, path, dims, rows)
@@ -39,7 +42,7 @@ def read_rows(path: Path, dims: int, rows: Indices | None) -> tuple[npt.NDArray[
 
 def _read(file: _Stream, path: Path, dims: int, rows: Indices | None) -> tuple[npt.NDArray[np.uint8], int]:
     size = 4 + 4 * dims
-    header = _take(file, size)
+    header = _read_up_to(file, size)
     magic = 0x0800 | dims
     if len(header) >= 4 and (found := int.from_bytes(header[:4], "big")) != magic:
         raise DataError(
@@ -52,14 +55,14 @@ def _read(file: _Stream, path: Path, dims: int, rows: Indices | None) -> tuple[n
     if shape[0] and not promised:
         raise DataError(f"{path}: promises {shape[0]} rows of nothing {shape}")
     if rows is None:
-        body = _take(file, promised)
+        body = _read_up_to(file, promised)
         found = len(body)
     else:
         body, found = _pick(file, shape, rows)
     if found < promised:
         raise DataError(f"{path}: cut short: the header promises {promised} bytes {shape}, the file holds {found}")
-    if extra := _drain(file):
-        least = "" if extra < _MORE else "at least "
+    if extra := _count_extra(file):
+        least = "" if extra < _MOST_EXTRA else "at least "
         raise DataError(
             f"{path}: {least}{extra} bytes too many: the header promises {promised} {shape}, "
             f"the file holds {least}{promised + extra}"
@@ -69,12 +72,12 @@ def _read(file: _Stream, path: Path, dims: int, rows: Indices | None) -> tuple[n
 
 
 def _pick(file: _Stream, shape: tuple[int, ...], rows: Indices) -> tuple[bytearray, int]:
-    """The bytes of these rows, and how many bytes there were up to the last one that the header promises, or the end."""
+    """Return the bytes of these rows, and how many bytes of the array the file holds."""
     row = math.prod(shape[1:])
     block = max(1, _CHUNK // max(1, row))  # rows
     picked, found = bytearray(), 0
     for first in range(0, shape[0], block):
-        taken = _take(file, min(block, shape[0] - first) * row)
+        taken = _read_up_to(file, min(block, shape[0] - first) * row)
         found += len(taken)
         if len(taken) < min(block, shape[0] - first) * row:
             break
@@ -83,20 +86,20 @@ def _pick(file: _Stream, shape: tuple[int, ...], rows: Indices) -> tuple[bytearr
     return picked, found
 
 
-def _take(file: _Stream, size: int) -> bytearray:
-    """Up to `size` bytes, in chunks: a header that promises terabytes must not make us allocate them."""
+def _read_up_to(file: _Stream, size: int) -> bytearray:
+    """Read up to `size` bytes, in chunks: a header that announces terabytes must not make us allocate them."""
     taken = bytearray()
     try:
         while len(taken) < size and (chunk := file.read1(min(_CHUNK, size - len(taken)))):
             taken += chunk
-    except EOFError:  # how gzip says that the file ends early; the caller knows both numbers
+    except EOFError:  # gzip's error for a file that ends early; the caller reports both numbers
         pass
     return taken
 
 
-def _drain(file: _Stream) -> int:
-    """How many bytes follow, counted up to a few: a small file may unpack to gigabytes."""
+def _count_extra(file: _Stream) -> int:
+    """Return how many bytes follow, counted up to `_MOST_EXTRA`: a small file may unpack to gigabytes."""
     extra = 0
-    while extra < _MORE and (chunk := file.read1(_CHUNK)):
+    while extra < _MOST_EXTRA and (chunk := file.read1(_CHUNK)):
         extra += len(chunk)
     return extra

@@ -1,4 +1,4 @@
-"""A client's batches as a pure function of the position: with no state, waves and restarts simply go on."""
+"""The batches of a client as a pure function of their number, so that a wave or a restart continues without state."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from sl_common.seeds import numpy_generator
 
 @dataclass(frozen=True, eq=False)
 class Loader:
-    """The batches of one shard. Raises ConfigError if there is no sample, or no whole batch where the last is dropped."""
+    """The batches of one shard.
+
+    Raises ConfigError if there is no sample, or no whole batch where the last is dropped.
+    """
 
     data: Data
     indices: Indices  # this client's samples of the whole training set
@@ -39,7 +42,8 @@ class Loader:
         if self.batches == 0:
             raise ConfigError(
                 f"shard {self.shard + 1} has {len(self.indices)} samples, fewer than batch_size = {self.batch_size}, "
-                "and without the last, smaller one (data.last_batch = 'drop', or head.scatter.unequal = 'error') there is no batch"
+                "and the last, smaller batch is dropped (data.last_batch = 'drop', or head.scatter.unequal = 'error'), "
+                "so there is none"
             )
 
     @property
@@ -54,25 +58,29 @@ class Loader:
 
     @property
     def deal(self) -> Deal:
-        """How the samples become batches."""
+        """The division of the samples into batches."""
         return Deal(len(self.indices), self.batch_size, self.last)
 
     def train(self, first: int, steps: int) -> Iterator[Batch]:
-        """Batches number `first` to `first + steps - 1` since the run began, each epoch in an order of its own."""
+        """Yield batches number `first` to `first + steps - 1`, counted from the run's start.
+
+        Each epoch has its own order.
+        """
         for step, (epoch, rows) in enumerate(self.train_rows(first, steps)):
             yield self.batch(step, rows, epoch)
 
     def evaluate(self, part: int, parts: int, samples: int) -> Iterator[Batch]:
-        """Slice `part` of `parts` (0 <= part < parts) of the test set, in order.
+        """Yield slice `part` of `parts` (0 <= part < parts) of the test set, in order.
 
-        If 0 < `samples` < its size, of a random subset of that many, which is the same for every part, shard and call.
+        If 0 < `samples` < its size, the slice is of a random subset of that size, the same for every part, shard and
+        call.
         """
         test, chosen = self.data.tests(lambda labels: self._slice(len(labels), part, parts, samples))
         for step, rows in enumerate(self._batched(chosen)):
             yield self._batch(step, test, rows)
 
     def train_rows(self, first: int, steps: int) -> Iterator[tuple[int, Indices]]:
-        """The epoch and the samples of each batch that `train` gives, for whoever makes the batches of many clients at once."""
+        """Yield the epoch and the sample numbers of each batch of `train`, to build batches of many clients at once."""
         order, order_of, deal = self.indices, -1, self.deal
         for number in range(first, first + steps):
             epoch, offset = divmod(number, deal.batches)
@@ -84,7 +92,7 @@ class Loader:
             yield epoch, order[deal.part(offset)]
 
     def test_rows(self, part: int, parts: int, samples: int) -> Iterator[Indices]:
-        """The samples of each batch that `evaluate` gives."""
+        """Yield the sample numbers of each batch of `evaluate`."""
         (_, y), _ = self.data.tests()
         return self._batched(self._slice(len(y), part, parts, samples))
 
@@ -95,7 +103,10 @@ class Loader:
         return rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
 
     def _batched(self, rows: Indices) -> Iterator[Indices]:
-        """A last one of a single sample takes another from the batch before: not every network can be asked about one."""
+        """Cut rows into batches.
+
+        A last batch of one sample takes another from the batch before, as some networks need two.
+        """
         size = self.batch_size
         short = len(rows) - 2 if len(rows) > size > 2 and len(rows) % size == 1 else len(rows)
         for start in range(0, short, size):
@@ -104,7 +115,7 @@ class Loader:
             yield rows[short:]
 
     def batch(self, step: int, rows: Indices, epoch: int | None = None) -> Batch:
-        """These training samples as they are in that epoch, or without one these test samples; any client's, since all have one `data`."""
+        """Return these training samples as augmented in that epoch, or without an epoch these test samples."""
         if epoch is None:
             return self._batch(step, self.data.tests()[0], rows)
         held = self.data.held
@@ -125,7 +136,10 @@ class Loader:
 
 
 def crop_flip(x: Tensor, rows: Indices, generator: Callable[[int], np.random.Generator]) -> Tensor:
-    """(B, C, H, W) padded by 4 on all sides, cropped back at a drawn place and flipped or not, each image by its own draw."""
+    """Pad images (B, C, H, W) by 4 on all sides, crop each to its size at a random place, and flip half of them.
+
+    `generator` returns the random generator of an image by its row.
+    """
     height, width = x.shape[-2:]
     padded = F.pad(x, (4, 4, 4, 4))
     out = torch.empty_like(x)
@@ -137,10 +151,13 @@ def crop_flip(x: Tensor, rows: Indices, generator: Callable[[int], np.random.Gen
 
 
 def share(partition: Partition, labels: Labels, shards: int, shard: int, seed: int) -> Indices:
-    """The samples of `shard` out of `shards`; raises ConfigError if there is no such shard or too little data."""
+    """Return the samples of `shard` out of `shards`.
+
+    Raises ConfigError if there is no such shard or too little data.
+    """
     if not 0 <= shard < shards:
         raise ConfigError(f"shard {shard + 1}, but {shards} shards are numbered 1 to {shards}")
-    if isinstance(partition, OwnData):  # a list of as many parts as the server says is no use
+    if isinstance(partition, OwnData):  # each client has all of its own data: do not build a list of `shards` parts
         return partition.split(labels, 1, seed)[0]
     return partition.split(labels, shards, seed)[shard]
 
@@ -156,9 +173,10 @@ def make_loader(
     augment: Literal["none", "crop_flip"] = "none",
     indices: Indices | None = None,
 ) -> Loader:
-    """The loader of `shard` out of `shards`, or of what `data` was reduced to before; raises ConfigError if there is no such shard or too little data.
+    """Return the loader of `shard` out of `shards`, or of all that `data` holds if it was reduced before.
 
-    `indices`: the shard's samples, if they were dealt before.
+    `indices`: the shard's samples, if they are already known. Raises ConfigError if there is no such shard or too
+    little data.
     """
     if indices is None:
         indices = share(partition, data.train[1].numpy(), shards, shard, seed) if data.held is None else data.held

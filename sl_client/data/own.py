@@ -16,10 +16,11 @@ from sl_common.imports import load_function
 T = TypeVar("T")
 
 
-def call(name: str, root: Path | None, allowed: Collection[str] | None, expected: type[T]) -> T:
-    """What the function returns; raises ConfigError if it may not be imported, DataError if it raises, or returns no `expected`.
+def call_function(name: str, root: Path | None, allowed: Collection[str] | None, expected: type[T]) -> T:
+    """Call the function and return its value, an instance of `expected`.
 
-    A DataError names the line of the user's code that raised, which is what its author needs.
+    Raises ConfigError if it may not be imported, DataError if it raises (with the line of the user's code) or returns
+    another type.
     """
     with _as_it_was():
         function = load_function(name, allowed, "data.name", positional=1)

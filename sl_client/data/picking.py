@@ -1,4 +1,4 @@
-"""Which samples of a set are kept when it is read: told by the labels, which are read first and are small."""
+"""The choice of the samples that are kept when a set is read, by the labels, which are small and are read first."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from sl_common.partition import Indices, Labels
 SampleFilter = Callable[[Labels], Indices]  # from the labels of all samples to those to keep, in rising order
 
 
-def everything(labels: Labels) -> Indices:
-    """All of them."""
+def keep_all(labels: Labels) -> Indices:
+    """Return the indices of all samples."""
     return np.arange(len(labels), dtype=np.int64)

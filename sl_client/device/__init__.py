@@ -1,6 +1,6 @@
-"""The device and its owner's limits: threads, memory, models that may run, pages given back to the system.
+"""The device and its owner's limits: threads, memory, the place to compute, and memory returned to the system.
 
-It reads the machine and knows no network and no run but its configuration.
+It reads the machine; of a run it knows the configuration alone.
 """
 
 from sl_common.lazy_exports import lazy_exports

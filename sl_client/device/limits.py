@@ -1,4 +1,4 @@
-"""What this device has for a run, and what its owner lets the client use of it."""
+"""The memory and the devices that this machine has for a run, and its owner's limits on their use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CGROUP = Path("/sys/fs/cgroup")  # version 2, as seen from inside a container o
 
 
 def parse_size(text: str) -> int:
-    """Bytes of 512M, 1.5G, 300MiB or a plain number; units are powers of 1024. Raises ConfigError naming --max-memory."""
+    """Return the bytes of 512M, 1.5G, 300MiB or a plain number; units are powers of 1024. Raises ConfigError."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ConfigError(f"--max-memory {text!r}: write it as a number of bytes, or with K, M or G behind it: 512M")
@@ -35,7 +35,10 @@ def parse_size(text: str) -> int:
 
 
 def device_for(config: RunConfig, owners: str | None, warn: Callable[[str], None]) -> str:
-    """Where this client computes: as its owner says, else as the run does. Raises ConfigError if there is no such device here."""
+    """Return where this client computes: its owner's choice, else the run's.
+
+    Raises ConfigError if there is no such device.
+    """
     if owners is not None:
         return pick_device(owners, "--device", warn)
     try:
@@ -46,15 +49,15 @@ def device_for(config: RunConfig, owners: str | None, warn: Callable[[str], None
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryUse:
-    """Bytes."""
+    """Bytes of memory, used and free."""
 
     used: int  # by this process, resident
-    free: int  # what it could get without anything being swapped out
-    total: int  # of the device, or what its container or service may have
+    free: int  # available without swapping
+    total: int  # of the device, or the limit of its container or service
 
     @classmethod
     def now(cls, proc: Path = Path("/proc"), cgroup: Path = _CGROUP) -> MemoryUse:
-        """As the kernel says; what a group of processes may have counts where it is less than the device's own."""
+        """Read the kernel's numbers; the limit of a control group replaces the device's memory where it is less."""
         used = _field(proc / "self/status", "VmRSS")
         free, total = (_field(proc / "meminfo", name) for name in ("MemAvailable", "MemTotal"))
         for folder in _groups(proc, cgroup):
@@ -69,31 +72,31 @@ class MemoryUse:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceLimits:
-    """What the owner of a device allows a client. None: what the run says, or all that there is."""
+    """Limits that the owner of a device sets for a client."""
 
-    threads: int | None = None
-    memory: int | None = None  # bytes that the process may come to
+    threads: int | None = None  # None: the run's number
+    memory: int | None = None  # bytes that the process may use; None: all that there is
 
     def set_threads(self, config: RunConfig) -> None:
-        """Of torch, from now on."""
+        """Set the number of torch's threads."""
         torch.set_num_threads(self.threads or config.run.threads)
 
     def check(self, config: RunConfig, measure: Callable[[], MemoryUse] = MemoryUse.now) -> None:
-        """Before anything is built: raise ConfigError, with the numbers, unless the weights of a client of this run fit, and what trains them.
+        """Raise ConfigError, before anything is built, unless a client's weights and what trains them fit in memory.
 
-        Of the user's own network nothing is known then.
+        A network of the user's own is not checked, because nothing is known of it yet.
         """
         if not is_user_code(config.model.name):
             self._compare(config, at_rest(config), measure())
 
     def check_auxiliary(self, config: RunConfig, nbytes: int, measure: Callable[[], MemoryUse] = MemoryUse.now) -> None:
-        """The same before an auxiliary network takes so many bytes for its weights."""
+        """Raise ConfigError unless an auxiliary network fits whose weights take `nbytes`."""
         optimizer = config.client.aux_optimizer or config.client.optimizer
         need = Footprint(weights=nbytes, gradients=nbytes, optimizer=nbytes * optimizer.moments, activations=0)
         self._compare(config, need, measure())
 
-    def check_asking(self, config: RunConfig, measure: Callable[[], MemoryUse] = MemoryUse.now) -> None:
-        """The same for a client that asks a trained network: weights without what trains them, and samples that no data set of its own bounds."""
+    def check_inference(self, config: RunConfig, measure: Callable[[], MemoryUse] = MemoryUse.now) -> None:
+        """Raise ConfigError unless a client for inference fits: weights without gradients, and batches of samples."""
         need = trial_of(config)
         if not is_user_code(config.model.name):
             need += weights_below(config)
@@ -102,47 +105,48 @@ class DeviceLimits:
     def check_built(
         self, config: RunConfig, network: Network, measure: Callable[[], MemoryUse] = MemoryUse.now
     ) -> None:
-        """With the weights in place: the same, once more, with the activations."""
+        """Raise ConfigError unless a client fits whose network is built: now the activations are known too."""
         try:
             need = footprint_of(config, network)
-        except Exception as error:  # the user's own modules may raise anything
+        except Exception as error:  # user code may raise anything
             raise ConfigError(f"model {config.model.name!r} does not run on {config.input}: {error!r}") from error
         self._compare(config, need, measure())
 
     def _compare(self, config: RunConfig, need: Footprint, have: MemoryUse) -> None:
         if self.memory is not None and have.used + need.needed > self.memory:
             raise ConfigError(f"{_numbers(config, need, have)}; --max-memory is {mib(self.memory)}")
-        if need.needed > have.free + have.total // 20:  # a twentieth: what is free now is no more than a hint
-            raise ConfigError(f"{_numbers(config, need, have)}; it has not so much")
+        if need.needed > have.free + have.total // 20:  # with a margin of a twentieth, as free memory is an estimate
+            raise ConfigError(f"{_numbers(config, need, have)}; that is not enough")
 
 
 NO_LIMITS = DeviceLimits()
 
 
 def _numbers(config: RunConfig, need: Footprint, have: MemoryUse) -> str:
-    """What is needed, and what there is."""
+    """Return the memory that is needed and that there is, as text."""
     activations = f"{FACTOR} × {mib(need.activations)} activations" if need.activations else "and activations besides"
     return (
-        f"model {config.model.name!r} cut at {config.model.cut!r} with batches of {config.data.batch_size} does not fit: "
-        f"{mib(have.used)} are in use already, its segment needs {mib(need.needed)} more ({mib(need.weights)} weights, "
-        f"{mib(need.gradients)} gradients, {mib(need.optimizer)} optimiser, {activations}), "
-        f"which makes {mib(have.used + need.needed)}; this device has {mib(have.total)}, {mib(have.free)} of them free"
+        f"model {config.model.name!r} cut at {config.model.cut!r} with batches of {config.data.batch_size} "
+        f"does not fit: {mib(have.used)} are in use already, its segment needs {mib(need.needed)} more "
+        f"({mib(need.weights)} weights, {mib(need.gradients)} gradients, {mib(need.optimizer)} optimiser, "
+        f"{activations}), which makes {mib(have.used + need.needed)}; this device has {mib(have.total)}, "
+        f"{mib(have.free)} of them free"
     )
 
 
 def mib(nbytes: float) -> str:
-    """For people, in the unit of the option."""
+    """Return bytes as text in MiB, the unit of --max-memory."""
     return f"{nbytes / MiB:,.1f} MiB"
 
 
 def _field(path: Path, name: str) -> int:
-    """Bytes of a line `name: 12 kB`."""
+    """Return the bytes in a line `name: 12 kB`."""
     line = next(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith(name + ":"))
     return 1024 * int(line.split()[1])
 
 
 def _groups(proc: Path, cgroup: Path) -> list[Path]:
-    """This process's control group and those around it."""
+    """Return the folders of this process's control group and of its parents."""
     try:
         lines = (proc / "self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:

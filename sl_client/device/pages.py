@@ -1,9 +1,11 @@
-"""What a client's process does about its memory before it trains; nothing where the system is not Linux, or its malloc not glibc's.
+"""Saves memory of a client's process before it trains; does nothing on other systems than Linux with glibc.
 
-Starting and building read more of torch's libraries than training does: 90 MB of them are mapped by then, and half is never looked at
-again. These pages are clean and stay in the kernel's cache of files: one that is needed is mapped again, without being read.
+Start and construction read more of torch's libraries than training does: 90 MB of them are mapped by then, and half is
+not used again. These pages are clean and stay in the kernel's page cache: one that is needed is mapped again without a
+read from disk.
 
-That large blocks go back to the system at once (M_MMAP_THRESHOLD) would save as much again; each step would pay for it with twice the time.
+To return large blocks to the system at once (M_MMAP_THRESHOLD) would save as much again, but each step would take twice
+the time.
 """
 
 from __future__ import annotations
@@ -18,30 +20,30 @@ _DONTNEED = 4  # MADV_DONTNEED of Linux
 
 
 def use_one_arena() -> None:
-    """Of malloc, from now on: what one thread has freed is there for the others."""
-    mallopt = _of_libc("mallopt")
+    """Make malloc use one arena from now on, so that memory which one thread frees serves the others."""
+    mallopt = _libc_function("mallopt")
     if mallopt is not None:
         mallopt(_ARENA_MAX, 1)
 
 
 def drop_clean_pages(maps: Path = Path("/proc/self/smaps")) -> int:
-    """Unmap the pages of files that are mapped for reading alone, which come again when they are looked at: their bytes."""
-    madvise = _of_libc("madvise")
+    """Unmap the clean pages of files mapped for reading, which are mapped again when used; return their bytes."""
+    madvise = _libc_function("madvise")
     if madvise is None or not maps.exists():
         return 0
-    given = 0
-    for start, end, resident in _clean(maps.read_text(encoding="utf-8")):
+    dropped = 0
+    for start, end, resident in _clean_mappings(maps.read_text(encoding="utf-8")):
         if madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED) == 0:
-            given += resident
-    return given
+            dropped += resident
+    return dropped
 
 
-def _of_libc(name: str) -> Callable[..., int] | None:
+def _libc_function(name: str) -> Callable[..., int] | None:
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
-def _clean(smaps: str) -> Iterator[tuple[int, int, int]]:
-    """Start, end and resident bytes of what is privately mapped from a file and cannot be written, if no page differs from the file's."""
+def _clean_mappings(smaps: str) -> Iterator[tuple[int, int, int]]:
+    """Yield start, end and resident bytes of each private, read-only mapping of a file of which no page was changed."""
     start = end = resident = 0
     readable = False
     for line in smaps.splitlines():

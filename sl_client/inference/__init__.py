@@ -1,6 +1,6 @@
-"""`sl-client predict`: a person's files through the lower segment here and the head on a server.
+"""`sl-client predict`: a person's files pass through the lower segment here and the head on a server.
 
-One thread and no event loop; what is kept on disk is found again by its digest.
+One thread and no event loop. Lower segments on disk are found by their digests.
 """
 
 from sl_common.lazy_exports import lazy_exports

@@ -1,4 +1,4 @@
-"""`sl-client predict`: a person's files, or the run's own test set, through the split network."""
+"""The command `sl-client predict`: sends a person's files, or the run's test set, through the split network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sl_common.imports import is_user_code
 
 
 class PredictCommand:
-    """One such errand, from the first stream to the last line."""
+    """One call of the command, from the first stream to the last line."""
 
     def __init__(
         self,
@@ -37,9 +37,10 @@ class PredictCommand:
         as_is: bool = False,
         level: Level = Level.INFO,
     ) -> None:
-        """`test`: so many samples of the run's test set in place of files, 0 for all. `connect` makes a Predictor that warns so.
+        """`test`: number of samples of the run's test set in place of files, 0 for all.
 
-        `as_is`: numbers are taken as they are, whatever training's were.
+        `connect` makes a Predictor from a function that warns. `as_is`: numbers are taken as they are, without a
+        comparison with those of training.
         """
         self._files, self._test, self._batch = files, test, batch
         self._data, self._allowed, self._as_is = data, allowed, as_is
@@ -50,15 +51,15 @@ class PredictCommand:
         self._predictor = connect(self._shown.warn)
 
     def warn(self, text: str) -> None:
-        """Something that a person should know of; from any thread."""
+        """Report something that a person should know; any thread may do it."""
         self._shown.warn(text)
 
     def interrupt(self) -> None:
-        """From another thread."""
+        """Make `run` raise Interrupted, from another thread."""
         self._predictor.interrupt()
 
     def run(self) -> None:
-        """Raises what a Predictor does, and DataError naming a file."""
+        """Predict and print. Raises what a Predictor does, and DataError that names a file."""
         for path in self._files:
             _check_file(path)
         try:
@@ -84,34 +85,34 @@ class PredictCommand:
             )
         if inputs is None and is_user_code(config.data.name):
             self._shown.warn("this run does not say what numbers it was trained on: files are taken to be in its units")
-        asked: deque[list[str]] = deque()
+        pending: deque[list[str]] = deque()  # names of the samples in each batch that has no answer yet
 
         def samples() -> Iterator[Tensor]:
             for names, x in batches(self._loaded(config), size, scale):
-                asked.append(names)
+                pending.append(names)
                 yield x
 
         for answer in self._predictor.ask(samples()):
-            self._shown.took(answer)
-            self._shown.show(asked.popleft(), answer)
+            self._shown.answered(answer)
+            self._shown.show(pending.popleft(), answer)
 
     def _loaded(self, config: RunConfig) -> Iterator[LoadedFile]:
-        """The files in the units of training; what was done to them, and what is doubtful, is said once of each kind."""
-        told: set[str] = set()
+        """Yield the files in the units of training; report each kind of conversion and of doubt once."""
+        reported: set[str] = set()
         inputs = None if self._as_is else self._predictor.inputs
         of_bytes = not is_user_code(config.data.name) if inputs is None else inputs.dtype == "uint8"
         for path in self._files:
             loaded = read_samples(path, config.input, of_bytes=of_bytes and not self._as_is)
-            if loaded.changed and "changed" not in told:
-                told.add("changed")
+            if loaded.changed and "changed" not in reported:
+                reported.add("changed")
                 note = f"{loaded.changed}; pictures are resized without keeping their proportions, not cropped"
                 self._converted(path, loaded.changed, note)
             fitted = fit(str(path), loaded.x, inputs, picture=loaded.picture)
-            if fitted.how and fitted.how not in told:
-                told.add(fitted.how)
+            if fitted.how and fitted.how not in reported:
+                reported.add(fitted.how)
                 self._converted(path, fitted.how, fitted.how)
-            if fitted.doubt and "doubt" not in told:
-                told.add("doubt")
+            if fitted.doubt and "doubt" not in reported:
+                reported.add("doubt")
                 self._shown.warn(fitted.doubt)
             self._shown.expect(len(loaded.x) - 1)
             x = fitted.x.float() if self._as_is and self._predictor.trained_on_floats else fitted.x
@@ -121,7 +122,10 @@ class PredictCommand:
         self._shown.say("converted", f"{path}: {text}", file=str(path), how=how)
 
     def _check_set(self, config: RunConfig, data: Data) -> None:
-        """Raise DataError where the set here is not the run's: some of its test samples may have been trained on."""
+        """Raise DataError, or warn, if the set here is not the run's.
+
+        Some of its test samples may have been trained on.
+        """
         trained = "" if self._predictor.inputs is None else self._predictor.inputs.digest
         found = data_set_of(data, own=False) if trained else None
         if found is None or found.digest == trained:
@@ -132,7 +136,7 @@ class PredictCommand:
         self._shown.warn(text)
 
     def _score(self, config: RunConfig, size: int) -> int:
-        """How many of the first samples of the run's test set the network knows."""
+        """Return how many of the first samples of the run's test set the network classifies correctly."""
         data = load_data(config.data.name, self._data, self._allowed)
         data.check(config.input, config.classes)
         inputs = self._predictor.inputs
@@ -148,7 +152,7 @@ class PredictCommand:
         correct = 0
         answers = self._predictor.ask(scale.normalise(x[start : start + size]) for start in starts)
         for start, answer in zip(starts, answers, strict=True):
-            self._shown.took(answer)
+            self._shown.answered(answer)
             correct += int((answer.scores.argmax(dim=1) == y[start : start + size]).sum())
         return correct
 

@@ -1,7 +1,7 @@
-"""A person's files as samples of a run: arrays, IDX files and pictures, as the data set would have stored them.
+"""A person's files as samples of a run: arrays, IDX files and pictures, in the form in which a data set stores them.
 
-Arrays and IDX files must have the model's shape. A picture is made grayscale or RGB as the model has 1 or 3 channels and resized to its
-height and width, the proportions not kept; transparency becomes black.
+Arrays and IDX files must have the model's shape. A picture is converted to grayscale or RGB for a model of 1 or 3
+channels, and resized to the model's height and width without keeping its proportions; transparent pixels become black.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ _COLOURS = {1: ("L", "grayscale"), 3: ("RGB", "RGB")}
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LoadedFile:
-    """One file."""
+    """The samples of one file."""
 
     file: str
     x: Tensor  # (N, *input) uint8, or float32 scaled to [0, 1] where the data set is of bytes
-    single: bool  # one sample alone, not a list with one
-    changed: str = ""  # what was done to a picture
-    picture: bool = False  # its bytes run from 0 to 255 for certain
+    single: bool  # the file is one sample, not a list of samples
+    changed: str = ""  # how a picture was changed
+    picture: bool = False  # the range of its bytes is 0 to 255 for certain
 
     def name(self, index: int) -> str:
-        """Of one of its samples."""
+        """Return the name of a sample in predictions."""
         return self.file if self.single else f"{self.file}[{index}]"
 
 
 def read_samples(path: Path, input: tuple[int, ...], *, of_bytes: bool) -> LoadedFile:
-    """The samples of one file. `of_bytes`: the run's data set holds uint8, so that floats must lie in [0, 1].
+    """Read the samples of one file. `of_bytes`: the run's data set holds uint8, so that floats must lie in [0, 1].
 
-    Raises DataError naming the file and both values, ConfigError if Pillow is missing for a picture.
+    Raises DataError that names the file and both values, ConfigError if Pillow is missing for a picture.
     """
     start = _start(path)
     if start.startswith(_NPY):
@@ -68,8 +68,8 @@ def _start(path: Path) -> bytes:
 
 def _array(path: Path) -> Tensor:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)  # a header that promises terabytes takes no memory
-    except Exception as error:  # whatever a damaged header raises in NumPy
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header may announce terabytes
+    except Exception as error:  # a damaged header raises many kinds of errors in NumPy
         raise DataError(f"{path}: no NumPy array that can be read: {str(error)[:200]}") from error
     if array.dtype not in (np.uint8, np.float32, np.float64):
         raise DataError(f"{path}: holds {array.dtype}, but must hold uint8, float32 or float64")
@@ -77,7 +77,7 @@ def _array(path: Path) -> Tensor:
 
 
 def _shaped(path: Path, x: Tensor, input: tuple[int, ...], *, of_bytes: bool) -> LoadedFile:
-    """(*input), or (N, *input); a single channel may be left out."""
+    """Check an array of shape (*input) or (N, *input), of which a single channel may be left out, and its numbers."""
     found, single = tuple(x.shape), False
     shapes = [input, *([input[1:]] if input[0] == 1 and len(input) > 1 else [])]
     if found in shapes:
@@ -96,7 +96,7 @@ def _shaped(path: Path, x: Tensor, input: tuple[int, ...], *, of_bytes: bool) ->
 
 
 def _picture(path: Path, input: tuple[int, ...]) -> tuple[Tensor, str]:
-    """(1, C, H, W) uint8, and what was changed for that."""
+    """Return the picture as (1, C, H, W) uint8, and how it was changed."""
     try:
         from PIL import Image, ImageOps
     except ModuleNotFoundError as error:
@@ -113,7 +113,7 @@ def _picture(path: Path, input: tuple[int, ...]) -> tuple[Tensor, str]:
         OSError,
         ValueError,
         SyntaxError,
-        MemoryError,  # a damaged one may promise more than there is
+        MemoryError,  # a damaged picture may announce a huge size
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as error:
@@ -128,7 +128,7 @@ def _picture(path: Path, input: tuple[int, ...]) -> tuple[Tensor, str]:
 
 
 def _flat(picture: Any, path: Path) -> Any:
-    """Without transparency."""
+    """Return the picture on a black background, without transparency."""
     from PIL import Image
 
     if picture.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
@@ -140,7 +140,10 @@ def _flat(picture: Any, path: Path) -> Any:
 
 
 def batches(files: Iterable[LoadedFile], size: int, scale: Scale) -> Iterator[tuple[list[str], Tensor]]:
-    """Names and normalised samples x (B, *input), `size` at a time but for the last, whatever files they are from."""
+    """Yield names and normalised samples x (B, *input), `size` of them except in the last batch.
+
+    A batch may mix files.
+    """
     names: list[str] = []
     pieces: list[Tensor] = []
     for file in files:

@@ -1,7 +1,9 @@
-"""A person's samples brought to the units that a network was trained in, or refused: wrong units give wrong classes without any error.
+"""Conversion of a person's samples to the units of training.
 
-Law: only what can be meant in one way is converted. Bytes of pictures run from 0 to 255 whatever is in them; of other numbers only their
-range is known, and where that does not fit both ranges are said.
+Samples in other units would get wrong classes without any error, so they are refused.
+
+Law: only numbers with one possible meaning are converted. The range of a picture's bytes is 0 to 255, whatever it
+shows. Of other numbers only the range is known; if it does not fit, the text gives both ranges.
 """
 
 from __future__ import annotations
@@ -16,26 +18,27 @@ from sl_common.errors import DataError
 from sl_common.holdings import Inputs
 
 BYTE = 255
-_LEAST_BYTES = 128  # a set of floating point numbers whose largest lies from here to BYTE holds pictures' bytes
-_LEAST_SCALED = 0.5  # one whose largest lies from here to 1 holds them scaled
-_OTHER_UNITS = 64  # times smaller than in training: that is another unit, not a dark picture
-_FAR, _BEYOND = 4.0, 0.25  # widths of training's range outside it: refused, and said
+_LEAST_BYTES = 128  # a set of floats whose largest number is from here to BYTE holds the bytes of pictures
+_LEAST_SCALED = 0.5  # one whose largest number is from here to 1 holds bytes scaled to [0, 1]
+_OTHER_UNITS = 64  # numbers so many times smaller than in training are in other units, not a dark picture
+_FAR = 4.0  # numbers that lie outside training's range by more than so many widths of it are refused
+_BEYOND = 0.25  # and by more than so many are doubtful
 AS_IS = "give them in training's units, or --as-is to take the numbers as they are"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Fitted:
-    """Samples as normalisation takes them."""
+    """Samples in the units that normalisation expects."""
 
     x: Tensor  # uint8, which normalisation scales to [0, 1], or float32
-    how: str = ""  # what was done to them
-    doubt: str = ""  # what a person should look at
+    how: str = ""  # how they were converted
+    doubt: str = ""  # what a person should check
 
 
 def fit(what: str, x: Tensor, inputs: Inputs | None, *, picture: bool) -> Fitted:
-    """`x` as stored, uint8 or float32, in the units of `inputs`; `what` names it. `picture`: its bytes run from 0 to 255 for certain.
+    """Convert `x` as stored, uint8 or float32, to the units of `inputs`. Raises DataError that states both ranges.
 
-    Raises DataError with both ranges.
+    `what` names the samples in texts; `picture`: the range of their bytes is 0 to 255 for certain.
     """
     if inputs is None or not x.numel():
         return Fitted(x=x)
@@ -50,11 +53,11 @@ def fit(what: str, x: Tensor, inputs: Inputs | None, *, picture: bool) -> Fitted
         low, high = 0.0, float(BYTE)
     elif x.dtype != torch.uint8 and inputs.dtype == "uint8":
         low, high = BYTE * low, BYTE * high  # floating point numbers are taken as scaled to [0, 1]
-    return Fitted(x=x, doubt=against(low, high, inputs, held, wanted))
+    return Fitted(x=x, doubt=compare_ranges(low, high, inputs, held, wanted))
 
 
 def _binary(high: float, inputs: Inputs, held: str, wanted: str, *, picture: bool) -> str:
-    """What people get who make whole numbers of what was scaled to [0, 1]."""
+    """Return a doubt about bytes of 0 and 1 only: numbers scaled to [0, 1] that were then rounded look like this."""
     if picture or not 0 < high <= 1 or inputs.high <= 1:
         return ""
     return f"{held}, {wanted}: were they scaled to [0, 1] before they became whole numbers?"
@@ -71,14 +74,14 @@ def _bytes_for_floats(x: Tensor, high: float, inputs: Inputs, held: str, wanted:
     if high == 0 and inputs.low >= 0:
         return Fitted(x=x.float())
     if not picture and high <= inputs.high:
-        return Fitted(x=x.float(), doubt=against(float(x.min()), high, inputs, held, wanted))
+        return Fitted(x=x.float(), doubt=compare_ranges(float(x.min()), high, inputs, held, wanted))
     raise DataError(f"{held}, {wanted}, and how bytes become that cannot be told; {AS_IS}")
 
 
-def against(low: float, high: float, inputs: Inputs, held: str, wanted: str) -> str:
-    """What is doubtful about numbers from `low` to `high` where training had others; nothing if they may well be of one kind.
+def compare_ranges(low: float, high: float, inputs: Inputs, held: str, wanted: str) -> str:
+    """Return a doubt about numbers from `low` to `high` where training had the range of `inputs`.
 
-    Raises DataError if they cannot be.
+    Return "" if both may be in the same units. Raises DataError if they cannot be.
     """
     width = inputs.high - inputs.low or abs(inputs.high) or 1.0
     largest, known = max(abs(low), abs(high)), max(abs(inputs.low), abs(inputs.high))
@@ -94,7 +97,10 @@ def against(low: float, high: float, inputs: Inputs, held: str, wanted: str) -> 
 
 
 def check_test_set(x: Tensor, inputs: Inputs | None) -> str:
-    """What is doubtful about this device's copy of the test set, as against what was trained on. Raises DataError."""
+    """Return a doubt about this device's copy of the test set, compared with the numbers of training.
+
+    Raises DataError.
+    """
     if inputs is None or not x.numel():
         return ""
     scale = BYTE if inputs.dtype == "uint8" else 1
@@ -103,11 +109,11 @@ def check_test_set(x: Tensor, inputs: Inputs | None) -> str:
     held = (
         f"the test set here holds {str(x.dtype).removeprefix('torch.')} from {low:g} to {high:g} before normalisation"
     )
-    return against(low, high, trained, held, f"this run was trained on {trained}")
+    return compare_ranges(low, high, trained, held, f"this run was trained on {trained}")
 
 
 def scale_in(inputs: Inputs | None) -> Scale | None:
-    """How training normalised, if the run says so."""
+    """Return the scale by which training normalised, if the run states it."""
     if inputs is None or not inputs.mean or not inputs.std:
         return None
     return Scale(mean=_one_or_many(inputs.mean), std=_one_or_many(inputs.std))

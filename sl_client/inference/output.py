@@ -1,4 +1,4 @@
-"""What a person sees of predictions: a line for each sample, a bar on a terminal where there are many, or JSON lines."""
+"""The output of predictions: a line for each sample, a bar on a terminal where there are many, or JSON lines."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from torch import Tensor
 
-from sl_client.inference.predictor import Prediction
+from sl_client.inference.query import Prediction
 from sl_common.host.devices import described
 from sl_common.host.log import CommandLog, Level, json_line, write_line
 from sl_common.host.progress import Beat
 from sl_common.host.text import MAX_OURS, printable
 
-_MANY = 32  # samples from which a bar is drawn
+_MANY = 32  # samples; a bar is drawn for more
 
 
 class Predictions:
-    """Prints each sample's class and keeps what the last line needs. The width of the first column is `width`."""
+    """Prints each sample's class, and collects the numbers for the last line."""
 
     def __init__(self, *, as_json: bool, width: int, samples: int, level: Level = Level.INFO) -> None:
+        """`width`: characters of the first column; `samples`: as many as are expected, 0 if that is not known."""
         self._json, self._width = as_json, width
         self._console = Console(highlight=False, soft_wrap=True)
         self._log = CommandLog("client", as_json=as_json, level=level, show=self._print)
@@ -47,36 +48,36 @@ class Predictions:
         self._task = self._progress.add_task("", total=samples)
 
     def expect(self, samples: int) -> None:
-        """So many more than thought."""
+        """Add to the number of expected samples."""
         self._total += samples
         self._progress.update(self._task, total=self._total)
 
     def say(self, event: str, line: str, **fields: Any) -> None:
-        """One line, beside the predictions' own."""
+        """Report an event, beside the predictions."""
         self._log.say(event, printable(line, MAX_OURS), Level.INFO, fields)
 
     def warn(self, text: str) -> None:
-        """Something that a person should know of; on stderr, so that what is piped on stays a table."""
+        """Report something that a person should know, on stderr, so that stdout in a pipe stays a table."""
         if self._json:
             self._log.say("warning", text, Level.WARNING, {"text": text})
         elif self._log.shows(Level.WARNING):
-            self._beside(f"warning: {text}")
+            self._print_stderr(f"warning: {text}")
 
-    def _beside(self, line: str) -> None:
+    def _print_stderr(self, line: str) -> None:
         Console(stderr=True, highlight=False, soft_wrap=True).print(Text(printable(line, MAX_OURS)))
 
     def _tick(self) -> None:
-        """Say how many samples were answered; beside the table."""
+        """Report how many samples were answered, beside the table."""
         if not self._log.shows(Level.INFO):
             return
         fields = {"samples": self._done, "samples_expected": self._total or None, "requests": len(self._ms)}
         if self._json:
             self._log.say("progress", "", Level.INFO, fields)
         else:
-            self._beside(f"{self._done:,}{f' of {self._total:,}' if self._total else ''} samples answered")
+            self._print_stderr(f"{self._done:,}{f' of {self._total:,}' if self._total else ''} samples answered")
 
-    def took(self, answer: Prediction) -> None:
-        """A batch was answered."""
+    def answered(self, answer: Prediction) -> None:
+        """Count the answer to a batch."""
         self._ms.append(1e3 * answer.seconds)
         self._done += len(answer.scores)
         if self._total > _MANY:
@@ -84,7 +85,7 @@ class Predictions:
         self._progress.update(self._task, completed=self._done)
 
     def show(self, names: list[str], answer: Prediction) -> None:
-        """The samples of a batch."""
+        """Print the samples of a batch."""
         ms = 1e3 * answer.seconds
         best, classes = answer.scores.softmax(dim=1).max(dim=1)
         for name, p, label, scores in zip(names, best.tolist(), classes.tolist(), answer.scores, strict=True):
@@ -107,9 +108,10 @@ class Predictions:
             write_line(line)
 
     def finish(self, up: int, down: int, device: str, correct: int | None = None) -> None:
-        """The last line. `correct`: how many of them were, where that is known; bytes are of the wire, after the greeting.
+        """Print the last line.
 
-        `device`: where the lower segment was computed.
+        `up` and `down`: bytes on the wire after the greeting; `device`: where the lower segment was computed;
+        `correct`: how many samples were classified correctly, where that is known.
         """
         self._progress.stop()
         if not self._done:
@@ -118,21 +120,21 @@ class Predictions:
         fields: dict[str, Any] = {"samples": self._done, "requests": len(self._ms), "bytes_up": up, "bytes_down": down}
         fields["device"] = device
         fields |= {"p50_ms": round(p50, 3), "p99_ms": round(p99, 3)}
-        told = ""
+        accuracy = ""
         if correct is not None:
             fields |= {"correct": correct, "accuracy": correct / self._done}
-            told = f"accuracy {correct / self._done:.2%} of {self._done} held-out samples; "
+            accuracy = f"accuracy {correct / self._done:.2%} of {self._done} held-out samples; "
         self._result(
-            f"{told}{self._done} samples in {len(self._ms)} requests, {p50:.1f} ms each (median; 99 % within {p99:.1f} ms), "
-            f"{up:,} bytes up, {down:,} down; lower segment on {described(device)}",
+            f"{accuracy}{self._done} samples in {len(self._ms)} requests, {p50:.1f} ms each "
+            f"(median; 99 % within {p99:.1f} ms), {up:,} bytes up, {down:,} down; lower segment on {described(device)}",
             **fields,
         )
 
     def _result(self, line: str, **fields: Any) -> None:
-        """Print it whatever the level: it is what was asked for."""
+        """Print the last line at every log level, since it is the result."""
         self._print(json_line("summary", "info", fields) if self._json else printable(line, MAX_OURS))
 
     def stop(self) -> None:
-        """Say nothing more by itself, and leave the terminal as it was."""
+        """Stop the reports of progress, and leave the terminal as it was."""
         self._beat.stop()
         self._progress.stop()

@@ -1,4 +1,4 @@
-"""A client's training process: it takes its seat in a run, carries the messages of its program, and keeps snapshots on disk.
+"""The training process of a client: it takes a seat in a run, carries messages, and keeps snapshots on disk.
 
 The program itself (`sl_common.client`) is pure; this folder waits, reads the clock and writes files.
 """
@@ -7,6 +7,6 @@ from sl_common.lazy_exports import lazy_exports
 
 __getattr__, __all__ = lazy_exports(
     __name__,
-    runner="Interrupted Runner run_until_interrupted",
+    runner="Runner",
     seat="take_seat",
 )

@@ -1,4 +1,4 @@
-"""A client takes its place: the server's configuration checked against what this device allows, then segments and data."""
+"""The seat of a client: checks a configuration against this device's limits, then builds segments and data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from sl_client.data import Data, load_data
-from sl_client.data.identity import data_set_of, looked_at
+from sl_client.data.identity import data_set_of, sampled_rows
 from sl_client.data.loader import Loader, make_loader, share
 from sl_client.device.limits import NO_LIMITS, DeviceLimits
 from sl_common.client.seat import Seat
@@ -41,13 +41,14 @@ def take_seat(
 ) -> Seat:
     """Build what a client needs for its part in the run.
 
-    `data` is where data sets lie; `allowed` the packages that code of the user's may come from (None: any); `snapshots`
-    what a former life of this client has left; `limits` what the device's owner allows; with `sole`, no other client
-    of this process needs the same data, and only this one's samples are kept. Raises ConfigError or DataError naming the key, file or field.
+    `data`: folder of data sets; `allowed`: packages that the user's code may come from (None: any); `snapshots`: those
+    that an earlier session of this client left; `limits`: those of the device's owner; `sole`: no other client of this
+    process needs the same data, so that only this one's samples are kept. Raises ConfigError or DataError that names
+    the key, file or field.
     """
     config = RunConfig.from_json(welcome.config)
-    loader, data_set = _batches(config, welcome, data, allowed, sole=sole)
-    modules, network = _modules(config, welcome, allowed, limits)
+    loader, data_set = _load(config, welcome, data, allowed, sole=sole)
+    modules, network = _build_parts(config, welcome, allowed, limits)
 
     def make(part: str) -> Callable[[], Segment]:
         optimizer = config.client.aux_optimizer if part == "aux" else None
@@ -67,7 +68,7 @@ def take_seat(
 
 
 def _check(data: Data, config: RunConfig) -> None:
-    """Raise DataError unless this run can train on them."""
+    """Raise DataError unless this run can train on the data."""
     try:
         data.check(config.input, config.classes)
     except DataError as error:
@@ -78,24 +79,24 @@ def _check(data: Data, config: RunConfig) -> None:
         ) from error
 
 
-def _batches(
+def _load(
     config: RunConfig, welcome: Welcome, data: Path | None, allowed: Collection[str] | None, *, sole: bool
 ) -> tuple[Loader, DataSet]:
-    """Of this client's shard, and what the whole set is."""
-    whole: list[Labels] = []  # if the set is reduced while it is read
+    """Return the loader of this client's shard, and the description of the whole data set."""
+    whole: list[Labels] = []  # filled if only some samples are kept when the set is read
 
-    def mine(labels: Labels) -> Indices:
+    def own_rows(labels: Labels) -> Indices:
         return share(config.data.partition, labels, welcome.shards, welcome.shard, config.run.seed)
 
     def pick(labels: Labels) -> Indices:
         whole.append(labels)
-        return np.union1d(mine(labels), looked_at(labels))
+        return np.union1d(own_rows(labels), sampled_rows(labels))
 
     found = load_data(config.data.name, data, allowed, pick if sole else None)
     _check(found, config)
     labels = found.train[1].numpy() if found.held is None else whole[0]
     data_set = data_set_of(found, labels, own=not config.sharded)
-    indices = mine(labels)
+    indices = own_rows(labels)
     if sole and found.held is None:
         found = found.only(indices)
     loader = make_loader(
@@ -112,10 +113,13 @@ def _batches(
     return loader, data_set
 
 
-def _modules(
+def _build_parts(
     config: RunConfig, welcome: Welcome, allowed: Collection[str] | None, limits: DeviceLimits
 ) -> tuple[dict[str, nn.Module], Network]:
-    """The parts that this client holds, if they fit, and the network, which without the rest still knows the run's largest message."""
+    """Build the parts that this client holds, if they fit in memory.
+
+    The network without the other parts knows the run's limits.
+    """
     limits.check(config)
     parts = config.protocol.learner.parts
     network = Network.build(

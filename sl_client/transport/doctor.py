@@ -1,4 +1,4 @@
-"""`sl-client doctor`: what a person needs to know before a device takes part."""
+"""`sl-client doctor`: checks a device and its way to a server before it takes part in a run."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from sl_common.wire import WIRE_VERSION, probe
 METHOD = "/sl.v1.SplitLearning/Probe"
 _TIMEOUT_S = 15.0
 _PINGS = 16
-_BULK = 16
-_LEAST = 4 << 10  # bytes of the first payload that is timed: 2 s at 16 kbit/s
-_LONG_S = 0.2  # a payload that takes so long says enough
+_BULK = 16  # of the largest payload, to time a fast link
+_FIRST_BYTES = 4 << 10  # of the first payload that is timed: 2 s at 16 kbit/s
+_LONG_S = 0.2  # a payload that takes so long gives a good estimate
 
 
 def examine(server: str, access: Access, *, as_json: bool) -> None:
-    """Print what is found.
+    """Measure and print.
 
-    Raises PeerLost if the server does not answer, Refused if it does not take us or speaks another wire version.
+    Raises PeerLost if the server does not answer, Refused if it rejects this client or speaks another wire version.
     """
     found: dict[str, object] = {
         "cutlayer": __version__,
@@ -45,7 +45,7 @@ def examine(server: str, access: Access, *, as_json: bool) -> None:
         "numpy": np.__version__,
         "machine": platform.machine(),
         "cores": os.cpu_count(),
-        "device": described(pick_device("auto", "--device")),  # as `run` would choose by itself
+        "device": described(pick_device("auto", "--device")),  # the choice of `run` without an option
         "server": server,
         "tls": access.tls is not None,
     }
@@ -57,7 +57,7 @@ def examine(server: str, access: Access, *, as_json: bool) -> None:
         try:
             _measure(channel, access, found)
         except grpc.RpcError as error:
-            raise _blamed(server, access, error) from None
+            raise _error_of(server, access, error) from None
     if as_json:
         write_line(json.dumps(found))
     else:
@@ -69,8 +69,8 @@ def examine(server: str, access: Access, *, as_json: bool) -> None:
         )
 
 
-def _blamed(server: str, access: Access, error: grpc.RpcError) -> CutlayerError:
-    """In words: nobody there, somebody who does not want us, or somebody else."""
+def _error_of(server: str, access: Access, error: grpc.RpcError) -> CutlayerError:
+    """Return gRPC's error as ours: no server, a server that rejects this client, or another kind of server."""
     code, details = error.code(), error.details()
     if code == grpc.StatusCode.UNAUTHENTICATED:
         return Refused("identity", details)
@@ -82,7 +82,7 @@ def _blamed(server: str, access: Access, error: grpc.RpcError) -> CutlayerError:
 
 
 def _certificates(server: str, tls: Tls) -> dict[str, object]:
-    """The version of TLS, and of each side's certificate whose it is and how long it holds."""
+    """Return the version of TLS, and the subject and the days left of each side's certificate."""
     found: dict[str, object] = {}
     seen = tls.look(server)
     if seen is not None:
@@ -109,8 +109,11 @@ def _measure(channel: grpc.Channel, access: Access, found: dict[str, object]) ->
 
 
 def _bytes_per_s(channel: grpc.Channel, access: Access, *, up: bool) -> float:
-    """Of payloads that grow until they say enough: on a slow link the largest would take longer than the server waits for one."""
-    nbytes, count, seconds = _LEAST, 1, 0.0
+    """Time payloads that grow until the time is long enough.
+
+    On a slow link the server would not wait for the largest one.
+    """
+    nbytes, count, seconds = _FIRST_BYTES, 1, 0.0
     while True:
         sizes = (nbytes, 0) if up else (0, nbytes)
         seconds = sum(s for _, s in _pings(channel, access, [sizes] * count))
@@ -122,16 +125,16 @@ def _bytes_per_s(channel: grpc.Channel, access: Access, *, up: bool) -> float:
 
 
 def _pings(channel: grpc.Channel, access: Access, sizes: list[tuple[int, int]]) -> Iterator[tuple[probe.Pong, float]]:
-    """One ping at a time on one stream: the answer and the seconds it took."""
-    asks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    answers = channel.stream_stream(METHOD)(iter(asks.get, None), timeout=_TIMEOUT_S, metadata=access.metadata)
+    """Send one ping at a time on one stream; yield each answer and the seconds that it took."""
+    pings: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    answers = channel.stream_stream(METHOD)(iter(pings.get, None), timeout=_TIMEOUT_S, metadata=access.metadata)
     for nbytes, reply_bytes in sizes:
         data = probe.ping(nbytes, reply_bytes)
         started = time.perf_counter()
-        asks.put(data)
+        pings.put(data)
         answer = next(answers, None)
         if answer is None:
             raise WireError("the server ended the probe before it had answered every ping")
         pong = probe.read_pong(answer)
         yield pong, time.perf_counter() - started
-    asks.put(None)
+    pings.put(None)

@@ -1,20 +1,21 @@
-"""A call of one bidirectional stream, in two ways that behave alike.
+"""A bidirectional stream by grpcio's private API, which saves a client changes of thread.
 
-The public one hands every message from thread to thread inside grpcio: twice on its way up, once on its way down. Beneath it grpcio has
-calls with a completion queue of their own, with which it does unary calls; over such a one the thread that uses the stream drives it
-itself, and no step waits for another to wake. Those names are grpcio's own: where one has changed, the public way is taken.
+The public API is the fallback. The public way (`threaded_call`) hands every message from thread to thread inside
+grpcio: twice on its way up, once on its way down. For unary calls grpcio has a private kind of call with a completion
+queue of its own. Over such a call the thread that uses the stream also drives it, and no training step waits until
+another thread wakes. Only this module uses grpcio's private names. Where one of them has changed, `open_call` takes the
+public way, which behaves alike.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
-from typing import Any, Protocol, SupportsBytes
+from typing import Any, SupportsBytes
 
 import grpc
 
+from sl_client.transport.threaded_call import ClientCall, Metadata, ThreadedCall
 from sl_common.wire.outgoing import Outgoing
 
 try:
@@ -24,105 +25,45 @@ except ImportError:  # pragma: no cover  (a grpcio that has moved it)
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
-Metadata = tuple[tuple[str, str], ...]
-
-
-class ClientCall(Protocol):
-    """One thread sends and takes; any thread may cancel."""
-
-    outgoing: Outgoing  # frames that were sent and wait for the transport
-
-    def send(self, frame: SupportsBytes) -> None:
-        """Hand a frame to the stream; returns at once. Its bytes are made when its turn comes; after the stream's end it is lost."""
-        ...
-
-    def end(self) -> None:
-        """No more frames are sent; returns at once."""
-        ...
-
-    def __next__(self) -> bytes:
-        """The next frame; blocks. Raises StopIteration where the stream ended as it should, or grpc.RpcError with its `code()`."""
-        ...
-
-    def cancel(self) -> None:
-        """End both directions now, from any thread."""
-        ...
-
-    def close(self) -> None:
-        """Cancel it and wait for its end."""
-        ...
-
 
 def open_call(channel: grpc.Channel, method: str, metadata: Metadata) -> ClientCall:
-    """A new stream of messages that are bytes."""
+    """Open a stream whose messages are bytes, the direct way if this grpcio has it."""
     try:
         return DirectCall(channel, method, metadata)
-    except (AttributeError, TypeError):  # other names, or other arguments
+    except (AttributeError, TypeError):  # a grpcio with other names or arguments
         return ThreadedCall(channel, method, metadata)
 
 
-class ThreadedCall:
-    """The public way: grpcio's threads carry messages in and out."""
-
-    def __init__(self, channel: grpc.Channel, method: str, metadata: Metadata) -> None:
-        self._outbox: queue.SimpleQueue[SupportsBytes | None] = queue.SimpleQueue()
-        self.outgoing = Outgoing()
-        self._call = channel.stream_stream(method)(self._outgoing(), metadata=metadata)
-
-    def _outgoing(self) -> Iterator[bytes]:
-        while (frame := self._outbox.get()) is not None:
-            self.outgoing.hand(frame)
-            yield bytes(frame)
-
-    def send(self, frame: SupportsBytes) -> None:
-        """Hand a frame to the stream."""
-        self.outgoing.queue(frame)
-        self._outbox.put(frame)
-
-    def end(self) -> None:
-        """No more frames are sent."""
-        self._outbox.put(None)
-
-    def __next__(self) -> bytes:
-        """The next frame."""
-        frame: bytes = next(self._call)
-        return frame
-
-    def cancel(self) -> None:
-        """End both directions now."""
-        self._outbox.put(None)
-        self._call.cancel()
-
-    close = cancel
-
-
 class CallEnded(grpc.RpcError):  # type: ignore[misc]
-    """How a stream ended that did not end well."""
+    """The error of a stream that did not end well."""
 
     def __init__(self, operation: Any) -> None:
         self._status = operation
         super().__init__(f"{self.code().name}: {self.details()}")
 
     def code(self) -> grpc.StatusCode:
-        """gRPC's status."""
+        """Return gRPC's status."""
         return _CODES.get(self._status.code(), grpc.StatusCode.UNKNOWN)
 
     def details(self) -> str:
-        """In words."""
+        """Return the status in words."""
         details = self._status.details()
         return details.decode(errors="replace") if isinstance(details, bytes) else details or ""
 
     def trailing_metadata(self) -> Any:
-        """As the server sent it."""
+        """Return the server's trailing metadata."""
         return self._status.trailing_metadata()
 
 
 class DirectCall:
-    """The direct way. Whoever holds the turn waits for the call's events: the thread that takes frames, or, while frames lie behind one that
-    is still on its way and nobody takes any, a helper."""
+    """A ClientCall whose events are handled by the thread that receives.
+
+    Frames are sent one at a time, and the event of one frame starts the next. While frames are queued and no thread
+    receives, a helper thread handles the events. `_event_lock` lets one thread at a time wait for an event.
+    """
 
     def __init__(self, channel: grpc.Channel, method: str, metadata: Metadata) -> None:
-        """Raises AttributeError or TypeError where grpcio's names are others."""
+        """Open the stream. Raises AttributeError or TypeError where grpcio's private names are others."""
         begin = (
             (cygrpc.SendInitialMetadataOperation(metadata, 0),),
             (cygrpc.ReceiveStatusOnClientOperation(0),),
@@ -133,14 +74,14 @@ class DirectCall:
         self._received, self._ended = kinds.receive_message, kinds.receive_status_on_client
         self._sent = (kinds.send_message, kinds.send_close_from_client)
         self._inbox: deque[bytes] = deque()
-        self._outbox: deque[SupportsBytes | None] = deque()  # None: no more are sent
+        self._outbox: deque[SupportsBytes | None] = deque()  # None: close our side
         self.outgoing = Outgoing()
-        self._status: Any = None  # the operation that has it
+        self._status: Any = None  # the operation that carries the final status
         self._receiving = self._sending = False
-        self._lock = threading.Lock()  # of what is to be sent
-        self._turn = threading.Lock()
-        self._wanted = False  # a frame is being taken
-        self._behind = threading.Event()
+        self._lock = threading.Lock()  # guards the outbox, `_sending` and `_due`
+        self._event_lock = threading.Lock()
+        self._in_receive = False  # a thread receives, so the helper need not
+        self._help_wanted = threading.Event()
         self._helper: threading.Thread | None = None
         self._call = channel._channel.segregated_call(
             cygrpc.PropagationConstants.GRPC_PROPAGATE_DEFAULTS,
@@ -153,14 +94,14 @@ class DirectCall:
             cygrpc.build_census_context(),
             None,  # a registered method
         )
-        self._due = len(begin)  # operations whose events have not come
+        self._due = len(begin)  # operations that were started and have had no event yet
 
     def send(self, frame: SupportsBytes) -> None:
-        """Hand a frame to the stream."""
+        """Queue a frame, and start to send it if none is being sent."""
         self._put(frame)
 
     def end(self) -> None:
-        """No more frames are sent."""
+        """Close our side after the frames that are queued."""
         self._put(None)
 
     def _put(self, frame: SupportsBytes | None) -> None:
@@ -171,10 +112,10 @@ class DirectCall:
             if not self._sending:
                 self._send_next()
                 return
-        self._help()
+        self._wake_helper()
 
     def _send_next(self) -> None:
-        """One at a time, as gRPC wants it. The lock is held."""
+        """Start to send the next frame; gRPC takes one at a time. The caller holds `_lock`."""
         if not self._outbox:
             self._sending = False
             return
@@ -185,29 +126,29 @@ class DirectCall:
         self._sending = self._start(operation)
 
     def _start(self, operation: Any) -> bool:
-        """False if the call is over."""
+        """Start an operation; return False if the call is over."""
         started: bool = self._call.operate((operation,), None)
         self._due += started
         return started
 
-    def _help(self) -> None:
-        """Frames are to go out though nobody may be waiting for events."""
+    def _wake_helper(self) -> None:
+        """Have events handled although perhaps no thread receives."""
         if self._helper is None:
-            self._helper = threading.Thread(target=self._push, name="sending", daemon=True)
+            self._helper = threading.Thread(target=self._help, name="sending", daemon=True)
             self._helper.start()
-        self._behind.set()
+        self._help_wanted.set()
 
-    def _push(self) -> None:
+    def _help(self) -> None:
         while self._status is None:
-            self._behind.wait()
-            self._behind.clear()
-            while self._outbox and not self._wanted and self._status is None:
-                with self._turn:
+            self._help_wanted.wait()
+            self._help_wanted.clear()
+            while self._outbox and not self._in_receive and self._status is None:
+                with self._event_lock:
                     if self._sending and self._due:
-                        self._wait()
+                        self._handle_event()
 
-    def _wait(self) -> None:
-        """For one event. The turn is held, and something is due."""
+    def _handle_event(self) -> None:
+        """Wait for one event. The caller holds `_event_lock`, and an event is due."""
         event = self._call.next_event()
         for operation in event.batch_operations:
             kind = operation.type()
@@ -225,38 +166,38 @@ class DirectCall:
             self._due -= 1
 
     def __next__(self) -> bytes:
-        """The next frame."""
-        self._wanted = True
+        """Wait for the next frame."""
+        self._in_receive = True
         try:
-            with self._turn:
+            with self._event_lock:
                 while not self._inbox:
                     if self._status is not None and not self._receiving:
-                        self._raise()
+                        self._raise_end()
                     if not self._receiving:
                         with self._lock:
                             self._receiving = self._start(self._receive_message(0))
                     if self._due:
-                        self._wait()
+                        self._handle_event()
                 return self._inbox.popleft()
         finally:
-            self._wanted = False
+            self._in_receive = False
             if self._outbox:
-                self._help()
+                self._wake_helper()
 
-    def _raise(self) -> None:
+    def _raise_end(self) -> None:
         if _CODES.get(self._status.code()) is grpc.StatusCode.OK:
             raise StopIteration
         raise CallEnded(self._status)
 
     def cancel(self) -> None:
-        """End both directions now."""
-        self._call.cancel(grpc.StatusCode.CANCELLED.value[0], "we ended it")
+        """End both directions now; any thread may do it."""
+        self._call.cancel(grpc.StatusCode.CANCELLED.value[0], "cancelled by this client")
 
     def close(self) -> None:
-        """Cancel it and take all its events: its queue lives as long as one is due."""
+        """Cancel the call and handle all its events: gRPC keeps the call's queue as long as one is due."""
         self.cancel()
-        self._wanted = True  # the helper gives way
-        with self._turn:
+        self._in_receive = True  # keeps the helper away from the events
+        with self._event_lock:
             while self._due:
-                self._wait()
-        self._behind.set()  # and ends
+                self._handle_event()
+        self._help_wanted.set()  # the helper sees the status and ends

@@ -1,7 +1,8 @@
-"""Which HTTP proxy a connection to a server goes through: decided here, and not by gRPC, so that it can be said and refused.
+"""The HTTP proxy for a connection to a server: chosen here and not by gRPC, so that it can be reported.
 
-The environment is read as gRPC reads it: the first of `grpc_proxy`, `https_proxy` and `http_proxy`, in lower case, but for the hosts of
-`no_grpc_proxy` or `no_proxy`. What goes to this machine goes through none, or it would leave the machine.
+The environment is read as gRPC reads it: the first of `grpc_proxy`, `https_proxy` and `http_proxy`, in lower case,
+except for the hosts in `no_grpc_proxy` or `no_proxy`. A connection to this machine takes no proxy, so that it does not
+leave the machine.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from sl_common.addresses import joined
 from sl_common.exits import is_loopback
 
 PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # HTTP_PROXY and ALL_PROXY are not gRPC's
-EXEMPTIONS = ("no_grpc_proxy", "no_proxy", "NO_PROXY")  # the last is not gRPC's, but goes around a proxy, which is safe
+EXEMPTIONS = ("no_grpc_proxy", "no_proxy", "NO_PROXY")  # gRPC does not read the last, but to avoid a proxy is safe
 DIRECT = (("grpc.enable_http_proxy", 0), ("grpc.address_http_proxy_enabled_addresses", ""))  # options of a channel
 _DEFAULT_PORT = 443  # of a proxy, in gRPC
-_MAX_HEAD = 8192  # bytes of a proxy's answer
+_MAX_ANSWER = 8192  # bytes of a proxy's answer
 
 
-class Unusable(Exception):
-    """A variable names a proxy that gRPC cannot use, and connections go around it."""
+class UnusableProxy(Exception):
+    """A variable names a proxy that gRPC cannot use, so connections are direct."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proxy:
-    """A proxy, and the variable that named it. Its credentials are in no text."""
+    """A proxy and the variable that names it. No text about it shows its credentials."""
 
     variable: str
     host: str
@@ -45,25 +46,25 @@ class Proxy:
 
     @property
     def options(self) -> tuple[tuple[str, int | str], ...]:
-        """Make a channel use this proxy and no other."""
+        """Options of a channel that uses this proxy and no other."""
         user = f"{self.credentials}@" if self.credentials else ""
         return (("grpc.http_proxy", f"http://{user}{joined(self.host, self.port)}"), DIRECT[1])
 
     def connect(self, server: str, timeout_s: float) -> socket.socket:
-        """A connection through it to HOST:PORT. Raises OSError."""
+        """Open a connection through this proxy to HOST:PORT. Raises OSError."""
         head = f"CONNECT {server} HTTP/1.1\r\nHost: {server}\r\n"
         if self.credentials:
-            told = base64.b64encode(unquote(self.credentials).encode()).decode()
-            head += f"Proxy-Authorization: Basic {told}\r\n"
+            encoded = base64.b64encode(unquote(self.credentials).encode()).decode()
+            head += f"Proxy-Authorization: Basic {encoded}\r\n"
         until = time.monotonic() + timeout_s
         line = socket.create_connection((self.host, self.port), timeout_s)
         try:
             line.sendall(f"{head}\r\n".encode())
             answer = b""
-            while not answer.endswith(b"\r\n\r\n"):  # one at a time: what follows is the server's
+            while not answer.endswith(b"\r\n\r\n"):  # byte by byte: the bytes after it belong to the server
                 line.settimeout(max(0.001, until - time.monotonic()))
                 byte = line.recv(1)
-                if not byte or len(answer) > _MAX_HEAD:
+                if not byte or len(answer) > _MAX_ANSWER:
                     raise OSError(f"the proxy {self} closed the connection")
                 answer += byte
             status = answer.split(None, 2)[1:2]
@@ -77,33 +78,36 @@ class Proxy:
 
 
 def find_proxy(server: str, environment: Mapping[str, str]) -> Proxy | None:
-    """The proxy through which a connection to `server` (HOST:PORT) goes. Raises Unusable if the one that is named cannot be used."""
+    """Return the proxy for a connection to `server` (HOST:PORT), or None.
+
+    Raises UnusableProxy if the named one cannot be used.
+    """
     variable = next((name for name in PROXY_VARIABLES if name in environment), None)
-    if variable is None or not environment[variable].strip():  # set to nothing: none, whatever the next one says
+    if variable is None or not environment[variable].strip():  # an empty one means no proxy, whatever the next one says
         return None
     host, _, port = server.rpartition(":")
     host = host.strip("[]").rstrip(".").lower()
     exemptions = next((environment[name] for name in EXEMPTIONS if name in environment), "")
-    if _is_here(server, host) or any(_holds(entry, host, port) for entry in re.split(r"[,\s]+", exemptions)):
+    if _is_this_machine(server, host) or any(_exempts(entry, host, port) for entry in re.split(r"[,\s]+", exemptions)):
         return None
     return _read(variable, environment[variable].strip())
 
 
 def _read(variable: str, text: str) -> Proxy:
-    # No word of what it says: there are passwords in it.
-    told = Unusable(f"{variable} is not used: gRPC takes only a proxy written as http://HOST:PORT")
+    # The error does not quote the variable, which may hold a password.
+    unusable = UnusableProxy(f"{variable} is not used: gRPC takes only a proxy written as http://HOST:PORT")
     try:
         url = urlsplit(text)
         host, port = url.hostname, url.port
     except ValueError:
-        raise told from None
+        raise unusable from None
     if url.scheme != "http" or not host:
-        raise told
+        raise unusable
     return Proxy(variable=variable, host=host, port=port or _DEFAULT_PORT, credentials=url.netloc.rpartition("@")[0])
 
 
-def _is_here(server: str, host: str) -> bool:
-    """Whether a connection stays on this machine."""
+def _is_this_machine(server: str, host: str) -> bool:
+    """Return True if a connection stays on this machine."""
     if is_loopback(server) or host == "localhost" or host.endswith(".localhost"):
         return True
     address = _address_of(host)
@@ -114,7 +118,10 @@ def _is_here(server: str, host: str) -> bool:
 
 
 def _local_names(hosts: Path = Path("/etc/hosts")) -> set[str]:
-    """Names that mean loopback without asking anybody: where a proxy is needed, a name server may not answer for long."""
+    """Return the names of loopback in /etc/hosts.
+
+    No name server is asked, which might take long where a proxy is needed.
+    """
     found: dict[str, set[bool]] = {}
     with contextlib.suppress(OSError):
         for line in hosts.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -125,8 +132,11 @@ def _local_names(hosts: Path = Path("/etc/hosts")) -> set[str]:
     return {name for name, here in found.items() if here == {True}}
 
 
-def _holds(entry: str, host: str, port: str) -> bool:
-    """Whether an entry of no_proxy means this host: `*`, a name with all below it, an address, a network, each with a port or not."""
+def _exempts(entry: str, host: str, port: str) -> bool:
+    """Return True if an entry of no_proxy means this host.
+
+    It is `*`, a domain, an address or a network, with or without a port.
+    """
     entry = entry.lower()
     if entry in ("", "*"):
         return entry == "*"
@@ -136,7 +146,7 @@ def _holds(entry: str, host: str, port: str) -> bool:
         return address is not None and address in network
     name, colon, wanted = entry.rpartition(":")
     if colon and wanted.isdecimal():
-        return wanted == port and _holds(name.strip("[]"), host, port)
+        return wanted == port and _exempts(name.strip("[]"), host, port)
     name = entry.removeprefix("*").strip(".")
     return bool(name) and f".{host}".endswith(f".{name}")
 
@@ -147,18 +157,21 @@ def _address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | No
     return None
 
 
-def ways_around(server: str) -> str:
-    """What a person can do who did not mean the proxy."""
+def bypass_hint(server: str) -> str:
+    """Return how to avoid the proxy, for a person who did not mean to use it."""
     return f"no_proxy={server.rpartition(':')[0].strip('[]')} goes around it"
 
 
 def channel_options(proxy: Proxy | None) -> tuple[tuple[str, int | str], ...]:
-    """Take the decision out of gRPC's hands."""
+    """Return the options of a channel that takes this proxy, or none; gRPC decides nothing."""
     return DIRECT if proxy is None else proxy.options
 
 
-def open_line(server: str, proxy: Proxy | None, timeout_s: float) -> socket.socket:
-    """A TCP connection to HOST:PORT, as a channel would have one. Raises OSError, or ValueError for no HOST:PORT."""
+def open_tcp(server: str, proxy: Proxy | None, timeout_s: float) -> socket.socket:
+    """Open a TCP connection to HOST:PORT as a channel would.
+
+    Raises OSError, or ValueError for a text that is no HOST:PORT.
+    """
     if proxy is not None:
         return proxy.connect(server, timeout_s)
     host, _, port = server.rpartition(":")

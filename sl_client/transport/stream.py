@@ -1,4 +1,4 @@
-"""Carries frames over one gRPC stream: the client's only contact with the network."""
+"""One gRPC stream of frames, as a client opens it."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ SERVICE_PATH = "/sl.v1.SplitLearning"
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE),
     ("grpc.max_send_message_length", MAX_GRPC_MESSAGE),
-    ("grpc.http2.max_frame_size", 1 << 21),  # a chunk in one HTTP/2 frame
+    ("grpc.http2.max_frame_size", 1 << 21),  # a chunk fits in one HTTP/2 frame
     ("grpc.http2.lookahead_bytes", 1 << 22),
-    ("grpc.http2.bdp_probe", 0),  # its pings cost more than the window that they find
+    ("grpc.http2.bdp_probe", 0),  # its pings cost more than the larger window gains
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.ping_timeout_ms", 20_000),  # what really bounds the wait for an answer; a minute by default
+    ("grpc.http2.ping_timeout_ms", 20_000),  # the bound that takes effect in gRPC; its default is a minute
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 )
 
 
 class StreamBroken(Exception):
-    """This stream is over; another one may go on."""
+    """The stream ended; the session can go on over another one."""
 
 
 class RefusedForNow(StreamBroken):
-    """The server has too much to do with others; it may have time later."""
+    """The server refused the stream for a reason that time may change, such as too many others."""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(f"refused for now ({code}): {reason}")
@@ -41,18 +41,18 @@ class RefusedForNow(StreamBroken):
 
 
 class ClientStream(Protocol):
-    """One stream. A broken one raises StreamBroken from `receive`; `send` never blocks. Opening one may raise ConfigError."""
+    """One bidirectional stream. `send` never blocks; `receive` raises StreamBroken when the stream is over."""
 
     def send(self, frame: SupportsBytes) -> None:
-        """Hand a frame to the stream; its bytes are made when its turn comes."""
+        """Queue a frame; it is serialised when gRPC takes it."""
         ...
 
     def receive(self) -> bytes:
-        """The next frame; blocks. Raises StreamBroken, or Refused if another try is pointless."""
+        """Wait for the next frame. Raises StreamBroken, or Refused if another try is pointless."""
         ...
 
     def check(self, acknowledged: int) -> None:
-        """Raise WireError if the server acknowledges a frame that has not gone out."""
+        """Raise WireError if the server acknowledges a frame that was not sent yet."""
         ...
 
     def close(self) -> None:
@@ -60,18 +60,19 @@ class ClientStream(Protocol):
         ...
 
     def cancel(self) -> None:
-        """Break the stream, from another thread: a blocked `receive` raises StreamBroken."""
+        """Break the stream, from any thread: a blocked `receive` raises StreamBroken."""
         ...
 
     def finish(self) -> None:
-        """End the stream once what was sent has arrived."""
+        """Close our side, wait until all sent frames have arrived, then end the stream."""
         ...
 
 
-class GrpcCarrier:
-    """A stream on a channel of its own."""
+class GrpcStream:
+    """A ClientStream on a gRPC channel of its own."""
 
     def __init__(self, server: str, access: Access = PLAINTEXT, *, call: Literal["Train", "Infer"] = "Train") -> None:
+        """Open the stream; it connects in the background. Raises ConfigError if a TLS file cannot be used."""
         self._server = server
         self._access = access
         self._channel = access.channel(server, CHANNEL_OPTIONS)
@@ -79,11 +80,11 @@ class GrpcCarrier:
         self._call = open_call(self._channel, f"{SERVICE_PATH}/{call}", access.metadata)
 
     def send(self, frame: SupportsBytes) -> None:
-        """Hand a frame to the stream."""
+        """Queue a frame; it is serialised when gRPC takes it."""
         self._call.send(frame)
 
     def receive(self) -> bytes:
-        """The next frame; blocks. Raises StreamBroken, or Refused if no stream can come about as we try it."""
+        """Wait for the next frame. Raises StreamBroken, or Refused if another try is pointless."""
         try:
             frame = next(self._call)
         except StopIteration:
@@ -93,12 +94,12 @@ class GrpcCarrier:
                 refused = self._access.refusal(self._server)
                 if refused is not None:
                     raise refused from None
-            raise _broken(error) from None
+            raise _error_of(error) from None
         self._answered = True
         return frame
 
     def check(self, acknowledged: int) -> None:
-        """Raise WireError if the server acknowledges a frame that has not gone out."""
+        """Raise WireError if the server acknowledges a frame that was not sent yet."""
         self._call.outgoing.check(acknowledged)
 
     def close(self) -> None:
@@ -111,7 +112,10 @@ class GrpcCarrier:
         self._call.cancel()
 
     def finish(self) -> None:
-        """End our half and wait for the server to end its own, so that what we sent last arrives."""
+        """Close our side and wait until the server closes its own, so that our last frames arrive.
+
+        Then end the stream.
+        """
         self._call.end()
         with contextlib.suppress(grpc.RpcError, StopIteration):
             while True:
@@ -119,20 +123,20 @@ class GrpcCarrier:
         self.close()
 
 
-def _broken(error: grpc.RpcError) -> StreamBroken | Refused:
-    """What became of a stream: refused, with a word for programs beside gRPC's status, or broken."""
+def _error_of(error: grpc.RpcError) -> StreamBroken | Refused:
+    """Return Refused if the trailing metadata of gRPC's error has the code of a refusal, else StreamBroken."""
     trailing = getattr(error, "trailing_metadata", None)
     code = dict((trailing and trailing()) or ()).get(REFUSED_BY)
     if not isinstance(code, str):
-        return StreamBroken(_words(error))
-    return no_of(code, error.details() or code)
+        return StreamBroken(_text_of(error))
+    return refusal_error(code, error.details() or code)
 
 
-def no_of(code: str, reason: str) -> StreamBroken | Refused:
-    """What a server's no is: one that time may change breaks a stream like any other fault."""
+def refusal_error(code: str, reason: str) -> StreamBroken | Refused:
+    """Return the error for a server's refusal: RefusedForNow, a StreamBroken, if time may change it, else Refused."""
     return RefusedForNow(code, reason) if code in AGAIN else Refused(code, reason)
 
 
-def _words(error: grpc.RpcError) -> str:
+def _text_of(error: grpc.RpcError) -> str:
     code, details = getattr(error, "code", None), getattr(error, "details", None)
     return f"{code().name.lower()}: {details()}" if code and details else str(error)

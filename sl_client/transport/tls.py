@@ -1,7 +1,7 @@
-"""TLS on the client: its files, and why no connection comes about, in words for people.
+"""TLS on the client: its files, and the reason in plain words when no connection can be made.
 
-gRPC says only that a server is unavailable. One more handshake by the standard library, on a connection of its own, finds the
-cause; nothing but the handshake goes over it.
+gRPC says only that a server is unavailable. A second handshake by the standard library, on a connection of its own,
+finds the cause; nothing but the handshake goes over that connection.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 
 import grpc
 
-from sl_client.transport.proxy import Proxy, open_line
+from sl_client.transport.proxy import Proxy, open_tcp
 from sl_common.errors import ConfigError
 from sl_common.host.files import MAX_KEY_FILE, MAX_PAPER, read_bounded
 
 _TIMEOUT_S = 3.0
-_CONFIRM_S = 0.5  # a server that is just going down closes connections too: only twice is no accident
+_CONFIRM_S = 0.5  # pause before a second handshake: a server that is just going down also closes one connection
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, which Python does not name
 _WRONG_NAME = {62, 63, 64}  # X509_V_ERR_HOSTNAME_, EMAIL_ and IP_ADDRESS_MISMATCH
 _NOT_YET, _EXPIRED = 9, 10
@@ -31,16 +31,16 @@ _PLAINTEXT = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Certificate:
-    """What a person wants to know of one."""
+    """The fields of a certificate that a person wants to know."""
 
     subject: str
-    names: tuple[str, ...]  # hosts that it is for
+    names: tuple[str, ...]  # hosts that it is valid for
     begins: float  # seconds since 1970
     ends: float
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Certificate:
-        """From what the module ssl says of a verified certificate."""
+        """Convert the fields that the module ssl returns for a verified certificate."""
         pairs = [pair for group in fields.get("subject", ()) for pair in group]
         return cls(
             subject=", ".join(value for _key, value in pairs) or "(no name)",
@@ -51,21 +51,21 @@ class Certificate:
 
     @property
     def days_left(self) -> int:
-        """Whole ones; less than 0 when it has expired."""
+        """Whole days until it expires; less than 0 when it has expired."""
         return int((self.ends - time.time()) // 86400)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tls:
-    """Files in PEM form: whom to trust, and for mutual TLS who we are. Looks at a server take the same `proxy` as its channels."""
+    """A client's TLS files, in PEM form."""
 
-    ca: Path
-    cert: Path | None = None
+    ca: Path  # of the authorities to trust
+    cert: Path | None = None  # for mutual TLS, this client's own
     key: Path | None = None
-    proxy: Proxy | None = None
+    proxy: Proxy | None = None  # for the extra handshakes, the same as for channels
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """As the files are now, so that a renewed certificate is used for the next stream. Raises ConfigError."""
+        """Read the files as they are now, so that the next stream uses a renewed certificate. Raises ConfigError."""
         self._context()
         return grpc.ssl_channel_credentials(
             root_certificates=_read("--ca", self.ca),
@@ -74,7 +74,7 @@ class Tls:
         )
 
     def _context(self) -> ssl.SSLContext:
-        """For a handshake as gRPC makes it. Raises ConfigError naming the option and the file."""
+        """Return a context for a handshake like gRPC's. Raises ConfigError that names the option and the file."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.set_alpn_protocols(["h2"])
         _read("--ca", self.ca)
@@ -87,41 +87,47 @@ class Tls:
         return context
 
     def look(self, server: str) -> tuple[Certificate, str] | None:
-        """The server's certificate, whatever its names and dates, and the version of TLS. None if none is to be had."""
+        """Return the server's certificate, whatever its names and dates, and the version of TLS.
+
+        None if no handshake succeeds.
+        """
         context = self._context()
         context.check_hostname = False
         context.verify_flags = ssl.VerifyFlags(context.verify_flags | _NO_CHECK_TIME)
-        with contextlib.suppress(OSError, ValueError), _knock(server, context, self.proxy) as line:
+        with contextlib.suppress(OSError, ValueError), _handshake(server, context, self.proxy) as line:
             return Certificate.of(line.getpeercert() or {}), line.version() or "TLS"
         return None
 
     def fault(self, server: str) -> str | None:
-        """What is wrong between us and a server to which no channel comes about; None if it is not TLS."""
+        """Return why no channel to a server connects, in plain words; None if TLS is not the cause."""
         for pause_s in (0.0, _CONFIRM_S):
             time.sleep(pause_s)
             closed, fault = self._try(server)
             if not closed:
                 return fault
-        return self._unwelcome(server)
+        return self._rejection(server)
 
     def _try(self, server: str) -> tuple[bool, str | None]:
-        """One handshake: whether the server took it and then closed the connection, and what was wrong with it."""
-        shaken = False
+        """Make one handshake.
+
+        Return True if the server then closed the connection, and the fault of a handshake that failed.
+        """
+        succeeded = False
         try:
-            with _knock(server, self._context(), self.proxy) as line:
-                shaken = True
-                return not line.recv(1), None  # a server that takes us speaks first
+            with _handshake(server, self._context(), self.proxy) as line:
+                succeeded = True
+                return not line.recv(1), None  # a server that accepts us sends first
         except ssl.SSLCertVerificationError as error:
-            return False, self._distrust(server, error)
+            return False, self._verification_fault(server, error)
         except ssl.SSLError as error:
             return False, _alert(server, error)
         except ConnectionError:
-            return shaken, None
+            return succeeded, None
         except (OSError, ValueError):
             return False, None
 
-    def _distrust(self, server: str, error: ssl.SSLCertVerificationError) -> str:
-        """Why we do not believe the server."""
+    def _verification_fault(self, server: str, error: ssl.SSLCertVerificationError) -> str:
+        """Return why the server's certificate was not accepted."""
         seen = self.look(server)
         if seen is None:
             return f"the certificate of {server} was not signed by the CA in --ca {self.ca} ({error.verify_message})"
@@ -139,8 +145,8 @@ class Tls:
             return f"the certificate of {server} holds from {begins} on: is this device's clock right? It says {now}"
         return f"the certificate of {server} does not hold: {error.verify_message}"
 
-    def _unwelcome(self, server: str) -> str:
-        """Why the server closed the connection when it had seen what we have to show."""
+    def _rejection(self, server: str) -> str:
+        """Return why the server closed the connection after it saw this client's certificate, or none."""
         if self.cert is None or self.key is None:
             return f"{server} wants a client certificate: give --cert and --key"
         own = own_certificate(self.cert, self.key)
@@ -153,29 +159,35 @@ class Tls:
 
 
 @contextlib.contextmanager
-def _knock(server: str, context: ssl.SSLContext, proxy: Proxy | None) -> Iterator[ssl.SSLSocket]:
-    """A connection after its handshake. Raises OSError, of which ssl.SSLError is one, or ValueError for no HOST:PORT."""
+def _handshake(server: str, context: ssl.SSLContext, proxy: Proxy | None) -> Iterator[ssl.SSLSocket]:
+    """Open a connection and make the handshake.
+
+    Raises OSError (ssl.SSLError is one), or ValueError for no HOST:PORT.
+    """
     host = server.rpartition(":")[0].strip("[]")
     with (
-        open_line(server, proxy, _TIMEOUT_S) as raw,
+        open_tcp(server, proxy, _TIMEOUT_S) as raw,
         context.wrap_socket(raw, server_hostname=host) as line,
     ):
         yield line
 
 
 def speaks_tls(server: str, proxy: Proxy | None = None) -> bool:
-    """Whether a server that does not answer in plaintext would answer in TLS; it need not be trusted for that."""
+    """Return True if a server that does not answer in plaintext answers in TLS, whatever its certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
-    with contextlib.suppress(OSError, ValueError), _knock(server, context, proxy):
+    with contextlib.suppress(OSError, ValueError), _handshake(server, context, proxy):
         return True
     return False
 
 
 def own_certificate(cert: Path, key: Path) -> Certificate | None:
-    """What is in a client's certificate: it is shown in a handshake in memory, the one public way to have it read here."""
+    """Read a client's certificate by a handshake in memory, the only public way in Python.
+
+    None if the files cannot be used.
+    """
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname, client.verify_mode, server.verify_mode = False, ssl.CERT_NONE, ssl.CERT_REQUIRED
     try:
@@ -184,11 +196,11 @@ def own_certificate(cert: Path, key: Path) -> Certificate | None:
         server.load_verify_locations(cert)
         server.verify_flags = ssl.VerifyFlags(server.verify_flags | ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME)
         up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-        shown, shows = server.wrap_bio(up, down, server_side=True), client.wrap_bio(down, up)
-        for end in (shows, shown, shows, shown):
+        server_end, client_end = server.wrap_bio(up, down, server_side=True), client.wrap_bio(down, up)
+        for end in (client_end, server_end, client_end, server_end):
             with contextlib.suppress(ssl.SSLWantReadError):
                 end.do_handshake()
-        return Certificate.of(shown.getpeercert() or {})
+        return Certificate.of(server_end.getpeercert() or {})
     except (OSError, ValueError, KeyError):
         return None
 
@@ -213,7 +225,7 @@ def _read(option: str, path: Path) -> bytes:
 
 def _load_pair(context: ssl.SSLContext, cert: Path, key: Path) -> None:
     def no_password() -> str:
-        raise ConfigError(f"--key {key} is encrypted, and nobody is there to be asked: it must have no passphrase")
+        raise ConfigError(f"--key {key} is encrypted: a client cannot ask for a passphrase, so it must have none")
 
     for option, path in (("--cert", cert), ("--key", key)):
         _read(option, path)

@@ -1,4 +1,4 @@
-"""How often and how long a lost server is looked for, over refused, broken and fruitless streams. The shell's own: it reads the clock."""
+"""The pauses between tries to reach a server, and the time after which a client gives up."""
 
 from __future__ import annotations
 
@@ -9,45 +9,47 @@ from sl_common.errors import PeerLost
 from sl_common.host.backoff import Backoff
 
 FIRST_S = 0.1
-TRY_S = 25.0  # longer than gRPC looks for a server: what takes longer is a pause of this process, and does not count
+TRY_S = (
+    25.0  # longer than gRPC tries to connect; a try that takes longer was a pause of this process and does not count
+)
 
 
 class Tries:
-    """Of one client. A stream that brought nothing is one more try that failed, though the server greeted it."""
+    """The tries of one client. A stream that brought nothing counts as a failed try, even if the server greeted it."""
 
     def __init__(
         self, server: str, retry_s: float, longest_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`retry_s`: without a stream that brought anything; `longest_s`: the longest pause."""
+        """`retry_s`: seconds without a useful stream until the client gives up; `longest_s`: the longest pause."""
         self._server, self._retry_s, self._clock = server, retry_s, clock
         self._backoff = Backoff(FIRST_S, longest_s)
-        self._looked: float | None = None  # None: the last stream was good
-        self._passed = 0.0  # seconds in which the server was looked for
+        self._last_try_at: float | None = None  # None: the last stream was useful
+        self._searched_s = 0.0  # since the last useful stream
         self._fruitless = 0
 
     def begin(self) -> None:
-        """The server is looked for; the time counts from the first look after a stream that was good."""
-        if self._looked is None:
-            self._looked, self._passed = self._clock(), 0.0
+        """Start to count the time, unless it has been counting since the last useful stream."""
+        if self._last_try_at is None:
+            self._last_try_at, self._searched_s = self._clock(), 0.0
 
     def failed(self, why: str, longest_s: float | None = None) -> float:
-        """Seconds to wait before the next try. Raises PeerLost if there is to be none."""
+        """Return the seconds to wait before the next try. Raises PeerLost when the time is over."""
         self.begin()
-        assert self._looked is not None
-        took, self._looked = self._clock() - self._looked, self._clock()
-        self._passed += took if took <= TRY_S else 0.0
+        assert self._last_try_at is not None
+        took_s, self._last_try_at = self._clock() - self._last_try_at, self._clock()
+        self._searched_s += took_s if took_s <= TRY_S else 0.0
         self._backoff.longest_s = longest_s or self._backoff.longest_s
-        if self._passed + self._backoff.next_s > self._retry_s:
+        if self._searched_s + self._backoff.next_s > self._retry_s:
             raise PeerLost(f"no server at {self._server} for {self._retry_s:g} s; the last try said: {why}")
         return self._backoff.pause_s()
 
     def fruitless(self, why: str) -> float:
-        """A stream that brought nothing is over: as `failed`, but the first of them costs no pause."""
+        """Do as `failed` after a stream that was greeted but brought nothing; the first one in a row costs no pause."""
         self._fruitless += 1
         self.begin()
         return self.failed(why) if self._fruitless > 1 else 0.0
 
     def went_well(self) -> None:
-        """The stream brought something: whatever comes next is new."""
-        self._looked, self._fruitless = None, 0
+        """Start over, after a stream that was useful."""
+        self._last_try_at, self._fruitless = None, 0
         self._backoff.reset()

@@ -1,6 +1,6 @@
-"""The command `sl-server`: options in, one function called, words and an exit code out.
+"""The command `sl-server`: read options, call one function, print text and set an exit code.
 
-Nothing below knows a command line, and nobody imports this folder but the entry point.
+No other folder knows about command lines, and only the entry point imports this one.
 """
 
 from sl_common.lazy_exports import lazy_exports

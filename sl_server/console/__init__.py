@@ -1,6 +1,6 @@
-"""What a person at the server sees of a run: progress bars, lines, JSON events.
+"""The server's output for people: progress bars, lines, JSON events.
 
-It is told facts and decides nothing.
+This folder receives facts and decides nothing.
 """
 
 from sl_common.lazy_exports import lazy_exports

@@ -1,4 +1,4 @@
-"""The server as a deterministic state machine: events in, messages, facts and jobs out.
+"""The server as a deterministic state machine: events in, one Turn of messages, facts and jobs out.
 
 Pure: no clock, thread, file or socket; the same events in the same order give the same bits.
 """

@@ -1,6 +1,6 @@
-"""What a configuration means before it runs: `sl-server check`, `codecs` and `presets`.
+"""Examine a configuration before it runs: `sl-server check`, `codecs` and `presets`.
 
-It builds the network and measures, but trains nothing that is kept.
+The network is built and measured, but no training result is kept.
 """
 
 from sl_common.lazy_exports import lazy_exports

@@ -1,6 +1,6 @@
-"""Identity: certificates, tokens, revocation, and what a stream proves of its peer.
+"""Identity: certificates, tokens, revocation, and what a stream proves about its peer.
 
-It finds out what is proved; who may do what is decided in `sl_server.core`.
+This folder finds out what is proved; `sl_server.core` decides who may do what.
 """
 
 from sl_common.lazy_exports import lazy_exports

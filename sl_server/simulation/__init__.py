@@ -1,6 +1,6 @@
-"""A whole run in one process: the same core and the same client program, every message through the same endpoints, and no network.
+"""A whole run in one process: the same core and client program, the same endpoints for every message, and no network.
 
-The one folder that may import `sl_client`; it imports neither gRPC nor Prometheus.
+The only folder that may import `sl_client`; imports neither gRPC nor Prometheus.
 """
 
 from sl_common.lazy_exports import lazy_exports

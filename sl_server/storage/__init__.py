@@ -1,6 +1,6 @@
-"""A run's directory: what is written while it trains, and how it is read back.
+"""Read and write a run's directory: the files that grow while it trains, checkpoints, weights, and the summary.
 
-Files are whole whenever they are read; nothing here decides what a run does.
+Every file is complete whenever it is read; nothing here decides what a run does.
 """
 
 from sl_common.lazy_exports import lazy_exports

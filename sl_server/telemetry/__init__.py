@@ -1,4 +1,4 @@
-"""Counts and times of a run, and Prometheus' view of them.
+"""Counts and times of a run, and their export to Prometheus.
 
 Bytes are counted at the wire, never estimated; metrics are read when scraped.
 """
