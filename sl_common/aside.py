@@ -1,4 +1,4 @@
-"""Settings of a whole process that a user's code may change for itself, put back when it is done: what is computed after it is ours. Pure."""
+"""Restore settings of torch that a user's code changed for the whole process. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies of modules that have been used: what a forward pass leaves behind in one has a history, which torch does not copy."""
+"""Copies of modules that have been used, whose stored activations torch refuses to copy with their history."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ _DEPTH = 3  # containers within containers
 
 
 def copied(module: _Module) -> _Module:
-    """A deep copy. Tensors that a pass has computed and the module kept (a weight that a hook makes before each pass, attention for a
-    picture) are copied without their history."""
+    """Return a deep copy.
+
+    Tensors that a pass computed and the module kept (a weight that a hook makes before each pass, an attention map) are
+    copied without their history.
+    """
     memo: dict[int, object] = {id(t): t.detach().clone() for m in module.modules() for t in _computed(vars(m), _DEPTH)}
     return copy.deepcopy(module, memo)
 

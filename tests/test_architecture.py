@@ -175,7 +175,10 @@ def test_the_rule_on_purity_sees_files() -> None:
     ("package", "folders"),
     [
         ("grpc", {"sl_client.transport", "sl_server.transport", "sl_server.security"}),
-        ("prometheus_client", {"sl_server.telemetry", "sl_server.inference", "sl_server.security"}),
+        (
+            "prometheus_client",
+            {"sl_server.telemetry", "sl_server.inference", "sl_server.security", "sl_server.process"},
+        ),
         ("google", {"sl_common.proto", "sl_common.wire"}),
         ("typer", {"sl_client.cli", "sl_server.cli", "sl_common.host"}),
         ("matplotlib", {"sl_server.report"}),

@@ -83,12 +83,15 @@ def test_docstrings_stand_alone(path: str) -> None:
     assert [said.splitlines()[0] for said in docstrings(CODE[path]) if opens_badly(said)] == []
 
 
-def test_docstrings_of_tests_and_benchmarks_mostly_stand_alone() -> None:
+def test_most_docstrings_of_tests_and_benchmarks_stand_alone() -> None:
+    """They are read less than the product's: one in ten may still lean on the name above it."""
     found = [
-        said for text in sources("tests", "benchmarks", "examples", "docker").values() for said in docstrings(text)
+        said
+        for text in sources("tests", "benchmarks", "examples", "docker", "docs").values()
+        for said in docstrings(text)
     ]
     bad = [said.splitlines()[0] for said in found if opens_badly(said)]
-    assert len(bad) <= len(found) / 100, "\n".join(bad)
+    assert len(bad) <= len(found) / 10, "\n".join(bad)
 
 
 @pytest.mark.parametrize("said", ["What is sent.", "Whether it is.", "It waits.", "Of all, one."])

@@ -119,7 +119,7 @@ def shard_of(text: str | None) -> tuple[int | None, int | None]:
 
 
 def check_place(path: Path) -> None:
-    """Raise ConfigError if --save-lower names a place that cannot be written: the file is written at the end of the whole run."""
+    """Raise ConfigError if --save-lower cannot be written: it is written at the end, with the work of the whole run."""
     try:
         if path.is_dir():
             raise ConfigError(f"--save-lower {path}: is a folder: name a file")

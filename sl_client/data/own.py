@@ -33,9 +33,9 @@ def call_function(name: str, root: Path | None, allowed: Collection[str] | None,
 
 
 def asked(name: str, function: Callable[[Any], Any], argument: object) -> Any:
-    """What a function of the user's returns, whichever it is of those that `name` led to; raises as `call` does.
+    """Return the result of a user's function. Raises as `call_function` does.
 
-    A call of sys.exit ends no process: whoever waits for this client would never be told.
+    A call of sys.exit ends no process: the server that waits for this client would never be told.
     """
     try:
         with _as_it_was():
@@ -50,7 +50,7 @@ def asked(name: str, function: Callable[[Any], Any], argument: object) -> Any:
 
 @contextmanager
 def _as_it_was() -> Iterator[None]:
-    """Afterwards this process stands in the same folder, where relative paths of its own lead to, and computes as before."""
+    """Restore the working folder and the settings of torch afterwards, whatever the user's code changed."""
     try:
         folder = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:

@@ -81,7 +81,8 @@ class PredictCommand:
         scale = scale_in(inputs) or data_scale(config.data.name, self._data, self._allowed)
         if inputs is not None and scale_in(inputs) is None:
             self._shown.warn(
-                "the clients of this run normalised with different means or deviations: files are normalised as this device's own data"
+                "the clients of this run normalised with different means or deviations: files are normalised as this "
+                "device's own data"
             )
         if inputs is None and is_user_code(config.data.name):
             self._shown.warn("this run does not say what numbers it was trained on: files are taken to be in its units")

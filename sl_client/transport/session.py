@@ -25,7 +25,7 @@ ClientMessage = ToServer | InferenceRequest
 _FIRST_LIMIT = 1 << 20  # bytes of a message body before the run is known
 
 
-class Incoming(NamedTuple):
+class IncomingMessage(NamedTuple):
     """A message from the server, and its times."""
 
     message: Any  # of ToClient on a stream that trains, of InferenceReply on one that infers
@@ -45,7 +45,7 @@ class ClientSession:
         self.endpoint = Endpoint("client", link=Link(), limit_bytes=_FIRST_LIMIT, limit_tensors=0, call=call)
         self.stream: ClientStream | None = None
         self.slow = slow  # measured anew whenever a stream breaks
-        self.waiting: deque[Incoming] = deque()  # received while a message was still being sent
+        self.waiting: deque[IncomingMessage] = deque()  # received while a message was still being sent
         self._moved = moved
         self._broken: StreamBroken | None = None  # raised while a message was being sent
         self._said_at = self._last_word_at = 0.0  # by this side; by either
@@ -87,7 +87,7 @@ class ClientSession:
             self._send_rest()
         return self._said_at - started
 
-    def receive(self) -> Incoming:
+    def receive(self) -> IncomingMessage:
         """Wait for the next message; messages that came before the stream broke are returned first.
 
         Raises StreamBroken, Refused, or WireError for a frame that is not as agreed.
@@ -137,7 +137,7 @@ class ClientSession:
             stream.send(frame)
             self._moved(sum(nbytes for _, nbytes in frame.tally), 0)
 
-    def _read_frame(self) -> Incoming | None:
+    def _read_frame(self) -> IncomingMessage | None:
         """Take one frame; return the message that it completes, or None."""
         stream, endpoint = self.stream, self.endpoint
         assert stream is not None, "open the connection first"
@@ -160,4 +160,4 @@ class ClientSession:
         if received.message is None:
             return None
         decode_s, self._decode_s = self._decode_s, 0.0
-        return Incoming(received.message, at, at - self._said_at, decode_s)
+        return IncomingMessage(received.message, at, at - self._said_at, decode_s)

@@ -62,8 +62,8 @@ def spell_out(raw: TomlTable, *models: type[BaseModel]) -> dict[str, Any]:
 def complete(raw: TomlTable, model: type[BaseModel], above: str = "") -> dict[str, Any]:
     """Lay each union's table without a `kind` over the default of its field, if that has one.
 
-    Raises ConfigError for true and false in place of a number, which Python takes them for. `above`: the keys that lead here, with
-    a dot.
+    `above`: the keys that lead here, with a dot. Raises ConfigError for true and false in place of a number, which
+    Python takes them for.
     """
     done = dict(raw)
     for name, value in raw.items():

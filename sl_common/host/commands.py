@@ -20,6 +20,7 @@ from rich.text import Text
 from sl_common.errors import CutlayerError
 from sl_common.exits import exit_code
 from sl_common.host import log, output
+from sl_common.host.descriptors import hold_descriptors
 from sl_common.host.text import printable_lines
 
 BROKEN_PIPE = 141  # exit code that a shell reports for a program ended by SIGPIPE
@@ -81,7 +82,7 @@ def _report(text: str, code: int, **fields: Any) -> int:
 
 def run_command(app: Callable[..., Any]) -> NoReturn:
     """Run a Typer application and end the process with its exit code."""
-    output.hold_descriptors()
+    hold_descriptors()
     as_json = wants_json(sys.argv[1:], os.environ)
     output.install(log.as_json_too() if as_json and not _HELP & {*sys.argv} else None)
     with contextlib.suppress(OSError):  # the folder may have been removed

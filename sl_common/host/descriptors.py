@@ -105,3 +105,13 @@ def is_spent(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+def hold_descriptors() -> None:
+    """Open /dev/null for closed standard streams, or later files and sockets would get their numbers."""
+    for handle in range(3):
+        try:
+            os.fstat(handle)
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number, which is this one

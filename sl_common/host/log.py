@@ -126,7 +126,7 @@ def say_on_stderr(event: str, level: str, fields: dict[str, Any]) -> None:
 
 
 def as_json_too() -> Printed:
-    """Make JSON lines on standard error of what other code prints, and of Python's warnings: a stream for the former."""
+    """Return a stream that writes other code's output as JSON lines on standard error, with Python's warnings."""
 
     def warn(
         message: Warning | str,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import codecs
-import errno
 import os
 import select
 import sys
@@ -21,7 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TextIO
 
-from sl_common.host.printed import Stream
+from sl_common.host.printed import TextStream
 
 MAX_WAITING_OUTPUT = 1 << 20  # bytes that wait for a slow reader
 LAST_S = 2.0  # time that the end of a process waits for a reader that reads nothing
@@ -60,7 +59,7 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(ERRORS, _plain)
 
 
-class Output(Stream):
+class Output(TextStream):
     """Text stream over a file descriptor, written immediately, or by a thread after `keep_going`."""
 
     def __init__(self, handle: int, encoding: str = "utf-8", *, needed: bool = True) -> None:
@@ -197,25 +196,15 @@ class Output(Stream):
             self._handle = handle
 
 
-def hold_descriptors() -> None:
-    """Open /dev/null for closed standard streams, or later files and sockets would get their numbers."""
-    for handle in range(3):
-        try:
-            os.fstat(handle)
-        except OSError as error:
-            if error.errno == errno.EBADF:
-                os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number, which is this one
-
-
 _ours: dict[str, Output] = {}  # sys.stdout may be a proxy for a while, such as a progress bar's
 _apart = False  # sys.stdout is for other code
 
 
-def install(printed: Stream | None = None) -> None:
+def install(printed: TextStream | None = None) -> None:
     """Replace sys.stdout and sys.stderr, in the encodings that Python chose for them.
 
-    `printed` takes the text that other code writes to sys.stdout, which is then apart from `results`; output of libraries and child
-    processes beneath Python goes to standard error.
+    `printed` takes the text that other code writes to sys.stdout, which is then apart from `results`; output of
+    libraries and child processes beneath Python goes to standard error.
     """
     global _apart
     for name, handle in (("stdout", 1), ("stderr", 2)):

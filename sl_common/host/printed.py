@@ -1,4 +1,4 @@
-"""What code that is not ours writes to standard output: a text stream as such code expects it, and one whose lines become JSON."""
+"""Text streams for the output of other code: one as such code expects it, and one whose lines become JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 MOST_HELD = 1 << 16  # characters of a line that does not end
 
 
-class Stream(io.TextIOBase):
+class TextStream(io.TextIOBase):
     """A text stream that has what Python's own standard output has beside `write`."""
 
     def writable(self) -> bool:
@@ -29,7 +29,7 @@ class Stream(io.TextIOBase):
 class Bytes(io.RawIOBase):
     """Bytes on their way to a text stream."""
 
-    def __init__(self, text: Stream) -> None:
+    def __init__(self, text: TextStream) -> None:
         self._text = text
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -44,7 +44,7 @@ class Bytes(io.RawIOBase):
         return view.nbytes
 
 
-class Printed(Stream):
+class Printed(TextStream):
     """Hands on whole lines, from any thread."""
 
     encoding = "utf-8"

@@ -8,7 +8,14 @@ from sl_common.lazy_exports import lazy_exports
 __getattr__, __all__ = lazy_exports(
     __name__,
     events="Advanced Event Failed Joined Left Logged MessageDigest Restored Saved Stopped Tick",
-    facts="AuxAligned BatchEvaluated ClientAway ClientBack ClientDone ClientJoined ClientLate ClientLeft ClientReady ClientsDoubtful Evaluated Fact RedoSpent RoundEnded RunEnded Score Trained WaveBegun WentBack",
+    facts=(
+        "AuxAligned BatchEvaluated ClientAway ClientBack ClientDone ClientJoined ClientLate ClientLeft "
+        "ClientReady ClientsDoubtful Evaluated Fact RedoSpent RoundEnded RunEnded Score Trained WaveBegun "
+        "WentBack"
+    ),
     inference="Fetch InferenceReply InferenceRequest Lower Offer Query Scores",
-    training="Aligned Alive Begin Bye Directive Done Epoch Gradient Late Leave MOST_LATE Message Newest Ready Smashed ToClient ToServer Welcome",
+    training=(
+        "Aligned Alive Begin Bye Directive Done Epoch Gradient Late Leave MOST_LATE Message Newest Ready "
+        "Smashed ToClient ToServer Welcome"
+    ),
 )

@@ -79,7 +79,8 @@ def _input(config: RunConfig, network: Network, part: str) -> Tensor:
 def _probe(module: nn.Module, x: Tensor) -> tuple[float, ...]:
     """Return some outputs in evaluation mode; empty if there are none that could be compared.
 
-    A module whose second pass differs from its first draws numbers of its own or keeps state: its outputs cannot be compared.
+    A module whose second pass differs from its first draws numbers of its own or keeps state; its outputs cannot be
+    compared.
     """
     try:
         with torch.no_grad(), _as_drawn(module), buffers_untouched(module):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from sl_common.errors import ConfigError
 from sl_common.kinds import bits
 
 
@@ -61,3 +62,12 @@ def draws_random_numbers(module: nn.Module) -> bool:
         or (isinstance(dropout := getattr(m, "dropout", 0.0), float) and dropout > 0)
         for m in module.modules()
     )
+
+
+def require_gradient(output: Tensor, grad: Tensor | None) -> None:
+    """Raise ConfigError if no gradient came back for an output that is no loss."""
+    if grad is None and output.dim():
+        raise ConfigError(
+            "no gradient comes back for the output of the lower segment: the head, or an auxiliary network made of its "
+            "blocks, detaches its input"
+        )

@@ -18,7 +18,7 @@ from sl_common.errors import ConfigError, first_line
 from sl_common.seeds import Draw, seed_of
 from sl_common.tensors import StateDict, check_state, constants_of, copy_state, state_digest
 from sl_common.training.backward import backward_from, backward_to, has_large_products
-from sl_common.training.modules import buffers_untouched, draws_random_numbers, seeded
+from sl_common.training.modules import buffers_untouched, draws_random_numbers, require_gradient, seeded
 from sl_common.training.optim import Optimizer
 from sl_common.training.torch_optimizers import check_optimizer_state
 
@@ -106,11 +106,7 @@ class Segment:
             self.clear()
             if not output.requires_grad:
                 return
-            if grad is None and output.dim():
-                raise ConfigError(
-                    "no gradient comes back for the output of the lower segment: what takes it (the head, or an auxiliary network made of its "
-                    "blocks) detaches its input"
-                )
+            require_gradient(output, grad)
             if awaited is not None and self._splits:
                 self._second_half = _in_halves(lambda: backward_to(awaited, output))
             else:

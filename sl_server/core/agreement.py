@@ -20,6 +20,7 @@ from sl_common.messages.training import Ready
 from sl_common.network.builds import build_difference, builds_of, is_release
 from sl_common.network.network import Network
 from sl_common.training.segment import Alone, Tree
+from sl_server.core.scales import scale_warning
 
 _MAX_GROUPS_REPORTED = 100  # groups of clients with equal data sets; names can be made up, so this must end
 _OTHER_UNITS = 16  # a ratio of the largest numbers of two clients that means other units, not other samples
@@ -149,10 +150,13 @@ class Agreement:
             ours, theirs = (max(abs(one.low), abs(one.high)) for one in (known, inputs))
             differs = bool(ours and theirs) and not 1 / _OTHER_UNITS <= theirs / ours <= _OTHER_UNITS
         if differs:
-            return f"{client}: its own data are {inputs}, those of the clients before it {known}: are they in the same units?"
+            return (
+                f"{client}: its own data are {inputs}, those of the clients before it {known}: are they in the same "
+                "units?"
+            )
         if self._scale is None:
             self._scale = inputs
-        return _other_scale(client, inputs, self._scale)
+        return scale_warning(client, inputs, self._scale)
 
     def _merge(self, inputs: Inputs) -> None:
         known = self._inputs
@@ -218,22 +222,6 @@ class Agreement:
         if self._inputs is not None:
             self._inputs.check()
         self._mixed = bool(tree.get("mixed", False))
-
-
-def _other_scale(client: str, inputs: Inputs, known: Inputs) -> str:
-    """Means of two people's data differ a little, but a network that gets one's at 0 and another's far from it learns the difference."""
-    for what in ("mean", "std"):
-        ours, theirs = getattr(known, what), getattr(inputs, what)
-        if len(ours) != len(theirs) or not len(ours) == len(known.std) == len(inputs.std):
-            continue
-        for one, other, these, those in zip(ours, theirs, known.std, inputs.std, strict=True):
-            far = abs(one - other) > max(these, those) / 2 if what == "mean" else max(one, other) > 2 * min(one, other)
-            if far:
-                return (
-                    f"{client}: its own data are normalised with another {what} than those of the first client: {other:.6g} where "
-                    f"those have {one:.6g}, of {inputs}; one network sees both"
-                )
-    return ""
 
 
 def _held(fields: Tree) -> _Held:

@@ -53,8 +53,8 @@ class Merges:
     def _check_heads(self, wave: Wave, waves: list[Wave]) -> None:
         """Raise Diverged if the head that all share is not finite, or if no client has a finite copy of its own.
 
-        The heads are about to be saved or evaluated. Where other clients have finite copies, a client whose copy is not finite is
-        expelled and its copy forgotten.
+        The heads are about to be saved or evaluated. Where other clients have finite copies, a client whose copy is not
+        finite is expelled and its copy forgotten.
         """
         wrong = self._spoilt_heads(wave)
         if wrong and len(wrong) == max(len(self._bank.copies("head")), 1):

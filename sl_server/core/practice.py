@@ -1,7 +1,7 @@
-"""A network of the user's own, put through all that a run does with it before anybody connects. Pure.
+"""Practice of a user's network before any client connects: everything that a run does with it, on copies. Pure.
 
-Law: passes and steps are made by the code that makes them in a run, on copies, with learning rates of 0 and samples of zeros, or of noise where
-zeros give no finite numbers. What is not finite says nothing of the network: a run has other numbers.
+Law: passes and steps are made by the code of a run, with learning rates of 0 and samples of zeros, or of noise where
+zeros give no finite numbers. Numbers that are not finite prove nothing about the network: a run has other numbers.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ _ALIGNING = (
 
 
 def practise(config: RunConfig, network: Network) -> None:
-    """Raise ConfigError where the modules would fail in the middle of a run: in a backward pass or a second one, in evaluation, in the
-    second step, or by weights that no message can hold."""
+    """Raise ConfigError where the modules would fail in the middle of a run.
+
+    They may fail in a backward pass or a second one, in evaluation, in the second step, or by weights that no message
+    can hold.
+    """
     if not is_user_code(config.model.name):
         return
     for noise in (False, True):
@@ -57,7 +60,8 @@ def practise(config: RunConfig, network: Network) -> None:
             if noise:  # which it may not take, as those do not that look numbers up
                 return
             raise ConfigError(
-                f"{practice.what} fails {practice.doing} (protocol.learner.kind = {config.protocol.learner.kind!r}): {first_line(error)}"
+                f"{practice.what} fails {practice.doing} (protocol.learner.kind = "
+                f"{config.protocol.learner.kind!r}): {first_line(error)}"
             ) from error
         return
 
@@ -142,7 +146,8 @@ class _Practice:
             case Await():
                 if self._reply is None or self._reply.dz is None:
                     raise ConfigError(
-                        f"{self.what}: no gradient comes out of the head for the activations that it is given: it detaches them"
+                        f"{self.what}: no gradient comes out of the head for the activations that it is given: it "
+                        "detaches them"
                     )
                 return self._reply
             case AwaitAligned():
@@ -168,8 +173,8 @@ class _Practice:
         found, wanted = (z.dtype, tuple(z.shape)), (self._network.cut_dtype, (samples, *self._network.cut_shape))
         if found != wanted:
             raise ConfigError(
-                f"{self.what}: {self.doing} the activations of {samples} samples are {found[0]} {found[1]}, when the network was made they "
-                f"were {wanted[0]} {wanted[1]}"
+                f"{self.what}: {self.doing} the activations of {samples} samples are {found[0]} {found[1]}, when the "
+                f"network was made they were {wanted[0]} {wanted[1]}"
             )
         return z.detach().clone(memory_format=torch.contiguous_format)
 
@@ -199,13 +204,15 @@ class _Practice:
         for name in sorted(now.keys() | before.keys()):
             if now.get(name) != before.get(name):
                 raise ConfigError(
-                    f"{self.what}: {name} is {now.get(name, 'not there')} after training and {before.get(name, 'not there')} before: "
-                    "what a run averages and keeps has one type and shape; register_buffer(…, persistent=False) keeps it out of that"
+                    f"{self.what}: {name} is {now.get(name, 'not there')} after training and "
+                    f"{before.get(name, 'not there')} before: what a run averages and keeps has one type and shape; "
+                    "register_buffer(…, persistent=False) keeps it out of that"
                 )
         for moments in () if segment.optimizer is None else segment.optimizer.state.values():
             for name, moment in moments.items():
                 if isinstance(moment, Tensor) and moment.layout != torch.strided:
                     raise ConfigError(
-                        f"{side}.optimizer: {name} of a parameter of {self.what} is {moment.layout}, which no checkpoint holds: let its "
-                        "gradient be dense (nn.Embedding(sparse=False)), or the optimiser keep nothing (sgd with momentum = 0)"
+                        f"{side}.optimizer: {name} of a parameter of {self.what} is {moment.layout}, which no "
+                        "checkpoint holds: let its gradient be dense (nn.Embedding(sparse=False)), or the optimiser keep nothing "
+                        "(sgd with momentum = 0)"
                     )

@@ -61,7 +61,7 @@ def make_page(paths: Sequence[Path]) -> str:
     return page.render(
         shown=shown,
         title=" · ".join(words.title_of(run) for run in runs),
-        results=words.results(runs),
+        results=words.result_rows(runs),
         settings=words.settings(runs),
         differences=words.differences(runs) if len(runs) > 1 else [],
         sections=_sections(shown),

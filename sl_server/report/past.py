@@ -15,8 +15,8 @@ from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
 from sl_server.storage.trained import config_of
 
-Count = Annotated[int, Field(ge=0, lt=1 << 63)]  # what was counted, and a float can be made of
-ByKind = Mapping[str, Count]
+CountField = Annotated[int, Field(ge=0, lt=1 << 63)]  # what was counted, and a float can be made of
+ByKind = Mapping[str, CountField]
 BytesByKind = Mapping[str, ByKind]  # {"up": {kind: bytes}, "down": …}
 
 
@@ -30,13 +30,13 @@ class RoundLine(_Line):
     """The end of a round; bytes are those so far, phases the mean seconds of this round's `timed_steps`."""
 
     event: Literal["round"]
-    round: Count
+    round: CountField
     loss: float | None
-    samples: Count
-    clients: Count
+    samples: CountField
+    clients: CountField
     bytes: BytesByKind
     payload_bytes: BytesByKind = {}
-    timed_steps: Count = 0
+    timed_steps: CountField = 0
     phases: Mapping[str, float] = {}
 
 
@@ -44,13 +44,13 @@ class EvaluationLine(_Line):
     """An evaluation on held-out data after a round."""
 
     event: Literal["evaluation"]
-    round: Count
+    round: CountField
     shared: bool
     accuracy: float
     min: float
     max: float
     loss: float
-    samples: Count
+    samples: CountField
     bytes: BytesByKind = {}
     payload_bytes: BytesByKind = {}
 
@@ -60,7 +60,7 @@ class ClientLine(_Line):
 
     event: Literal["client_joined", "client_left", "client_late", "client_away", "client_back", "client_done"]
     client: str
-    shard: Count = 0
+    shard: CountField = 0
     reason: str = ""
 
 

@@ -38,7 +38,7 @@ def state_of(run: PastRun) -> str:
     return "finished" if run.summary["finished"] else f"ended early: {run.summary['reason']}"
 
 
-def results(runs: Sequence[PastRun]) -> list[ReportRow]:
+def result_rows(runs: Sequence[PastRun]) -> list[ReportRow]:
     """Return the results; bytes and seconds of later runs are followed by their ratio to the first run's."""
     return [
         _row("state", runs, state_of),
