@@ -213,6 +213,6 @@ class _Practice:
                 if isinstance(moment, Tensor) and moment.layout != torch.strided:
                     raise ConfigError(
                         f"{side}.optimizer: {name} of a parameter of {self.what} is {moment.layout}, which no "
-                        "checkpoint holds: let its gradient be dense (nn.Embedding(sparse=False)), or the optimiser keep nothing "
-                        "(sgd with momentum = 0)"
+                        "checkpoint holds: let its gradient be dense (nn.Embedding(sparse=False)), or the optimiser "
+                        "keep nothing (sgd with momentum = 0)"
                     )

@@ -122,7 +122,7 @@ class Replay:
             raise self._departed(f"aligned for {client}: {difference}")
 
     def _finish_turn(self, turn: Turn) -> None:
-        """Do what an engine does after sending messages: run jobs, whose results are events of the log, pass on facts."""
+        """Do what an engine does after sending messages: run jobs (the log has their results), pass on facts."""
         self.coordinator.run_deferred_step()
         for job in turn.jobs:
             try:
