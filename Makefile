@@ -7,7 +7,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: install demo test test-all test-floors check format proto fuzz chaos soak bench bench-table bench-cost bench-step bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker sbom lock install-hashed pin-images bench-images bench-scrape bench-memory test-edge bench-infer bench-bandwidth bench-flames
+.PHONY: install demo reference test test-all test-floors check format proto fuzz chaos soak bench bench-table bench-cost bench-step bench-codecs bench-checkpoints bench-link bench-presets bench-cohorts bench-crowd bench-peers bench-tls bench-stacked test-docker sbom lock install-hashed pin-images bench-images bench-scrape bench-memory test-edge bench-infer bench-bandwidth bench-flames
 install: .venv/installed  ## .venv with everything that is needed here
 
 demo: install  ## one server and four client processes train on this machine
@@ -68,6 +68,9 @@ proto: build/proto-tools/installed  ## regenerate sl_common/proto from protos/, 
 	@mkdir -p build/proto
 	@build/proto-tools/bin/python -m grpc_tools.protoc -Iprotos --python_out=build/proto --pyi_out=build/proto sl/v1/split.proto
 	@cp build/proto/sl/v1/split_pb2.py build/proto/sl/v1/split_pb2.pyi sl_common/proto/
+
+reference: install  ## write docs/reference from the code
+	@$(BIN)/python docs/generate.py
 
 fuzz: install  ## over a million hostile inputs into all that reads what others wrote, and a live server; a quarter of an hour
 	@$(BIN)/python tests/fuzz.py
