@@ -4,7 +4,7 @@ python -m benchmarks.cost [--pairs 9] [--workload mlp|cnn|all] [--steps N]; `mak
 
 Each process's own CPU clock is read before and after a counted number of steps, so that neither starting up nor warming up is in it. Time on
 a clock depends on what else a machine does; CPU time much less so, and hardware counters are not to be had on every host. It adds this
-host's run to cost.json, in place of an earlier one of the same host, writes cost.md, and states the medians in README.md; with --results
+host's run to cost.json, in place of an earlier one of the same host, writes cost.md, and states the medians in docs/explanation/speed.md; with --results
 FOLDER all that is in that folder is this run.
 """
 
@@ -118,7 +118,7 @@ def main() -> None:
     path.with_suffix(".md").write_text(cost_page.page(hosts))
     print(cost_page.section(run))
     if args.results == RESULTS:
-        cost_page.state_in_readme()
+        cost_page.state_in_speed()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From counted CPU seconds to medians with their spread, the page, and the sentences of README.md and targets.md."""
+"""From counted CPU seconds to medians with their spread, the page, and the sentences of docs/explanation/speed.md and targets.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.processes import ROOT
 from benchmarks.workloads import WORKLOADS
 
 NUMBERS = Path(__file__).with_name("results") / "cost.json"
-README = ROOT / "README.md"
+SPEED = ROOT / "docs" / "explanation" / "speed.md"
 BEGIN, END = "<!-- bench-cost -->", "<!-- /bench-cost -->"
 Run = Mapping[str, Any]  # of one host
 Rows = Sequence[Mapping[str, Mapping[str, float]]]  # one a pair: the numbers of both sides
@@ -136,7 +136,7 @@ def rows_of(raw: Mapping[str, Any], workload: str) -> Rows:
 
 
 def statement(hosts: Sequence[Run]) -> str:
-    """What README.md and targets.md say: a line for each workload and host."""
+    """The text of speed.md and targets.md: a line for each workload and host."""
     if not hosts:
         return "CPU time a step beside the bare stream's, on several hosts: `make bench-cost`; no run of it is committed yet."
     lines = [
@@ -154,14 +154,15 @@ def statement(hosts: Sequence[Run]) -> str:
 
 
 def with_statement(text: str, said: str) -> str:
-    """README's text with what stands between the two markers replaced."""
+    """A page with the text between its two markers replaced; links lead from docs/explanation to benchmarks."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README.md has no {BEGIN} … {END}")
-    return f"{before}{BEGIN}\n{said}\n{END}{after}"
+        raise ValueError(f"{SPEED.name} has no {BEGIN} … {END}")
+    linked = said.replace("](benchmarks/", "](../../benchmarks/")
+    return f"{before}{BEGIN}\n{linked}\n{END}{after}"
 
 
-def state_in_readme() -> None:
-    """Bring README.md up to date with cost.json."""
-    README.write_text(with_statement(README.read_text(), statement(hosts_of())))
+def state_in_speed() -> None:
+    """Bring speed.md up to date with cost.json."""
+    SPEED.write_text(with_statement(SPEED.read_text(), statement(hosts_of())))

@@ -2,7 +2,7 @@
 
 python -m benchmarks.targets [--run [NAME…]]; `make bench` measures everything anew, two to three hours,
 `make bench-table` prints what is committed, and
-writes it into benchmarks/results/targets.md, and bench-cost's medians into README.md.
+writes it into benchmarks/results/targets.md, and bench-cost's medians into docs/explanation/speed.md.
 
 With --run the benchmarks write into build/bench, and the table shows their numbers beside the committed ones: what got slower is seen there.
 """
@@ -245,7 +245,7 @@ def main() -> None:
             sys.exit(130)
     if args.run is None:
         PAGE.write_text(page())
-        cost_page.state_in_readme()
+        cost_page.state_in_speed()
     print(table(None if args.run is None else FRESH))
 
 

@@ -133,9 +133,10 @@ def test_pages_state_medians_and_hosts() -> None:
     assert "| **2.00** (2.00 to 3.50) | 2.00 to 5.00 |" in text
     assert "| `mlp` | 2.00 (2.00 to 3.50) | 1.00 (1.00 to 1.00) | 0.67 (0.50 to 0.67) | A × 2 on 2026-01-02 |" in said
     assert "| `mlp` | 1.50 (1.50 to 1.50) | 1.00 (1.00 to 1.00) | 0.75 (0.75 to 0.75) | B × 2 on 2026-01-02 |" in said
-    readme = cost_page.with_statement("a\n<!-- bench-cost -->\nold\n<!-- /bench-cost -->\nb\n", said)
-    assert readme == f"a\n<!-- bench-cost -->\n{said}\n<!-- /bench-cost -->\nb\n"
-    with pytest.raises(ValueError, match="README"):
+    stated = cost_page.with_statement("a\n<!-- bench-cost -->\nold\n<!-- /bench-cost -->\nb\n", said)
+    linked = said.replace("](benchmarks/", "](../../benchmarks/")
+    assert stated == f"a\n<!-- bench-cost -->\n{linked}\n<!-- /bench-cost -->\nb\n"
+    with pytest.raises(ValueError, match="speed"):
         cost_page.with_statement("no markers", said)
 
 
@@ -146,9 +147,9 @@ def test_the_last_host_counts_for_the_targets() -> None:
         cost_page.rows_of(raw, "cnn")
 
 
-def test_readme_states_the_committed_numbers() -> None:
+def test_the_page_on_speed_states_the_committed_numbers() -> None:
     hosts = cost_page.hosts_of()
-    text = cost_page.README.read_text()
+    text = cost_page.SPEED.read_text()
     assert cost_page.with_statement(text, cost_page.statement(hosts)) == text, "make bench-table"
     page = RESULTS / "cost.md"
     assert not hosts or page.read_text() == cost_page.page(hosts), "make bench-cost"

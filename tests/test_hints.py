@@ -26,7 +26,7 @@ from sl_common.proto import split_pb2
 from sl_server.cli.application import app as server_app
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("deploy/**/*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("deploy/**/*.md"))]
 OTHERS = [
     ROOT / ".env",
     ROOT / "docker-compose.yml",
@@ -56,8 +56,8 @@ VARIABLES = {
 OF_OTHERS = {  # options of other programs that pages name
     "--build-arg", "--config.file", "--from-file", "--logdir", "--nofile", "--now", "--profile", "--python", "--rm", "--scale", "--ulimit", "--volumes", "--web.console.templates",
 }  # fmt: skip
-NOT_KEYS = {  # dotted words of pages that are no keys of a configuration, and no files
-    "sl.v1", "grpc.health.v1", "grpc.aio", "package.module", "mypkg.data", "sl_client.data.Data", "seeds.seed_of", "coding.draw",
+NOT_KEYS = {  # dotted words of pages that are no fields of a configuration (a file and --set take protocol.preset), and no files
+    "protocol.preset", "sl.v1", "grpc.health.v1", "grpc.aio", "package.module", "mypkg.data", "sl_client.data.Data", "seeds.seed_of", "coding.draw",
     "nn.Embedding", "x.long", "cutlayer.server", "cutlayer.client", "safetensors.torch.load_file", "torch.distributed.rpc", "events.out.tfevents",
 }  # fmt: skip
 SUFFIXES = [

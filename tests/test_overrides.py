@@ -20,7 +20,7 @@ from sl_common.config.run_config import RunConfig
 from sl_common.errors import ConfigError
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-FIRST = re.search(r"`run.toml`:\n\n +```toml\n(.*?)```", README, re.DOTALL)[1].replace("\n   ", "\n")  # type: ignore[index]
+FIRST = re.search(r"`run.toml`[^\n]*:\n\n```toml\n(.*?)```", README, re.DOTALL)[1]  # type: ignore[index]
 
 
 def at(config: RunConfig, key: str) -> Any:
