@@ -93,7 +93,7 @@ def test_a_client_whose_messages_cannot_be_kept_is_refused_and_the_others_train(
         while not endpoint.received:
             time.sleep(0.01)
         most = endpoint.delivery.causes.most
-        live.engine._inbox.put(lambda: [endpoint.pack(Late(round=0, wave=0)) for _ in range(most)])
+        live.engine.inbox.put(lambda: [endpoint.pack(Late(round=0, wave=0)) for _ in range(most)])
         while endpoint.unacknowledged < most:
             time.sleep(0.01)
         good = ClientThread(live.address)
@@ -152,7 +152,7 @@ def test_signs_of_life_that_nobody_acknowledges_end() -> None:
         runner._alive_at = -1e9  # the last one is long ago
         runner._say(Alive(samples=number))
     endpoint = runner.connection.session.endpoint
-    assert len(nowhere.sent) == len(endpoint._unacked) == endpoint.unacknowledged == UNHEARD
+    assert len(nowhere.sent) == len(endpoint.delivery._unacked) == endpoint.unacknowledged == UNHEARD
 
 
 class Chatterbox:

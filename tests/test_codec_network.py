@@ -92,7 +92,7 @@ def test_two_clients_draw_differently() -> None:
     world = World(config_with(LINKS["randtopk"], run__clients=2), 0)
     draws = [world.join().session.endpoint for _ in range(2)]
     same = Smashed(step=0, z=torch.ones(4, 16), y=torch.zeros(4, dtype=torch.int64))
-    assert draws[0]._coding(same).draw != draws[1]._coding(same).draw
+    assert draws[0]._codings.of_sent(same).draw != draws[1]._codings.of_sent(same).draw
 
 
 @pytest.mark.parametrize("codec", [Float8(), Mask(), Deflate(of=Mask())], ids=repr)

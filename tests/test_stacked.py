@@ -270,9 +270,9 @@ def test_frames_that_are_not_made_count_as_if_they_were(chunk_bytes: int) -> Non
             receiver.feed(frame.data)
         counted = sizes.pass_by(message, *((client, server) if up else (server, client)))
         assert [frame.tally for frame in counted] == [frame.tally for frame in frames]
-    assert (client.sent, client.received) == (real_client.sent, real_client.received)
-    assert (server.sent, server.received) == (real_server.sent, real_server.received)
-    assert client.sent > 1 << 14 or chunk_bytes > 64
+    assert (client.delivery.sent, client.received) == (real_client.delivery.sent, real_client.received)
+    assert (server.delivery.sent, server.received) == (real_server.delivery.sent, real_server.received)
+    assert client.delivery.sent > 1 << 14 or chunk_bytes > 64
     for frame in client.pack(Leave(reason="enough")):
         assert server.feed(frame.data).message == Leave(reason="enough")
 

@@ -55,7 +55,7 @@ class Client:
     seat: Seat | None = None
     past: Snapshots | None = None
 
-    def hand_on(self) -> Snapshots | None:
+    def final_snapshots(self) -> Snapshots | None:
         """What the next life can go on from, if this process lives on."""
         return self.past if self.seat is None else self.seat.final_snapshots()
 

@@ -61,7 +61,7 @@ class Head(Value):
     )
     loss: Literal["cross_entropy", "softmax_bce"] = Field(
         "cross_entropy",
-        description="Loss: cross-entropy, or the binary cross-entropy of the softmax as in SGLR's code.",
+        description="Loss: cross-entropy, or the binary cross-entropy of the softmax probabilities.",
     )
     lr_power: float = Field(
         0.0,
