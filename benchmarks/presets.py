@@ -1,4 +1,4 @@
-"""Runs every example in the simulator, to the end: accuracy, bytes and time of each preset on Fashion-MNIST.
+"""Runs every example in the simulator, to the end: accuracy and bytes of each preset on Fashion-MNIST.
 
 python -m benchmarks.presets [--jobs 2] [--only NAME …]; `make bench-presets`, about twenty minutes on two cores. It writes presets.json
 and presets.md into benchmarks/results. The same files with real processes end with the same weights (tests/test_network.py).
@@ -43,11 +43,11 @@ def simulated(preset: str) -> dict[str, Any]:
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """Markdown."""
-    lines = ["| preset | accuracy | MB up | MB down | seconds |", "|---|---:|---:|---:|---:|"]
+    lines = ["| preset | accuracy | MB up | MB down |", "|---|---:|---:|---:|"]
     for name, r in results.items():
         short = "" if r["accuracy"] >= GOAL else " (below 80 %)"
         lines.append(
-            f"| `{name}` | {100 * r['accuracy']:.1f} %{short} | {r['up'] / 1e6:.1f} | {r['down'] / 1e6:.1f} | {r['seconds']:.0f} |"
+            f"| `{name}` | {100 * r['accuracy']:.1f} %{short} | {r['up'] / 1e6:.1f} | {r['down'] / 1e6:.1f} |"
         )
     return "\n".join(lines)
 
@@ -76,8 +76,8 @@ def main() -> None:
         f"{page.made_by}, {args.jobs} at a time, torch {page.setting['torch']}; images: {page.setting['images']}.",
         "Rows that this command did not measure are kept from an earlier run of it, on the same kind of machine.",
         "Each is `sl-server simulate examples/PRESET.toml`: ten clients, the cnn cut after its first block, a few rounds of an untuned "
-        "optimiser. It shows that each one learns, not which is best. Bytes are all of the run's, evaluation and weights included; "
-        "seconds depend on what else ran.",
+        "optimiser. It shows that each one learns, not which is best. Bytes are all of the run's, evaluation and weights included. "
+        "Times are not measured here: several run at once.",
         table(results),
     ]
     page.save(args.results, sections, {"results": results})
