@@ -46,9 +46,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     lines = ["| preset | accuracy | MB up | MB down |", "|---|---:|---:|---:|"]
     for name, r in results.items():
         short = "" if r["accuracy"] >= GOAL else " (below 80 %)"
-        lines.append(
-            f"| `{name}` | {100 * r['accuracy']:.1f} %{short} | {r['up'] / 1e6:.1f} | {r['down'] / 1e6:.1f} |"
-        )
+        lines.append(f"| `{name}` | {100 * r['accuracy']:.1f} %{short} | {r['up'] / 1e6:.1f} | {r['down'] / 1e6:.1f} |")
     return "\n".join(lines)
 
 
