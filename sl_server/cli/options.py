@@ -14,11 +14,14 @@ SET_VARIABLE = "SL_SET"
 USUAL_METRICS = 9464
 
 
-def _overrides(context: typer.Context, values: list[str] | None) -> list[str] | None:
-    """Split the items of SL_SET by our own rule: click splits at every space, also within a value."""
+def _overrides(context: typer.Context, values: list[str] | None) -> list[str]:
+    """Split the items of SL_SET by our own rule: click splits at every space, also within a value.
+
+    Without any, the list is empty: Typer 0.12 takes the length of what a callback returns.
+    """
     source = context.get_parameter_source("overrides")
     if source is None or source.name != "ENVIRONMENT":
-        return values
+        return values or []
     from sl_common.config.overrides import split_overrides
 
     return split_overrides(os.environ.get(SET_VARIABLE, ""))
