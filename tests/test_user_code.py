@@ -17,7 +17,7 @@ from sl_common.host.printed import MOST_HELD, Bytes, Printed
 from sl_common.models import build
 
 CODE = """
-import os, sys, warnings
+import os, sys, threading, warnings
 import numpy as np
 from torch import nn
 from sl_client.data import Data
@@ -55,6 +55,15 @@ def ends_low(input, classes):
 
 def ends_head(input, classes):
     return [("low", nn.Linear(4, 4)), ("out", nn.Sequential(Ends(), nn.Linear(4, classes)))]
+
+class EndsBeside(nn.Module):
+    def forward(self, x):
+        if threading.current_thread().name.startswith("worker"):
+            sys.exit(0)
+        return x
+
+def ends_worker(input, classes):
+    return [("low", nn.Linear(4, 4)), ("out", nn.Sequential(EndsBeside(), nn.Linear(4, classes)))]
 
 def ends_data(root):
     sys.exit(0)
@@ -213,6 +222,14 @@ def test_a_client_whose_layers_call_exit_has_failed_and_says_so(folder: Path) ->
 
 def test_a_server_whose_layers_call_exit_has_failed_and_says_so(folder: Path) -> None:
     server, client = both(folder, model__name="talking.code:ends_head")
+    assert (server.code, client.code) == (1, 1)
+    assert "SystemExit(0)" in server.err
+
+
+def test_a_server_whose_layers_call_exit_in_an_alignment_has_failed_too(folder: Path) -> None:
+    """The auxiliary network is made of the head's blocks, and aligned in a thread of its own."""
+    aux = {"protocol__learner__aux": '{ kind = "classifier", form = "head", blocks = 1 }'}
+    server, client = both(folder, model__name="talking.code:ends_worker", protocol__preset="fsl_sage", **aux)
     assert (server.code, client.code) == (1, 1)
     assert "SystemExit(0)" in server.err
 

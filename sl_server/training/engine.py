@@ -234,7 +234,7 @@ class Engine:
             refused = Refused("protocol", f"broke the protocol: {error}")
             self.inbox.put(partial(self.links.refuse, job.client, refused))
             return
-        except Exception as error:  # the loop ends the run with it
+        except (Exception, SystemExit) as error:  # the loop ends the run with it
             self.inbox.put(partial(_raise, error))
             return
         self.inbox.put(partial(self._aligned, job.client, result, fact))
@@ -245,5 +245,5 @@ class Engine:
         self._on_fact(fact)
 
 
-def _raise(error: Exception) -> None:
+def _raise(error: BaseException) -> None:
     raise error
