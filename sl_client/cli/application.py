@@ -25,35 +25,14 @@ from sl_client.cli.options import (
     shard_of,
 )
 from sl_client.cli.predict import predict
-from sl_common import __version__
 from sl_common.host import commands
 from sl_common.host.commands import JsonOption, LogLevel, Quiet, level_of
 from sl_common.host.log import Level, json_line, keep_going, write_line
 from sl_common.host.text import given
 
-app = typer.Typer(
-    name="sl-client",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    help="Split learning, the client's side: train the lower part of a network beside your own data.",
+app = commands.make_app(
+    "sl-client", "Split learning, the client's side: train the lower part of a network beside your own data."
 )
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"cutlayer {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Read the options that stand before a command."""
 
 
 @app.command()

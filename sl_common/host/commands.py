@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from sl_common import __version__
 from sl_common.errors import CutlayerError
 from sl_common.exits import exit_code
 from sl_common.host import log, output
@@ -78,6 +79,34 @@ def _report(text: str, code: int, **fields: Any) -> int:
     if not as_json or (sys.stderr is not None and sys.stderr.isatty() and not (stream and stream.isatty())):
         Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"error: {text}"), style="red")
     return code
+
+
+def make_app(name: str, text: str) -> typer.Typer:
+    """Return the Typer application of a command, with --version and `text` as its help; callers add their commands."""
+    app = typer.Typer(
+        name=name,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+        help=text,
+    )
+    app.callback()(_root)
+    return app
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cutlayer {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Read the options that stand before a command."""
 
 
 def run_command(app: Callable[..., Any]) -> NoReturn:

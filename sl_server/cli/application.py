@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from sl_common import __version__
 from sl_common.host import commands
 from sl_server.cli.certs import certs
 from sl_server.cli.check import check, codecs, presets
@@ -17,29 +12,10 @@ from sl_server.cli.run import run
 from sl_server.cli.serve import serve
 from sl_server.cli.simulate import simulate
 
-app = typer.Typer(
-    name="sl-server",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    help="Split learning, the server's side: hold the head of a network, train it with clients that hold the rest.",
+app = commands.make_app(
+    "sl-server",
+    "Split learning, the server's side: hold the head of a network, train it with clients that hold the rest.",
 )
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"cutlayer {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Options that every command has."""
 
 
 for _command in (run, simulate, check, presets, codecs, export, serve, certs, report, replay):
