@@ -54,7 +54,7 @@ class Outbox:
         self._messages.append((client, message))
 
     def report(self, fact: LazyFact) -> None:
-        """LazyFact a fact with the next turn."""
+        """Put a fact into the next turn."""
         self._reports.append(fact)
 
     def expel(self, client: str, why: str) -> None:
