@@ -184,6 +184,7 @@ def test_the_rule_on_purity_sees_files() -> None:
         ("matplotlib", {"sl_server.report"}),
         ("cryptography", {"sl_server.security"}),
         ("PIL", {"sl_client.inference"}),
+        ("difflib", {"sl_common"}),  # one "did you mean": sl_common.suggestions
     ],
 )
 def test_who_knows_a_library(package: str, folders: set[str]) -> None:

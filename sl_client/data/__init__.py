@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from sl_client.data.picking import SampleFilter, keep_all
 from sl_common.errors import DataError
 from sl_common.imports import is_user_code
 from sl_common.partition import Indices
+from sl_common.suggestions import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,10 +93,11 @@ def load_data(name: str, root: Path | None, allowed: Collection[str] | None, pic
         return _converted(name, own.call_function(name, root, allowed, Data))
     if name in _BUILT_IN:
         return _BUILT_IN[name](root, pick)
-    close = get_close_matches(name, _BUILT_IN, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    hint = did_you_mean(name, _BUILT_IN, cutoff=0.4).removeprefix(", ")
     known = ", ".join(sorted(_BUILT_IN))
-    raise DataError(f"data.name = {name!r} is unknown; {hint}known: {known}, or your own `package.module:function`")
+    raise DataError(
+        f"data.name = {name!r} is unknown; {hint and hint + ' '}known: {known}, or your own `package.module:function`"
+    )
 
 
 def _converted(name: str, found: Data) -> Data:

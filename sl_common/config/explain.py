@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from sl_common.suggestions import did_you_mean
+
 Path = Sequence[str | int]
 MAX_EXPLAINED = 20  # keys; a configuration with more wrong keys has another problem
 MAX_SHOWN_KEY = 80  # characters of a key
-_MAX_COMPARED = 64  # characters of a word that are compared with known words
 
 
 def explain(error: ValidationError, raw: object, model: type[BaseModel]) -> str:
@@ -29,12 +29,6 @@ def explain(error: ValidationError, raw: object, model: type[BaseModel]) -> str:
     more = [f"… and {error.error_count() - MAX_EXPLAINED} more"] if error.error_count() > MAX_EXPLAINED else []
     explained = [": ".join(filter(None, (subject, "; or ".join(messages)))) for subject, messages in lines.items()]
     return "\n".join([*explained, *more])
-
-
-def did_you_mean(word: object, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return `, did you mean 'x'?`, or nothing if no known word is close."""
-    near = get_close_matches(str(word)[:_MAX_COMPARED], list(known), n=1, cutoff=cutoff)
-    return f", did you mean {near[0]!r}?" if near else ""
 
 
 def _line(detail: ErrorDetails, raw: object, schema: Mapping[str, Any]) -> tuple[str, str]:

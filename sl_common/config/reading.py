@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from sl_common.bounded import check_bounds, read_json, read_toml
-from sl_common.config.explain import did_you_mean, explain
+from sl_common.config.explain import explain
 from sl_common.config.overrides import complete, deep_merge, parse_override, spell_out
 from sl_common.config.presets import PRESETS
 from sl_common.errors import ConfigError
+from sl_common.suggestions import did_you_mean
 
 _Config = TypeVar("_Config", bound=BaseModel)
 

@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from sl_common.codec import Link
 from sl_common.config.cautions import cautions_of
-from sl_common.config.explain import did_you_mean
 from sl_common.config.known_data import KNOWN_DATA
 from sl_common.config.reading import config_from_json, config_from_toml
 from sl_common.config.sections import ClientConfig, DataConfig, Eval, MetricsConfig, Model, Run
@@ -19,6 +18,7 @@ from sl_common.imports import is_user_code
 from sl_common.partition import OwnData
 from sl_common.protocol import Keep, Protocol
 from sl_common.seeds import Draw
+from sl_common.suggestions import did_you_mean
 from sl_common.value import Value
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from sl_common.models.mlp import mlp
 from sl_common.models.resnet import resnet16, resnet18, resnet34
 from sl_common.models.vgg import vgg11, vgg13, vgg16, vgg19
 from sl_common.seeds import seed_of
+from sl_common.suggestions import did_you_mean
 from sl_common.training.modules import seeded
 
 Block = tuple[str, nn.Module]
@@ -88,8 +88,7 @@ def _find(name: str, allowed: Collection[str] | None) -> Callable[..., Sequence[
             return load_function(name, allowed, "model.name", takes=("input", "classes"))
     if name in MODELS:
         return MODELS[name]
-    near = get_close_matches(name, MODELS, n=1)
-    hint = f", did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name, MODELS)
     raise ConfigError(
         f"model.name = {name!r}: unknown model{hint} (known: {', '.join(MODELS)}, or package.module:function)"
     )
@@ -136,8 +135,7 @@ def cut_index(blocks: Sequence[Block], cut: int | str) -> int:
     names = [name for name, _ in blocks]
     if isinstance(cut, str):
         if cut not in names[:-1]:
-            near = get_close_matches(cut, names[:-1], n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(cut, names[:-1])
             raise ConfigError(f"model.cut = {cut!r}: no such cut{hint} (cut after one of: {', '.join(names[:-1])})")
         return names.index(cut) + 1
     if not 1 <= cut < len(names):
